@@ -1,0 +1,30 @@
+# make demo: set up, train, evaluate and look at a thinking model (about 5 minutes on 2 cores)
+# make test: set up and run the tests
+PYTHON ?= python3
+BIN := .venv/bin
+OUT := out/demo_addition
+
+.PHONY: demo test lint clean
+
+.venv/ready: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "LoopLM needs Python 3.11 or later: make PYTHON=python3.x")'
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "on Debian: apt install python3-venv"; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+demo: .venv/ready
+	$(BIN)/python data/addition/prepare.py
+	$(BIN)/python data/addition/prepare.py --max_digits=3 --out_dir=data/addition/demo
+	$(BIN)/python train.py config/demo_addition.py
+	$(BIN)/python evaluate.py --checkpoint=$(OUT)/ckpt_last.pt
+	$(BIN)/python sample.py --checkpoint=$(OUT)/ckpt_last.pt --start="57+68= 999+1= 4321+5789=" --trace_png=$(OUT)/trace.png
+	@echo "look at $(OUT)/trace.png and $(OUT)/loss.png"
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf out .venv

@@ -1,0 +1,212 @@
+"""The addition task: problems, rows of tokens, test sets. numpy only, and every draw from a generator given to it.
+
+A row is A+B=C and an end symbol, digits least significant first, padded on the right. Two tracks:
+  next    the model predicts the next token, digit after digit, and ends with a newline
+  slots   parallel answer: after '=' stand n+1 slots (n the longer operand's digits), and each is read out at its own
+          place, so that the last may be a leading 0; no end symbol
+
+A number is a row of a digit matrix (N, D) int8, least significant digit first, 0 beyond its length (N,).
+"""
+import numpy as np
+
+DIGITS, PLUS, EQUALS, END, PAD, SLOT = "0123456789", "+", "=", "\n", " ", "_"
+VOCAB = list(DIGITS + PLUS + EQUALS + END + PAD + SLOT)  # the digit d has the id d
+ID = {symbol: i for i, symbol in enumerate(VOCAB)}
+TEST_SEED = 2_000_003  # no training stream starts with it, so test problems are the same for every model
+
+
+def row_length(max_digits, track="next"):
+    """Tokens of the longest row: A + B = C, and the end symbol of track next."""
+    return 3 * max_digits + 3 + (track == "next")
+
+
+# ---- numbers and problems
+
+def random_numbers(rng, lengths, D):
+    """Uniform among the numbers of exactly lengths (N,) digits: no leading zero, but the number 0 has one digit."""
+    digits = rng.integers(0, 10, (len(lengths), D), dtype=np.int8)
+    top = np.arange(D) == lengths[:, None] - 1
+    lead = rng.integers(1, 10, len(lengths), dtype=np.int8)
+    digits = np.where(top & (lengths[:, None] > 1), lead[:, None], digits)
+    return np.where(np.arange(D) < lengths[:, None], digits, 0).astype(np.int8)
+
+
+def add(a, b):
+    """Sums (N, D+1) of digit matrices (N, D), and the carries (N, D+1) into each place."""
+    N, D = a.shape
+    c, carry = np.zeros((N, D + 1), np.int8), np.zeros((N, D + 1), np.int8)
+    for d in range(D):
+        s = a[:, d] + b[:, d] + carry[:, d]
+        c[:, d], carry[:, d + 1] = s % 10, s // 10
+    c[:, D] = carry[:, D]
+    return c, carry
+
+
+def chain_lengths(a, b):
+    """Places (N,) that the farthest travelling carry crosses: the one that makes it (sum >= 10), then sums of 9."""
+    run = longest = np.zeros(len(a), np.int64)
+    for d in range(a.shape[1]):
+        s = a[:, d] + b[:, d]
+        run = np.where(s >= 10, 1, np.where((s == 9) & (run > 0), run + 1, 0))
+        longest = np.maximum(longest, run)
+    return longest
+
+
+def with_chain(rng, a, la, b, lb, start, length):
+    """Rewrite digits so that a carry made at place `start` (N,) crosses `length` (N,) places; lengths stay."""
+    D = a.shape[1]
+    place = np.arange(D)
+    make = place == start[:, None]
+    passes = (place > start[:, None]) & (place < (start + length)[:, None])
+    top_a, top_b = (place == n[:, None] - 1 for n in (la, lb))
+    x = rng.integers(1, 10, a.shape)
+    y = rng.integers(10 - x, 10)  # x + y >= 10
+    low = np.where(top_a & (la[:, None] > 1), 1, 0)
+    high = np.where(top_b & (lb[:, None] > 1), 8, 9)
+    p = rng.integers(low, high + 1)
+    p = np.where(place >= la[:, None], 0, np.where(place >= lb[:, None], 9, p))  # an absent digit adds 0
+    a, b = np.where(make, x, np.where(passes, p, a)), np.where(make, y, np.where(passes, 9 - p, b))
+    return a.astype(np.int8), b.astype(np.int8)
+
+
+def random_problems(rng, N, max_digits, carry_rows=0.0):
+    """Training problems: lengths 1..max_digits drawn independently; a share `carry_rows` in which a carry travels
+    2 places or more, which uniform draws almost never do. Returns a, la, b, lb."""
+    la, lb = rng.integers(1, max_digits + 1, (2, N))
+    a, b = random_numbers(rng, la, max_digits), random_numbers(rng, lb, max_digits)
+    longer, shorter = np.maximum(la, lb), np.minimum(la, lb)
+    start = rng.integers(0, shorter)
+    reach = longer - start  # places from the start of the chain to the top
+    length = rng.integers(np.minimum(2, reach), reach + 1)
+    chained = rng.random(N) < carry_rows
+    ca, cb = with_chain(rng, a, la, b, lb, start, length)
+    return np.where(chained[:, None], ca, a), la, np.where(chained[:, None], cb, b), lb
+
+
+def test_problems(n, count, kind="uniform", m=None):
+    """Problems whose operands have exactly n and m (default n) digits, the same at every call. Returns a, la, b, lb.
+
+    uniform: every pair of such numbers is equally likely
+    hard:    the longest carry chain is drawn evenly from 1..n; the first two problems are 99..9+1 and 1+99..9
+    """
+    m = n if m is None else m
+    rng = np.random.default_rng([TEST_SEED, n, m, kind == "hard"])
+    D = max(n, m)
+    la, lb = np.full(count, n), np.full(count, m)
+    a, b = random_numbers(rng, la, D), random_numbers(rng, lb, D)
+    if kind == "uniform":
+        return a, la, b, lb
+    length = rng.integers(1, n + 1, count)
+    todo = np.arange(count)
+    while len(todo):  # until no longer chain stands elsewhere by chance
+        k = length[todo]
+        fresh = [random_numbers(rng, x[todo], D) for x in (la, lb)]
+        start = rng.integers(0, n - k + 1)
+        a[todo], b[todo] = with_chain(rng, fresh[0], la[todo], fresh[1], lb[todo], start, k)
+        todo = todo[chain_lengths(a[todo], b[todo]) != k]
+    for i, (nines, one) in enumerate([((a, la), (b, lb)), ((b, lb), (a, la))][:count]):
+        nines[0][i], one[0][i], one[1][i] = 9, np.arange(D) == 0, 1
+    return a, la, b, lb
+
+
+# ---- rows of tokens
+
+def write_rows(a, la, b, lb, row_len, track="next", plain=False):
+    """Problems -> rows (N, row_len) uint16 with their answers. plain: most significant digit first."""
+    N, D = a.shape
+    rows = np.full((N, row_len), ID[PAD], np.uint16)
+    c, _ = add(a, b)
+    longer = np.maximum(la, lb)
+    lc = longer + 1 if track == "slots" else longer + c[np.arange(N), longer]
+    each = np.arange(N)
+
+    def put(digits, length, at):
+        for d in range(int(length.max())):
+            here = d < length
+            rows[each[here], (at + (length - 1 - d if plain else d))[here]] = digits[here, d]
+
+    put(a, la, np.zeros(N, int))
+    rows[each, la] = ID[PLUS]
+    put(b, lb, la + 1)
+    rows[each, la + lb + 1] = ID[EQUALS]
+    put(c, lc, la + lb + 2)
+    if track == "next":
+        rows[each, la + lb + 2 + lc] = ID[END]
+    return rows
+
+
+def answer_mask(rows):
+    """True (N, T) where a row's answer stands, its end symbol included: what follows the second of its operators."""
+    operators = np.isin(rows, (ID[PLUS], ID[EQUALS]))
+    return (operators.cumsum(1) == 2) & ~operators & (rows != ID[PAD])
+
+
+def inputs_and_targets(rows, track="next"):
+    """Rows (N, T) -> what the model reads and what it must say, int64; -1 where no loss is taken.
+
+    next: (N, T-1) each, targets one ahead. slots: (N, T) each, the answer hidden behind slots, targets in place.
+    """
+    answer = answer_mask(rows)
+    said = np.where(answer, rows.astype(np.int64), -1)
+    if track == "slots":
+        return np.where(answer, ID[SLOT], rows).astype(np.int64), said
+    return rows[:, :-1].astype(np.int64), said[:, 1:]
+
+
+def _reorder(rows, chosen, lengths):
+    """Rows A+B=C whose numbers are put in another order: lengths lists (first place, length) (N,) of each number in
+    the new order; the operators '+' and '=' follow the caller."""
+    t = np.arange(rows.shape[1])
+    source, at = np.broadcast_to(t, rows.shape).copy(), np.zeros(len(rows), int)
+    for first, length in lengths:
+        inside = (t >= at[:, None]) & (t < (at + length)[:, None])
+        source = np.where(inside, t - at[:, None] + first[:, None], source)
+        at = at + length + 1
+    return np.where(chosen[:, None], np.take_along_axis(rows, source, 1), rows)
+
+
+def augment(rng, rows, swap=False, flip=0.0):
+    """swap: exchange the operands of half of the rows; flip: share of rows (track next) written C=A+B instead."""
+    each = np.arange(len(rows))
+    la, eq = (rows == ID[PLUS]).argmax(1), (rows == ID[EQUALS]).argmax(1)
+    if swap:
+        chosen = rng.random(len(rows)) < 0.5
+        lb = eq - la - 1
+        rows = _reorder(rows, chosen, [(la + 1, lb), (np.zeros_like(la), la)])
+        where = np.where(chosen, lb, la)
+        rows[each[chosen], where[chosen]] = ID[PLUS]
+        la = where
+    if flip:
+        chosen = rng.random(len(rows)) < flip
+        lb, lc = eq - la - 1, (rows == ID[END]).argmax(1) - eq - 1
+        rows = _reorder(rows, chosen, [(eq + 1, lc), (np.zeros_like(la), la), (la + 1, lb)])
+        rows[each[chosen], lc[chosen]] = ID[EQUALS]
+        rows[each[chosen], (lc + 1 + la)[chosen]] = ID[PLUS]
+    return rows
+
+
+# ---- as people write them
+
+def read_problem(text):
+    """'123+456=' (spaces and a missing '=' are fine) -> a, la, b, lb of one problem. ValueError if it is none."""
+    parts = text.replace(" ", "").strip().removesuffix("=").split("+")
+    if len(parts) != 2 or not all(p.isascii() and p.isdigit() for p in parts):
+        raise ValueError(f"{text!r} is not an addition; write it as 123+456=")
+    D = max(map(len, parts))
+    (a, la), (b, lb) = ((np.array([list(map(int, p[::-1].ljust(D, "0")))], np.int8), np.array([len(p)])) for p in parts)
+    return a, la, b, lb
+
+
+def prompt_tokens(problem, track="next", plain=False):
+    """Tokens (T,) int64 that ask a problem: A+B= and, in track slots, the slots of its answer."""
+    a, la, b, lb = problem
+    row = write_rows(a, la, b, lb, row_length(a.shape[1], track), track, plain)
+    tokens = inputs_and_targets(row, "slots")[0][0]
+    return tokens[:int(la[0] + lb[0]) + 2] if track == "next" else tokens[tokens != ID[PAD]]
+
+
+def number_text(tokens, plain=False):
+    """Digit tokens as written by the model -> the number as people write it; stops at the first other symbol."""
+    text = "".join(VOCAB[int(t)] for t in tokens)
+    digits = text[:next((i for i, s in enumerate(text) if s not in DIGITS), len(text))]
+    return (digits if plain else digits[::-1]).lstrip("0") or ("0" if digits else "")

@@ -1,0 +1,26 @@
+# Track P: parallel answer, all digits at once after the loop, so that the carry has to travel in latent space.
+out_dir = "out/train_addition_parallel"
+dataset = "addition/parallel"
+fresh_rows = True
+swap_operands = True
+eval_interval = 1000
+log_interval = 100
+
+n_embd = 128
+n_head = 4
+num_loops = [8, 10, 12, 14]
+pos = "place"
+place_ids = 64
+place_subset = 16
+tie_weights = False
+supervise = "half"
+halt = "confidence"
+halt_threshold = 0.9
+prompt_loops = 14
+
+batch_size = 512
+max_iters = 8000
+learning_rate = 1e-3
+warmup_iters = 200
+weight_decay = 0.01
+ema_decay = 0.997

@@ -1,0 +1,19 @@
+# nanoGPT's own baseline: 6 layers on character-level tinyshakespeare, best validation loss about 1.47.
+out_dir = "out/train_shakespeare_char"
+dataset = "shakespeare_char"
+model_type = "gpt"
+eval_interval = 250
+eval_iters = 200
+log_interval = 10
+
+block_size = 256
+n_layer = 6
+n_head = 6
+n_embd = 384
+dropout = 0.2
+
+batch_size = 64
+max_iters = 5000
+learning_rate = 1e-3
+min_lr = 1e-4
+warmup_iters = 100

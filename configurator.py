@@ -1,0 +1,187 @@
+"""Settings: defaults, then a config file, then --key=value, each checked. Nothing is executed.
+
+The defaults are the assignments `name = value  # comment` at the top of a script, and the fields of a dataclass. A
+config file is a list of `name = constant expression`. A value must be of its default's type, or of its annotation's.
+
+    own, further, given = configure(__file__)   # in a script; exits with one clear line for a mistake
+    python train.py config/demo_addition.py --max_iters=100 --num_loops=[4,6,8]
+"""
+import ast
+import difflib
+import inspect
+import io
+import operator
+import os
+import sys
+import tokenize
+from dataclasses import dataclass
+
+BINARY = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+          ast.FloorDiv: operator.floordiv}
+TYPES = {"int": int, "float": float, "str": str, "bool": bool, "None": type(None)}
+
+
+@dataclass
+class Setting:
+    default: object
+    kind: str       # as annotated: 'int', 'float | str', 'int | list[int]', ...
+    comment: str
+
+
+def constant(node):
+    """The value of a constant expression, an ast node. ValueError if it is anything else."""
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return [constant(x) for x in node.elts]
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -number(node.operand)
+    if isinstance(node, ast.BinOp) and type(node.op) in BINARY:
+        return BINARY[type(node.op)](number(node.left), number(node.right))
+    raise ValueError(f"'{ast.unparse(node)}' is not a constant")
+
+
+def number(node):
+    value = constant(node)
+    if type(value) not in (int, float):
+        raise ValueError(f"'{ast.unparse(node)}' is not a number")
+    return value
+
+
+def comments(source):
+    """Comment at the end of each line: {line: text}."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
+
+
+def read_settings(source):
+    """The settings among the statements of a script or a class: {name: Setting}, in order."""
+    body, note, found = ast.parse(source).body, comments(source), {}
+    if len(body) == 1 and isinstance(body[0], ast.ClassDef):
+        body = body[0].body
+    for node in body:
+        if isinstance(node, ast.FunctionDef) or (isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)):
+            break  # settings stand at the top, before the first function and the call of configure
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        if not isinstance(target, ast.Name) or not target.id.islower() or getattr(node, "value", None) is None:
+            continue
+        try:
+            default = constant(node.value)
+        except ValueError:
+            continue
+        annotation = getattr(node, "annotation", None)
+        kind = ast.unparse(annotation) if annotation else type(default).__name__
+        found[target.id] = Setting(default, kind, note.get(node.lineno, ""))
+    return found
+
+
+def class_settings(cls, names=None):
+    """The settings of a dataclass and the dataclasses it extends; only `names`, if given."""
+    found = {}
+    for c in reversed(cls.__mro__[:-1]):
+        found |= read_settings(inspect.getsource(c))
+    return {k: s for k, s in found.items() if names is None or k in names}
+
+
+def convert(value, kind):
+    """value as the kind asks for it. ValueError if it does not fit."""
+    kinds = [k.strip() for k in kind.split("|")]
+    if type(value) is int and "float" in kinds and "int" not in kinds:
+        return float(value)
+    for k in kinds:
+        if k.startswith("list") and isinstance(value, list) and all(type(x) is TYPES[k[5:-1]] for x in value):
+            return value
+        if type(value) is TYPES.get(k):
+            return value
+    raise ValueError(f"{value!r} is not of type {kind}")
+
+
+def parse_value(text, kind):
+    """A value from the command line, as its kind asks for it; plain strings need no quotes."""
+    if kind == "str":
+        return text
+    text = {"true": "True", "false": "False"}.get(text, text)
+    try:
+        value = constant(ast.parse(text, mode="eval").body)
+    except (SyntaxError, ValueError, ZeroDivisionError):
+        value = text
+    try:
+        return convert(value, kind)
+    except ValueError:
+        return convert(text, kind)
+
+
+def unknown(key, settings):
+    near = difflib.get_close_matches(key, settings, 1)
+    return f"unknown key '{key}'" + (f"; did you mean '{near[0]}'?" if near else "; --help lists all keys")
+
+
+def read_config(path, settings):
+    """The settings of a config file, checked: {key: value}. SystemExit that names the line."""
+    try:
+        with open(path) as f:
+            body = ast.parse(f.read(), path).body
+    except OSError as e:
+        raise SystemExit(f"{path}: {e.strerror}; the config files are in config/") from None
+    except (SyntaxError, ValueError) as e:
+        raise SystemExit(f"{path}:{getattr(e, 'lineno', 1)}: {getattr(e, 'msg', e)}") from None
+    given = {}
+    for node in body:
+        where = f"{path}:{node.lineno}: "
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            continue  # a docstring
+        if not isinstance(node, ast.Assign) or len(node.targets) != 1 or not isinstance(node.targets[0], ast.Name):
+            raise SystemExit(where + "a config file holds lines `name = constant` only")
+        key = node.targets[0].id
+        if key not in settings:
+            raise SystemExit(where + unknown(key, settings))
+        try:
+            given[key] = convert(constant(node.value), settings[key].kind)
+        except (ValueError, ZeroDivisionError) as e:
+            raise SystemExit(f"{where}{key}: {e}") from None
+    return given
+
+
+def read_arguments(argv, settings):
+    """Config files and --key=value, the later one wins: {key: value}. SystemExit for a mistake."""
+    given = {}
+    for arg in argv:
+        if not arg.startswith("--"):
+            given |= read_config(arg, settings)
+            continue
+        key, eq, text = arg[2:].partition("=")
+        if key not in settings:
+            raise SystemExit(f"--{key}: " + unknown(key, settings))
+        if not eq and settings[key].kind != "bool":
+            raise SystemExit(f"{arg}: write it as --{key}=value")
+        try:
+            given[key] = parse_value(text if eq else "True", settings[key].kind)
+        except ValueError as e:
+            raise SystemExit(f"--{key}: {e}") from None
+    return given
+
+
+def help_text(script, doc, groups):
+    """Every key with its default and its comment, the settings of `groups` {title: settings} in turn."""
+    lines = [(doc or "").strip(), "", f"usage: python {os.path.basename(script)} [config/file.py] [--key=value ...]"]
+    for title, settings in groups.items():
+        lines += ["", title]
+        lines += [f"  --{f'{k}={s.default!r}':<32} {s.comment}".rstrip() for k, s in settings.items()]
+    return "\n".join(lines)
+
+
+def configure(script, groups=None, argv=None):
+    """A script's settings, checked: (its own {key: value}, those of the further groups, the set of keys given).
+
+    script: its path; groups: {title: {name: Setting}} of further settings, see class_settings.
+    """
+    with open(script) as f:
+        source = f.read()
+    argv = sys.argv[1:] if argv is None else argv
+    own, groups = read_settings(source), groups or {}
+    settings = {k: s for group in (own, *groups.values()) for k, s in group.items()}
+    if "-h" in argv or "--help" in argv:
+        raise SystemExit(print(help_text(script, ast.get_docstring(ast.parse(source)), {"settings": own} | groups)))
+    given = read_arguments(argv, settings)
+    values = {k: given.get(k, s.default) for k, s in settings.items()}
+    return {k: values[k] for k in own}, {k: v for k, v in values.items() if k not in own}, set(given)

@@ -1,0 +1,218 @@
+"""The plain GPT baseline, and Block with its parts, which LoopGPT (model_loop.py) shares.
+
+After nanoGPT (github.com/karpathy/nanoGPT): the same architecture, the same names in the state dict, so that a
+nanoGPT checkpoint loads. What is new here: Block can rotate queries and keys (rope), the head may be untied,
+cross entropy knows label smoothing.
+
+B batch, T tokens, C width (n_embd), nh heads, hs head size, V vocabulary.
+"""
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+MASK_FLOOR = -1e20  # finite, so that a row of masked scores can never turn into NaN
+
+
+@dataclass
+class GPTConfig:
+    vocab_size: int = 50304     # GPT-2's 50257 padded to a multiple of 64; train.py takes the dataset's own
+    block_size: int = 256       # longest sequence that learned positions can stand for
+    n_layer: int = 6            # distinct blocks
+    n_head: int = 6             # attention heads
+    n_embd: int = 384           # width C
+    dropout: float = 0.0        # 0 for large data, 0.1 and more for small
+    bias: bool = False          # biases in Linear and LayerNorm; GPT-2 has them, without is a bit better and faster
+    tie_weights: bool = True    # the head shares its weights with the token embedding
+    label_smoothing: float = 0.0  # of the training loss; validation never smooths
+
+
+def rope_angles(positions, hs, base=10000.0):
+    """Rotary angles of positions (T,) for heads of hs channels -> (T, hs/2), float32. Su et al. 2021 (2104.09864)."""
+    frequency = base ** (-torch.arange(0, hs, 2, device=positions.device, dtype=torch.float32) / hs)
+    return positions[:, None].float() * frequency
+
+
+def rotate(x, angle):
+    """Rotate the channel pairs (i, i + hs/2) of x (B, nh, T, hs) by angle, (T, hs/2) or (1, hs/2)."""
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+
+
+class CausalSelfAttention(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        if config.n_embd % config.n_head:
+            raise ValueError(f"n_embd {config.n_embd} is not a multiple of n_head {config.n_head}")
+        self.n_head, self.dropout = config.n_head, config.dropout
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # q, k, v of all heads at once
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.resid_dropout = nn.Dropout(config.dropout)
+        self.flash = True  # False takes the manual path: slower, but one can look at the attention weights
+
+    def forward(self, x, q_angle=None, k_angle=None):
+        B, T, C = x.shape
+        q, k, v = (y.view(B, T, self.n_head, -1).transpose(1, 2) for y in self.c_attn(x).split(C, 2))  # (B,nh,T,hs)
+        if q_angle is not None:
+            q = rotate(q, q_angle)
+        if k_angle is not None:
+            k = rotate(k, k_angle)
+        dropout = self.dropout if self.training else 0.0
+        if self.flash:
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        else:
+            y = F.dropout(attention_weights(q, k), dropout) @ v
+        y = y.transpose(1, 2).reshape(B, T, C)
+        return self.resid_dropout(self.c_proj(y))
+
+
+def attention_weights(q, k):
+    """Causal attention weights of q and k (B, nh, T, hs) -> (B, nh, T, T), each row sums to 1."""
+    T = q.size(-2)
+    score = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
+    future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
+    return score.masked_fill(future, MASK_FLOOR).softmax(-1)
+
+
+class MLP(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x):
+        return self.dropout(self.c_proj(F.gelu(self.c_fc(x))))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: attention, then MLP, each added to its input. (B,T,C) -> (B,T,C)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.mlp = MLP(config)
+
+    def forward(self, x, q_angle=None, k_angle=None):
+        x = x + self.attn(self.ln_1(x), q_angle, k_angle)
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT(nn.Module):
+    learned_positions = True  # LoopGPT has other kinds too
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        parts = dict(wte=nn.Embedding(config.vocab_size, config.n_embd))
+        if self.learned_positions:
+            parts.update(wpe=nn.Embedding(config.block_size, config.n_embd))
+        parts.update(
+            drop=nn.Dropout(config.dropout),
+            h=nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+            ln_f=nn.LayerNorm(config.n_embd, bias=config.bias))
+        self.transformer = nn.ModuleDict(parts)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.tie_weights:
+            self.transformer.wte.weight = self.lm_head.weight
+        self.apply(self._init_weights)
+        for name, p in self.named_parameters():
+            if name.endswith("c_proj.weight"):  # so that the residual stream does not grow with depth (GPT-2)
+                nn.init.normal_(p, mean=0.0, std=0.02 / math.sqrt(2 * config.n_layer))
+
+    def _init_weights(self, module):
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, mean=0.0, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    def get_num_params(self, non_embedding=True):
+        """Number of parameters; positions are left out by default, token embeddings serve as the head and count."""
+        n = sum(p.numel() for p in self.parameters())
+        return n - self.transformer.wpe.weight.numel() if non_embedding and self.learned_positions else n
+
+    def positions(self, idx):
+        """What is added to the token embeddings: (T,C) or (B,T,C), or None. ValueError if they end before T."""
+        T = idx.size(1)
+        if T > self.config.block_size:
+            raise ValueError(f"{T} tokens, but the learned positions end at block_size {self.config.block_size}")
+        return self.transformer.wpe(torch.arange(T, device=idx.device))
+
+    def embed(self, idx):
+        """Tokens idx (B,T) int64 -> x0 (B,T,C)."""
+        x, p = self.transformer.wte(idx), self.positions(idx)
+        return self.transformer.drop(x if p is None else x + p)
+
+    def readout(self, h):
+        """State h (...,C) -> logits (...,V)."""
+        return self.lm_head(self.transformer.ln_f(h))
+
+    def loss(self, logits, targets):
+        """Mean cross entropy in nats of logits (...,V) against targets (...); targets of -1 do not count."""
+        smoothing = self.config.label_smoothing if self.training else 0.0
+        return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=-1, label_smoothing=smoothing)
+
+    def forward(self, idx, targets=None):
+        """Logits and loss; without targets only the last token's logits (B,1,V), and None."""
+        x = self.embed(idx)
+        for block in self.transformer.h:
+            x = block(x)
+        if targets is None:
+            return self.readout(x[:, [-1]]), None
+        logits = self.readout(x)  # (B,T,V)
+        return logits, self.loss(logits, targets)
+
+    def crop_block_size(self, block_size):
+        """Shorten the context, for example to load a checkpoint of a longer one into less memory."""
+        if block_size > self.config.block_size:
+            raise ValueError(f"cannot crop block_size {self.config.block_size} to {block_size}")
+        self.config.block_size = block_size
+        if self.learned_positions:
+            self.transformer.wpe.weight = nn.Parameter(self.transformer.wpe.weight[:block_size])
+            self.transformer.wpe.num_embeddings = block_size
+
+    def configure_optimizers(self, weight_decay, learning_rate, betas, device_type, capturable=False):
+        """Fused AdamW; matrices and embeddings decay, biases and norms do not. capturable: for CUDA graphs."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        groups = [{"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
+                  {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0}]
+        if capturable:  # a captured step reads the learning rate from this tensor
+            learning_rate = torch.tensor(learning_rate, device=device_type)
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True, capturable=capturable)
+
+    def flops_per_token(self, T, num_loops=1):
+        """Training FLOPs a token at length T: 6 a weight, and attention. PaLM, appendix B (2204.02311)."""
+        blocks = sum(p.numel() for p in self.transformer.h.parameters())
+        attention = 12 * self.config.n_layer * self.config.n_embd * T
+        return num_loops * (6 * blocks + attention) + 6 * self.lm_head.weight.numel()
+
+    def estimate_mfu(self, sequences_per_iter, T, dt, peak_flops, num_loops=1):
+        """Share of the GPU's peak (FLOP/s) that an iteration of dt seconds reaches."""
+        return self.flops_per_token(T, num_loops) * T * sequences_per_iter / dt / peak_flops
+
+    @torch.no_grad()
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, stop=None):
+        """Append up to max_new_tokens to idx (B,T). temperature 0 takes the arg-max; ends once every row has had
+        the token `stop` (a row goes on until the last one has it)."""
+        stopped = torch.zeros(idx.size(0), dtype=torch.bool, device=idx.device)
+        for _ in range(max_new_tokens):
+            context = idx[:, -self.config.block_size:] if self.learned_positions else idx
+            logits = self(context)[0][:, -1].float()  # (B,V)
+            if temperature == 0:
+                new = logits.argmax(-1, keepdim=True)
+            else:
+                logits = logits / temperature
+                if top_k is not None:
+                    kth = logits.topk(min(top_k, logits.size(-1))).values[:, [-1]]
+                    logits = logits.masked_fill(logits < kth, MASK_FLOOR)
+                new = torch.multinomial(logits.softmax(-1), 1)
+            idx = torch.cat((idx, new), 1)
+            stopped |= new[:, 0] == stop if stop is not None else False
+            if stopped.all():
+                break
+        return idx

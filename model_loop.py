@@ -1,0 +1,376 @@
+"""LoopGPT: one shared Block applied L times to a latent state, each token deciding for itself when to stop.
+
+    h = x0                                        # the embedded input is the state before loop 1
+    for l in 1..L:
+        u = (h if l == 1 else inject(h, x0)) + s_l
+        candidate = Block(u)
+        new = candidate                            (update = 'replace')
+        new = h + alpha * (candidate - u)          (update = 'euler': a step of dh/dt = G(h), G(u) = Block(u) - u)
+        new = loop_norm(new)                       (if on)
+        h = where(active, new, h)
+    logits = lm_head(ln_f(h))                      # the readout of every loop is the same
+
+x0 (B,T,C) the embedded input, the observation      h_l (B,T,C) the state after loop l
+s_l (C) the step encoding of loop l                 loops (B,T) the loops whose result is in a token's final state
+delta_l (B,T) norm(h_l - h_{l-1}) / norm(h_{l-1})   L, l the loops asked for, the loop index from 1
+
+Weight-tied depth: Dehghani et al. 2019 (1807.03819); input injection and random depths: Geiping et al. 2025
+(2502.05171); halting a token at a time: Graves 2016 (1603.08983). Abacus positions: McLeish et al. 2024 (2405.17399),
+drawn as sorted random subsets: Ruoss et al. 2023 (2305.16843).
+"""
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from looplm_kernels import HALTS_ABOVE, NEEDS_LOGITS, RULES, halt_update, relative_change, softmax_statistics
+from model import GPT, GPTConfig, rope_angles
+
+CHOICES = dict(pos=("learned", "none", "rope", "place"), inject=("add", "none", "concat", "decay"),
+               step_encoding=("none", "learned", "sinusoid", "rope"), update=("replace", "euler"),
+               supervise=("last", "half", "all"), halt=RULES, halt_head=("none", "joint", "after"))
+
+# settings that may differ after training, and fields that the dataset sets, not the user
+HALTING = ("num_loops", "halt", "halt_threshold", "think_threshold", "min_loops", "prompt_loops", "think_loops")
+FACTS = ("vocab_size", "pad_token", "think_token", "number_tokens", "longest_number")
+
+
+@dataclass
+class LoopConfig(GPTConfig):
+    n_layer: int = 1            # distinct blocks inside the loop: n_layer blocks x num_loops loops
+    num_loops: int | list[int] = 8  # loops L; of a list one is drawn in each step, evaluation uses the largest
+    pos: str = "learned"        # positions: learned, none, rope, place (a digit's index within its number)
+    place_ids: int = 64         # size of the table of place ids
+    place_subset: int = 16      # ids a training row draws out of the table, sorted; 0 trains on 1, 2, 3, ...
+    inject: str = "add"         # what re-enters from loop 2 on: add h + x0; none h; concat W [h; x0]; decay a*h + b*x0
+    step_encoding: str = "none"  # what tells the loops apart: none, learned, sinusoid, rope (rotates the query)
+    update: str = "replace"     # replace: h = Block(u); euler: h = h + alpha * (Block(u) - u)
+    alpha: float | str = 1.0    # step size of euler: a number, 'learned' (a scalar) or 'gate' (a token's own)
+    loop_norm: bool = False     # layer norm of the state after every loop
+    supervise: str = "last"     # loops whose readout is trained: last, half (the second half), all
+    halt_head: str = "none"     # learned halting: none, joint (trained along), after (on the frozen model)
+    halt: str = "none"          # halting rule at inference: none, confidence, entropy, delta, kl, gate
+    halt_threshold: float = 0.9  # a token halts where its score passes this; confidence and gate above, others below
+    think_threshold: float | None = None  # the same from the think token on ('=' in addition); None: halt_threshold
+    min_loops: int = 1          # no rule halts a token earlier
+    prompt_loops: int = 0       # tokens before the think token take exactly this many loops; 0: by the rule
+    think_loops: int = 0        # tokens from the think token on take exactly this many, beyond num_loops too; 0: rule
+    # FACTS, which train.py takes from the dataset
+    pad_token: int | None = None  # pads start halted and take 0 loops
+    think_token: int | None = None  # from this token on the answer is written
+    number_tokens: tuple[int, ...] = ()  # tokens that place ids count: digits and slots
+    longest_number: int = 0     # digits of the longest number in training
+
+
+def check(config):
+    """ValueError for settings that do not go together, in words that name the key."""
+    for key, allowed in CHOICES.items():
+        if getattr(config, key) not in allowed:
+            raise ValueError(f"{key} {getattr(config, key)!r} is none of {', '.join(allowed)}")
+    counts = config.num_loops if isinstance(config.num_loops, (list, tuple)) else [config.num_loops]
+    if not counts or min(counts) < 1:
+        raise ValueError(f"num_loops {config.num_loops} must be one or more counts of at least 1")
+    if isinstance(config.alpha, str) and config.alpha not in ("learned", "gate"):
+        raise ValueError(f"alpha {config.alpha!r} is neither a number nor 'learned' nor 'gate'")
+    if config.halt == "gate" and config.halt_head == "none":
+        raise ValueError("halt 'gate' needs a model trained with --halt_head=joint or after")
+    if (config.prompt_loops or config.think_loops) and config.think_token is None:
+        raise ValueError("prompt_loops and think_loops need a dataset with a think token, as addition's '='")
+    if config.pos == "place" and not config.number_tokens:
+        raise ValueError("pos 'place' counts digits, and this dataset names no number tokens; use learned, rope, none")
+    if config.pos == "place" and config.place_subset and not (
+            config.longest_number <= config.place_subset <= config.place_ids):
+        raise ValueError(f"place_subset {config.place_subset} must be 0, or between the {config.longest_number} digits "
+                         f"of the longest number in training and place_ids {config.place_ids}")
+    if "rope" in (config.pos, config.step_encoding) and config.n_embd // config.n_head % 2:
+        raise ValueError("rope needs an even head size n_embd / n_head")
+
+
+class Inject(nn.Module):
+    """How the observation x0 re-enters the state h from loop 2 on. (B,T,C), (B,T,C) -> (B,T,C)."""
+
+    def __init__(self, kind, C):
+        super().__init__()
+        self.kind = kind
+        if kind == "concat":
+            self.mix = nn.Linear(2 * C, C, bias=False)
+        if kind == "decay":  # a = sigmoid(.) starts at 0.5 and stays in (0,1): the linear part contracts
+            self.a, self.b = nn.Parameter(torch.zeros(C)), nn.Parameter(torch.ones(C))
+
+    def forward(self, h, x0):
+        if self.kind == "add":
+            return h + x0
+        if self.kind == "concat":
+            return self.mix(torch.cat((h, x0), -1))
+        return self.a.sigmoid() * h + self.b * x0 if self.kind == "decay" else h
+
+
+class LoopGPT(GPT):
+    def __init__(self, config):
+        check(config)
+        self.learned_positions = config.pos == "learned"
+        super().__init__(config)
+        C = config.n_embd
+        counts = config.num_loops if isinstance(config.num_loops, (list, tuple)) else [config.num_loops]
+        self.trained_loops = max(counts)
+        self.inject = Inject(config.inject, C)
+        if config.step_encoding == "learned":
+            self.step_bias = nn.Parameter(0.02 * torch.randn(self.trained_loops, C))
+        if config.step_encoding == "sinusoid":  # starts as loud as the token embeddings
+            self.step_scale = nn.Parameter(torch.tensor(0.02))
+        if config.alpha == "learned":
+            self.step_size = nn.Parameter(torch.tensor(1.0))
+        if config.alpha == "gate":
+            self.step_gate = nn.Linear(2 * C, 1)
+        if config.loop_norm:
+            self.loop_norm = nn.LayerNorm(C, bias=config.bias)
+        if config.pos == "place":  # row 0: symbols; 1..place_ids: digits; the last: '='
+            self.place = nn.Embedding(config.place_ids + 2, C)
+            self.register_buffer("numbers", torch.tensor(config.number_tokens), persistent=False)
+        if config.halt_head != "none":
+            self.halt_head = nn.Sequential(nn.Linear(2 * C, C), nn.GELU(), nn.Linear(C, 1))
+        for name, module in self.named_children():  # what is new here; GPT has initialised its own
+            if name not in ("transformer", "lm_head"):
+                module.apply(self._init_weights)
+        if config.halt_head == "after":
+            for name, p in self.named_parameters():
+                p.requires_grad_(name.startswith("halt_head"))
+            self.train()
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.config.halt_head == "after":
+            self.transformer.eval()  # the halt head learns what the frozen model does without dropout
+        return self
+
+    # ---- the parts of one loop
+
+    def place_index(self, idx):
+        """Rows of the place table for tokens idx (B,T): a digit's index in its number from 1, '=' its own, else 0.
+
+        Depends on earlier tokens only, since numbers are written least significant digit first. In training each
+        row's indices 1, 2, 3, ... become a sorted random subset of the table.
+        """
+        c, (B, T) = self.config, idx.shape
+        t = torch.arange(T, device=idx.device)
+        last_symbol = torch.where(torch.isin(idx, self.numbers), -1, t).cummax(1).values
+        k = t - last_symbol  # (B,T) 1, 2, 3, ... along a number; 0 at symbols
+        random = self.training and c.place_subset > 0
+        largest = c.place_subset if random else c.place_ids
+        known = random and c.longest_number  # then check() has seen to it, and nothing need cross to the host
+        if T > largest and not known and (longest := int(k.max())) > largest:
+            key = "place_subset" if random else "place_ids"
+            raise ValueError(f"a number of {longest} digits, but {key} is {largest}: train with a larger one")
+        if random:
+            draw = torch.rand(B, c.place_ids, device=idx.device).topk(c.place_subset).indices  # without repeats
+            subset = F.pad(draw.sort(1).values + 1, (1, 0))  # (B, 1 + place_subset), index 0 stays 0
+            k = subset.gather(1, k)
+        return k if c.think_token is None else k.masked_fill(idx == c.think_token, c.place_ids + 1)
+
+    def positions(self, idx):
+        if self.config.pos == "place":
+            return self.place(self.place_index(idx))
+        return super().positions(idx) if self.learned_positions else None  # rope acts in the attention
+
+    def step_encoding(self, l):
+        """s_l (C), or None where the step encoding adds nothing to the state."""
+        if self.config.step_encoding == "learned":
+            if l > len(self.step_bias):
+                raise ValueError(f"loop {l}, but step_encoding 'learned' ends at the {len(self.step_bias)} loops it "
+                                 "was trained with; sinusoid, rope and none extend")
+            return self.step_bias[l - 1]
+        if self.config.step_encoding == "sinusoid":
+            angle = rope_angles(torch.tensor([l], device=self.step_scale.device), self.config.n_embd)[0]
+            wave = torch.cat((angle.sin(), angle.cos()))[:self.config.n_embd]
+            return self.step_scale * wave.to(self.step_scale.dtype)
+        return None
+
+    def angles(self, T, l, device):
+        """Rotations of the queries and the keys in loop l, (T, hs/2) or (1, hs/2) each, or None."""
+        q = k = None
+        hs = self.config.n_embd // self.config.n_head
+        if self.config.pos == "rope":
+            q = k = rope_angles(torch.arange(T, device=device), hs)
+        if self.config.step_encoding == "rope":  # of q alone: rotating both alike would cancel in q.k
+            step = rope_angles(torch.tensor([l - 1], device=device), hs)
+            q = step if q is None else q + step
+        return q, k
+
+    def alpha(self, h, x0):
+        """Step size of euler: a number, a scalar tensor or (B,T,1)."""
+        if self.config.alpha == "learned":
+            return self.step_size
+        if self.config.alpha == "gate":
+            return self.step_gate(torch.cat((h, x0), -1)).sigmoid()
+        return self.config.alpha
+
+    def loop(self, h, x0, l):
+        """Loop l (from 1) of every token: states h (B,T,C) -> new states (B,T,C)."""
+        u = h if l == 1 else self.inject(h, x0)  # loop 1 reads x0 once: h is x0 there
+        s = self.step_encoding(l)
+        if s is not None:
+            u = u + s
+        candidate = u
+        for block in self.transformer.h:
+            candidate = block(candidate, *self.angles(h.size(1), l, h.device))
+        new = candidate if self.config.update == "replace" else h + self.alpha(h, x0) * (candidate - u)
+        return self.loop_norm(new) if self.config.loop_norm else new
+
+    def states(self, idx, num_loops=None):
+        """h_1 ... h_L of tokens idx (B,T), one (B,T,C) after the other; every token takes every loop."""
+        x0 = h = self.embed(idx)
+        for l in range(1, (num_loops or self.trained_loops) + 1):
+            h = self.loop(h, x0, l)
+            yield h
+
+    # ---- training and inference
+
+    def forward(self, idx, targets=None, num_loops=None, trace=False, exact_loops=None):
+        """Logits and loss, as GPT.forward; with trace=True also the dict that `think` describes.
+
+        num_loops: loops to take (default: those trained with, the largest of a list). Training goes through all of
+        them; in eval mode tokens halt by config.halt, or after exact_loops (B,T), which overrides every rule.
+        """
+        c = self.config
+        if self.training:
+            return self.training_loss(idx, targets, num_loops)
+        adaptive = c.halt != "none" or c.prompt_loops or c.think_loops or exact_loops is not None
+        record = None
+        if adaptive or trace:
+            h, record = self.think(idx, num_loops, trace, exact_loops)
+        else:
+            for state in self.states(idx, num_loops):
+                h = state
+        logits = self.readout(h if targets is not None or trace else h[:, [-1]])
+        loss = None if targets is None else self.loss(logits, targets)
+        return (logits, loss, record) if trace else (logits, loss)
+
+    def training_loss(self, idx, targets, num_loops=None):
+        """Logits of the last loop and the loss over the supervised ones, back-propagated through all loops."""
+        c, keep = self.config, self.config.halt_head == "after"
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not keep):
+            states = list(self.states(idx, num_loops))
+        if targets is None:
+            return self.readout(states[-1][:, [-1]]), None
+        first = dict(last=-1, half=len(states) // 2, all=0)[c.supervise]
+        logits = self.readout(torch.stack(states[first:]))  # (S,B,T,V)
+        loss = 0.0 if keep else self.loss(logits, targets.expand(logits.shape[:-1]))
+        if c.halt_head != "none":
+            loss = loss + self.halt_loss(torch.stack(states), targets)
+        return logits[-1], loss
+
+    def halt_logits(self, h, l):
+        """The halt head on h_l (B,T,C): the log-odds (B,T) that no later loop will change the arg-max."""
+        s = self.step_encoding(l)
+        s = torch.zeros_like(h) if s is None else s.expand_as(h)
+        return self.halt_head(torch.cat((h, s), -1)).squeeze(-1)
+
+    def halt_loss(self, states, targets):
+        """Binary cross entropy of the halt head on states (L,B,T,C): 1 if loops l..L all have the arg-max of L."""
+        with torch.no_grad():
+            best = torch.stack([self.readout(h).argmax(-1) for h in states])  # (L,B,T)
+            settled = (best == best[-1]).flip(0).cumprod(0).flip(0).float()
+        odds = torch.stack([self.halt_logits(h, l) for l, h in enumerate(states, 1)])
+        trained = (targets >= 0).expand_as(odds)
+        return F.binary_cross_entropy_with_logits(odds[trained].float(), settled[trained])
+
+    @torch.no_grad()
+    def loss_per_loop(self, idx, targets, num_loops=None):
+        """The loss (L,) that the readout after each loop would have, no token halting."""
+        return torch.stack([self.loss(self.readout(h), targets) for h in self.states(idx, num_loops)])
+
+    def halting_plan(self, idx, L):
+        """For tokens idx (B,T): which are active, the threshold of each, and the loop at which it halts regardless."""
+        c = self.config
+        active = torch.ones_like(idx, dtype=torch.bool) if c.pad_token is None else idx != c.pad_token
+        thinks = torch.zeros_like(active) if c.think_token is None else (idx == c.think_token).cumsum(1) > 0
+        never = float("inf") if c.halt in HALTS_ABOVE else float("-inf")
+        read = never if c.prompt_loops else c.halt_threshold
+        write = c.halt_threshold if c.think_threshold is None else c.think_threshold
+        write = never if c.think_loops else write
+        threshold = torch.where(thinks, write, read).float()
+        limit = torch.where(thinks, c.think_loops or L, c.prompt_loops or L)
+        return active, threshold, limit, max(L if c.think_token is None else 0, c.think_loops or L, c.prompt_loops or L)
+
+    @torch.no_grad()
+    def think(self, idx, num_loops=None, trace=True, exact_loops=None):
+        """The adaptive loop over tokens idx (B,T): the final states (B,T,C), and a dict of what happened.
+
+        loops       (B,T) int64: loops taken, the one in which a token halts included; pads 0
+        entropy     (B,T,L) float32 after each loop, in nats; NaN after a token has halted, as the next two
+        confidence  (B,T,L) float32: the largest probability
+        delta       (B,T,L) float32: the relative change of the state
+        score       (B,T,L) float32: what the halting rule looked at
+        prediction  (B,T,L) int64: the arg-max after each loop, of the frozen state once a token has halted
+
+        With trace=False only loops. A token's result depends on no later token. Frozen tokens are still attended to.
+        """
+        c, L = self.config, num_loops or self.trained_loops
+        rule = c.halt if exact_loops is None else "none"
+        active, threshold, limit, L = self.halting_plan(idx, L)
+        if exact_loops is not None:
+            active, limit, L = active & (exact_loops > 0), exact_loops, int(exact_loops.max())
+        x0 = h = self.embed(idx)
+        loops, logits, rows = torch.zeros_like(idx), None, []
+        last = self.readout(h).argmax(-1) if trace else None  # what pads go on saying
+        for l in range(1, L + 1):
+            new, previous = self.loop(h, x0, l), logits
+            logits = self.readout(new) if trace or rule in NEEDS_LOGITS else None
+            gate = self.halt_logits(new, l).sigmoid() if rule == "gate" else None
+            alpha = torch.as_tensor(self.alpha(h, x0)).squeeze(-1) if c.update == "euler" and rule == "delta" else 1.0
+            before, was_active = h, active
+            h, active, loops, score = halt_update(rule, h, new, active, loops, l, threshold, limit, c.min_loops,
+                                                  logits=logits, previous=previous, gate=gate, alpha=alpha)
+            if trace:
+                rows.append(trace_row(before, new, logits, was_active, score, last))
+                last = rows[-1]["prediction"]
+            if not active.any():  # the one flag of a loop that crosses to the host
+                break
+        record = dict(loops=loops)
+        if trace:
+            silent = {key: torch.full_like(x, torch.nan) for key, x in rows[0].items() if key != "prediction"}
+            rows += [dict(silent, prediction=last)] * (L - len(rows))  # loops that nobody took
+            record.update({key: torch.stack([row[key] for row in rows], -1) for key in rows[0]})
+        return h, record
+
+
+def trace_row(h, new, logits, active, score, last):
+    """One loop of the trace: the entries of LoopGPT.think, (B,T) each, for the tokens that were active in it."""
+    _, confidence, entropy = softmax_statistics(logits)
+    seen = dict(entropy=entropy, confidence=confidence, delta=relative_change(new, h), score=score)
+    row = {key: x.float().masked_fill(~active, torch.nan) for key, x in seen.items()}
+    row["prediction"] = torch.where(active, logits.argmax(-1), last)
+    return row
+
+
+def build(model_args):
+    """GPT or LoopGPT from the model_args of a checkpoint; nanoGPT's make a GPT."""
+    if "num_loops" in model_args:
+        return LoopGPT(LoopConfig(**model_args))
+    return GPT(GPTConfig(**model_args))
+
+
+def load_weights(model, state, strict=True):
+    """Load a state dict, also one that torch.compile (_orig_mod.) or nanoGPT's attention mask (attn.bias) marked."""
+    state = {k.removeprefix("_orig_mod."): v for k, v in state.items() if not k.endswith(".attn.bias")}
+    return model.load_state_dict(state, strict=strict)
+
+
+def from_checkpoint(checkpoint, **overrides):
+    """The model of a loaded checkpoint in eval mode, with its averaged weights if it has them.
+
+    overrides: halting settings and num_loops, which may differ from those of the training.
+    """
+    model = build(checkpoint["model_args"])
+    load_weights(model, checkpoint.get("ema") or checkpoint["model"])
+    if overrides and not isinstance(model, LoopGPT):
+        raise ValueError(f"{', '.join(overrides)}: this checkpoint is a plain GPT, which has no loops")
+    for key, value in overrides.items():
+        setattr(model.config, key, value)
+    if isinstance(model, LoopGPT):
+        check(model.config)
+        if "num_loops" in overrides:
+            counts = overrides["num_loops"]
+            model.trained_loops = max(counts) if isinstance(counts, (list, tuple)) else counts
+    return model.eval()

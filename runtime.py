@@ -1,0 +1,162 @@
+"""Device and dtype choice, seeding, distributed set-up; atomic save, safe load and resume of checkpoints."""
+import contextlib
+import os
+import pickle
+import signal
+import sys
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+# dense bf16 FLOP/s by the vendors' datasheets, for model FLOPs utilisation; of the first name that fits
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40": 181e12, "4090": 165e12, "B200": 2250e12}
+
+
+def choose_device(device="auto"):
+    """'auto' -> 'cuda' if there is one, else 'cpu'; else what is asked for. SystemExit if it is not there."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise SystemExit(f"--device={device}: torch {torch.__version__} sees no CUDA GPU; use --device=cpu")
+    return device
+
+
+def choose_dtype(dtype, device):
+    """'auto' -> 'bfloat16' on a GPU that has it, else 'float32'; the dtype of autocast."""
+    if dtype == "auto":
+        return "bfloat16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float32"
+    if dtype not in ("float32", "bfloat16"):
+        raise SystemExit(f"--dtype={dtype}: float32, bfloat16 or auto")
+    return dtype
+
+
+def autocast(device, dtype):
+    """The context of a forward pass: autocast to bfloat16, or nothing."""
+    if dtype == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(torch.device(device).type, getattr(torch, dtype))
+
+
+def peak_flops(device):
+    """Peak FLOP/s of the GPU, None where it is not known."""
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else ""
+    return next((flops for key, flops in PEAK_FLOPS.items() if key in name), None)
+
+
+def seed_torch(*key):
+    """Seed every torch generator by a few non-negative integers, so that dropout is a pure function of them."""
+    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+
+
+def set_deterministic():
+    """Bit-exact runs on CUDA too, at some cost in speed; must come before the first CUDA call."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+
+
+def capture(forward_backward, update, optimizer, pool):
+    """A training step as a CUDA graph: (graph, what forward_backward returns, what update returns).
+
+    optimizer: AdamW, capturable; neither its state nor a weight moves before the first replay. pool: memory that
+    several graphs share, since they replay one after the other.
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # warm-up: libraries and compilers set themselves up outside of the capture
+        for _ in range(3):
+            optimizer.zero_grad(set_to_none=True)
+            forward_backward()
+        if not optimizer.state:  # AdamW makes its state in its first step; with no gradient and no rate nothing moves
+            for group in optimizer.param_groups:
+                group["lr"].zero_()
+                for p in group["params"]:
+                    p.grad = torch.zeros_like(p)
+            optimizer.step()
+            for state in optimizer.state.values():
+                state["step"].zero_()
+        optimizer.zero_grad(set_to_none=True)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        return graph, forward_backward(), update()
+
+
+def init_distributed(device):
+    """(rank, world, device) of this process: those that torchrun set, or 0, 1 and the device as it is."""
+    if "RANK" not in os.environ:
+        return 0, 1, device
+    if device.startswith("cuda"):
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    return dist.get_rank(), dist.get_world_size(), device
+
+
+def mean_over_ranks(x, world):
+    """The mean of tensor x over all ranks, on every rank."""
+    if world > 1:
+        dist.all_reduce(x)
+        x /= world
+    return x
+
+
+class StopSignal:
+    """Notes SIGINT and SIGTERM instead of dying, so that a step can be finished and saved. A second one kills."""
+
+    def __init__(self):
+        self.received = None
+        for s in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(s, self._note)
+
+    def _note(self, number, frame):
+        self.received = signal.Signals(number).name
+        signal.signal(number, signal.SIG_DFL)
+        print(f"{self.received}: finishing this step, then saving", file=sys.stderr, flush=True)
+
+    def anywhere(self, device, world):
+        """True on every rank once any rank has been told to stop."""
+        if world == 1:
+            return self.received is not None
+        flag = torch.tensor(float(self.received is not None), device=device)
+        return mean_over_ranks(flag, world).item() > 0
+
+
+def save_checkpoint(path, checkpoint):
+    """Write a dict of tensors and primitives to path, whole or not at all: what stood there stays until it is safe.
+
+    SystemExit with a clear line if it cannot be written, a full disk for example.
+    """
+    part = f"{path}.part"
+    try:
+        with open(part, "wb") as f:
+            torch.save(checkpoint, f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, path)
+    except (OSError, RuntimeError) as e:  # torch's zip writer turns a failed write into a RuntimeError
+        with contextlib.suppress(OSError):
+            os.unlink(part)
+        kept = "the one saved before is untouched" if os.path.exists(path) else "there was none before"
+        raise SystemExit(f"cannot save {path} ({e}); {kept}") from None
+
+
+def find_checkpoint(path, out_dir):
+    """The path given, or the best and else the last checkpoint of out_dir."""
+    best, last = (os.path.join(out_dir, name) for name in ("ckpt_best.pt", "ckpt_last.pt"))
+    return path or (best if os.path.exists(best) else last)
+
+
+def load_checkpoint(path, device="cpu", needed=("model", "model_args")):
+    """The dict that save_checkpoint (or nanoGPT) wrote; runs no code of the file. SystemExit if it is no checkpoint."""
+    if not os.path.exists(path):
+        raise SystemExit(f"{path} does not exist; train.py writes ckpt_last.pt and ckpt_best.pt into its out_dir")
+    try:
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError, KeyError) as e:
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise SystemExit(f"{path} is not a checkpoint of tensors and plain values: {reason[:120]}") from None
+    missing = [k for k in needed if not isinstance(checkpoint, dict) or k not in checkpoint]
+    if missing:
+        raise SystemExit(f"{path} is not a checkpoint of this project: it has no {', '.join(missing)}")
+    return checkpoint

@@ -1,0 +1,105 @@
+"""What the tests share: fresh random numbers, small datasets, and scripts run in processes of their own."""
+import multiprocessing
+import os
+import runpy
+import shutil
+import signal
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+os.environ["OMP_NUM_THREADS"] = "1"  # the models are tiny, and the processes below inherit it
+
+# A new process that has torch loaded already: a script starts in a fraction of a second instead of in 3 to 5.
+server = multiprocessing.get_context("forkserver")
+server.set_forkserver_preload(["pytest", "torch._dynamo", "torch.nn.parallel", "matplotlib.pyplot", "scipy.stats"])
+
+
+@pytest.fixture
+def rng():
+    """Fresh random numbers in every run; pytest shows the seed when a test fails."""
+    seed = int.from_bytes(os.urandom(4), "little")
+    print(f"rng seed {seed}")
+    return np.random.default_rng(seed)
+
+
+def watch(text, number):
+    """Send this process a signal as soon as it prints `text`: an interruption at a known iteration."""
+    write = sys.stdout.write
+
+    def watched(line):
+        n = write(line)
+        if text in line:
+            sys.stdout.flush()
+            os.kill(os.getpid(), number)
+        return n
+    sys.stdout.write = watched
+
+
+def child(script, args, cwd, env, output, signal_at, file_limit):
+    """In the new process: be `python script args`, as far as the script can tell."""
+    for fd in (1, 2):
+        os.dup2(os.open(output[fd - 1], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
+    os.environ.update(env)
+    os.chdir(cwd)
+    sys.path[:] = [os.path.dirname(script)] + [p for p in sys.path if Path(p) not in (ROOT, ROOT / "tests")]
+    sys.argv = [script, *args]
+    if signal_at:
+        watch(*signal_at)
+    if file_limit:
+        import resource
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    runpy.run_path(script, run_name="__main__")
+
+
+class Scripts:
+    """Runs the project's scripts in a folder outside of the repository, which has a data/ of its own."""
+
+    def __init__(self, folder):
+        self.folder, self.count = folder, 0
+
+    def __call__(self, script, *args, status=0, env=None, signal_at=None, file_limit=None):
+        """Run a script and demand its exit status; returns its stdout and stderr. status None: any but 0, and one
+        clear message instead of a traceback."""
+        self.count += 1
+        output = [str(self.folder / f"run{self.count}.{name}") for name in ("stdout", "stderr")]
+        process = server.Process(target=child, daemon=True, args=(
+            str(ROOT / script), args, str(self.folder), env or {}, output, signal_at, file_limit))
+        process.start()
+        process.join(100)
+        if process.exitcode is None:
+            process.kill()
+        out, err = (Path(path).read_text() for path in output)
+        print(f"$ {script} {' '.join(args)}\n{out}{err}")  # for pytest to show when a test fails
+        if status is None:
+            assert process.exitcode not in (0, None)
+            assert "Traceback" not in err
+            assert 1 <= len(err.strip().splitlines()) <= 3
+        else:
+            assert process.exitcode == status, err
+        return SimpleNamespace(out=out, err=err)
+
+    def copy(self, out_dir, name):
+        """A copy of out_dir under another name, to be changed by a test."""
+        shutil.copytree(self.folder / out_dir, self.folder / name)
+        return name
+
+
+@pytest.fixture(scope="session")
+def scripts(tmp_path_factory):
+    """A runner of scripts, in a folder with small versions of the datasets that config/*.py name."""
+    run = Scripts(tmp_path_factory.mktemp("scripts"))
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdeé∑ "), 6)) for _ in range(30)]
+    (run.folder / "input.txt").write_text("\n".join(rng.choice(words, 1000)), encoding="utf-8")
+    for name, *args in (("addition",), ("addition/demo", "--max_digits=3"), ("addition/parallel", "--track=slots")):
+        run("data/addition/prepare.py", f"--out_dir=data/{name}", "--train_rows=2000", "--val_rows=500", *args)
+    run("data/shakespeare_char/prepare.py", "--input=input.txt")
+    return run
+
+
+SIGNALS = SimpleNamespace(TERM=signal.SIGTERM, INT=signal.SIGINT, KILL=signal.SIGKILL)

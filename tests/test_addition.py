@@ -1,0 +1,328 @@
+"""The addition task against plain Python: text, int() and +. The symbols are spelled out here on purpose."""
+import json
+import time
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+import addition
+from model import GPT, GPTConfig
+from model_loop import LoopConfig, LoopGPT
+
+SYMBOLS = "0123456789+=\n _"
+UNLIKELY = 1e-6  # a statistical test on fresh draws fails once in a million runs
+
+
+def texts(rows):
+    """Rows of tokens -> list of strings."""
+    raw = np.frombuffer(SYMBOLS.encode(), np.uint8)[rows].tobytes().decode()
+    width = rows.shape[1]
+    return [raw[i:i + width] for i in range(0, len(raw), width)]
+
+
+def value(text, plain=False):
+    assert text.isdigit()
+    return int(text if plain else text[::-1])
+
+
+def parse(text, track="next", plain=False):
+    """(A, B) of one row of text, which must be well formed and true; A and B as text, most significant digit first."""
+    body = text.rstrip(" ")
+    if track == "next":
+        assert body.endswith("\n")
+        body = body[:-1]
+    left, c = body.split("=")
+    a, b = left.split("+")
+    sum_ = value(a, plain) + value(b, plain)
+    assert value(c, plain) == sum_
+    assert len(c) == (max(len(a), len(b)) + 1 if track == "slots" else len(str(sum_)))
+    a, b = (x if plain else x[::-1] for x in (a, b))
+    assert str(int(a)) == a
+    assert str(int(b)) == b
+    return a, b
+
+
+def spell(a, b, track="next", plain=False):
+    """The row of an addition of two ints as text, without padding; and where its answer starts."""
+    turn = 1 if plain else -1
+    c = str(a + b).zfill(max(len(str(a)), len(str(b))) + 1) if track == "slots" else str(a + b)
+    prompt = f"{str(a)[::turn]}+{str(b)[::turn]}="
+    return prompt + c[::turn] + ("\n" if track == "next" else ""), len(prompt)
+
+
+def to_tokens(text):
+    return np.array([SYMBOLS.index(s) for s in text])
+
+
+def to_ints(digits):
+    """Digit matrix (N, D), least significant first -> Python ints (N,), an object array."""
+    return np.array([int("".join(map(str, row[::-1]))) for row in digits.tolist()], object)
+
+
+def from_ints(pairs):
+    """Pairs of ints -> a, la, b, lb as the module has them."""
+    lengths = [[len(str(x)) for x in pair] for pair in pairs]
+    D = max(map(max, lengths))
+    a, b = (np.array([[int(d) for d in str(pair[i])[::-1].ljust(D, "0")] for pair in pairs], np.int8) for i in (0, 1))
+    return a, np.array(lengths)[:, 0], b, np.array(lengths)[:, 1]
+
+
+def chains(a, b, places):
+    """The longest carry chain of each sum, from ints alone: a carry enters place j if the numbers' tails make 10**j."""
+    run = longest = np.zeros(len(a), int)
+    for j in range(1, places + 1):
+        carry = (a % 10**j + b % 10**j >= 10**j).astype(bool)
+        made = (a // 10**(j - 1) % 10 + b // 10**(j - 1) % 10 >= 10).astype(bool)
+        run = np.where(carry, np.where(made, 1, run + 1), 0)
+        longest = np.maximum(longest, run)
+    return longest
+
+
+def test_chains_of_known_sums():
+    known = {(1, 1): 0, (5, 5): 1, (99, 1): 2, (1, 9999): 4, (55, 55): 1, (45, 55): 2, (4545, 5555): 2, (44, 55): 0}
+    pairs = np.array(list(known), object)
+    assert chains(*pairs.T, 4).tolist() == list(known.values())
+    a, _, b, _ = from_ints(pairs)
+    assert addition.chain_lengths(a, b).tolist() == list(known.values())
+
+
+def test_chain_lengths(rng):
+    a, la, b, lb = addition.random_problems(rng, 5000, 7, 0.5)
+    assert (addition.chain_lengths(a, b) == chains(to_ints(a), to_ints(b), 8)).all()
+
+
+# ---- the data as prepare.py writes it
+
+@pytest.fixture(scope="module", params=["next", "slots"])
+def written(request, scripts):
+    """All equations of a dataset of the default size: (track, meta, {split: (rows as text, their A and B)})."""
+    track, folder, start = request.param, scripts.folder / f"full_{request.param}", time.time()
+    scripts("data/addition/prepare.py", f"--out_dir={folder}", f"--track={track}")
+    assert time.time() - start < 20  # "it takes seconds"
+    meta = json.loads((folder / "meta.json").read_text())
+    rows = {s: np.fromfile(folder / f"{s}.bin", np.uint16).reshape(-1, meta["row_len"]) for s in ("train", "val")}
+    return track, meta, {s: [parse(t, track) for t in texts(x)] for s, x in rows.items()}
+
+
+def test_every_row_of_the_data(written):
+    track, meta, data = written  # parse() has held every row against int() and +
+    assert {s: len(x) for s, x in data.items()} == {"train": 200_000, "val": 10_000}
+    for split, pairs in data.items():
+        a, b = (np.array(x).astype(int) for x in zip(*pairs, strict=True))
+        assert max(a.max(), b.max()) <= 9999, split
+        lengths = [np.array(list(map(len, x))) for x in zip(*pairs, strict=True)]
+        table = np.histogram2d(*lengths, bins=[np.arange(0.5, 5)] * 2)[0]  # 4 x 4 lengths, all equally likely
+        assert table.sum() == len(pairs)
+        assert stats.chisquare(table.ravel()).pvalue > UNLIKELY, split
+
+
+def test_share_of_carry_rows(written):
+    """Where an operand has 2 digits or more, a share carry_rows is built with a chain >= 2; chance adds to it."""
+    _, meta, data = written
+    a, b = np.array(data["train"]).astype(int).T
+    room = np.maximum(a, b) >= 10
+    seen = (chains(a, b, 5) >= 2)[room].mean()
+    plain = addition.random_problems(np.random.default_rng(0), 100_000, 4)
+    x, y = (digits @ 10**np.arange(4) for digits in (plain[0], plain[2]))
+    by_chance = (chains(x, y, 5) >= 2)[np.maximum(x, y) >= 10].mean()
+    wanted = meta["carry_rows"] + (1 - meta["carry_rows"]) * by_chance
+    assert abs(seen - wanted) < 0.01
+
+
+def test_plain_rows_and_other_sizes(scripts):
+    scripts("data/addition/prepare.py", "--out_dir=plain", "--plain", "--max_digits=7", "--train_rows=999",
+            "--val_rows=1")
+    meta = json.loads((scripts.folder / "plain/meta.json").read_text())
+    rows = np.fromfile(scripts.folder / "plain/train.bin", np.uint16).reshape(-1, meta["row_len"])
+    lengths = {len(x) for t in texts(rows) for x in parse(t, plain=True)}
+    assert len(rows) == 999
+    assert lengths == set(range(1, 8))
+    assert meta["plain"] is True
+
+
+def test_prepare_refuses_nonsense(scripts):
+    for wrong in ("--track=other", "--max_digits=0", "--carry_rows=1.5", "--train_rows=0"):
+        assert "prepare.py" in scripts("data/addition/prepare.py", "--out_dir=none", wrong, status=None).err
+    assert not (scripts.folder / "none").exists()
+
+
+# ---- problems
+
+@pytest.mark.parametrize("max_digits", [1, 3, 9])
+def test_random_problems(rng, max_digits):
+    a, la, b, lb = addition.random_problems(rng, 20_000, max_digits)
+    for digits, lengths in ((a, la), (b, lb)):
+        assert [len(str(x)) for x in to_ints(digits)] == lengths.tolist()  # no leading zero either
+    table = np.histogram2d(la, lb, bins=[np.arange(0.5, max_digits + 1)] * 2)[0]
+    assert table.sum() == 20_000
+    if max_digits > 1:
+        assert stats.chisquare(table.ravel()).pvalue > UNLIKELY
+    single = a[la == 1, 0]
+    assert stats.chisquare(np.bincount(single, minlength=10)).pvalue > UNLIKELY  # the number 0 occurs too
+
+
+@pytest.mark.parametrize("kind", ["uniform", "hard"])
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (2, 2), (5, 5), (12, 12), (40, 40), (3, 7), (7, 3), (1, 4), (4, 1)])
+def test_test_problems_have_exact_lengths(n, m, kind):
+    a, la, b, lb = addition.test_problems(n, 2000, kind, m)
+    special = 2 if kind == "hard" else 0  # 99..9 + 1 and 1 + 99..9
+    for digits, lengths, wanted in ((a, la, n), (b, lb, m)):
+        assert [len(str(x)) for x in to_ints(digits)] == lengths.tolist()
+        assert (lengths[special:] == wanted).all()
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 12, 40])
+def test_hard_problems(n):
+    a, _, b, _ = addition.test_problems(n, 2000, "hard")
+    a, b = to_ints(a), to_ints(b)
+    assert [(a[0], b[0]), (a[1], b[1])] == [(10**n - 1, 1), (1, 10**n - 1)]
+    counts = np.bincount(chains(a, b, n + 1)[2:], minlength=n + 1)
+    assert counts[0] == 0
+    assert len(counts) == n + 1
+    if n > 1:
+        assert stats.chisquare(counts[1:]).pvalue > 1e-3
+    assert addition.test_problems(n, 1, "hard")[0].shape == (1, n)  # fewer problems than special ones
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 12, 40])
+def test_uniform_problems(n):
+    for digits in addition.test_problems(n, 4000)[::2]:
+        for place in {0, n // 2, n - 1}:
+            counts = np.bincount(digits[:, place], minlength=10)
+            leading = n > 1 and place == n - 1
+            assert not (leading and counts[0])
+            assert stats.chisquare(counts[1:] if leading else counts).pvalue > 1e-3
+
+
+def test_test_problems_are_the_same_at_every_call(rng):
+    for kind in ("uniform", "hard"):
+        np.random.seed(rng.integers(2**31))  # noqa: NPY002  (it must not matter)
+        first, second = (addition.test_problems(6, 50, kind) for _ in range(2))
+        assert all((x == y).all() for x, y in zip(first, second, strict=True))
+    assert (first[0] != addition.test_problems(6, 50)[0]).any()
+
+
+# ---- rows
+
+@pytest.mark.parametrize("track", ["next", "slots"])
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("max_digits", [1, 4, 40])
+def test_rows_inputs_and_targets(rng, track, plain, max_digits):
+    problem = addition.random_problems(rng, 50, max_digits, 0.3)
+    T = addition.row_length(max_digits, track)
+    rows = addition.write_rows(*problem, T, track, plain)
+    x, y = addition.inputs_and_targets(rows, track)
+    longest = 0
+    for i, (a, b) in enumerate(zip(to_ints(problem[0]), to_ints(problem[2]), strict=True)):
+        text, start = spell(a, b, track, plain)
+        longest = max(longest, len(text))
+        assert texts(rows[[i]]) == [text.ljust(T)]
+        read, say = to_tokens(text.ljust(T)), np.full(T, -1)
+        say[start:len(text)] = read[start:len(text)]  # the answer and its end symbol, nothing else
+        if track == "next":
+            read, say = read[:-1], say[1:]
+        else:
+            read[start:len(text)] = SYMBOLS.index("_")
+        assert (x[i] == read).all()
+        assert (y[i] == say).all()
+    assert longest <= T
+    assert len(spell(10**max_digits - 1, 10**max_digits - 1, track)[0]) == T  # and no longer than it has to be
+
+
+@pytest.mark.parametrize("track", ["next", "slots"])
+def test_swap(rng, track):
+    N = 4000
+    a, la, b, lb = addition.random_problems(rng, N, 4, 0.3)
+    rows = addition.write_rows(a, la, b, lb, addition.row_length(4, track) + 3, track)
+    swapped, differ = 0, 0
+    for x, y, text in zip(to_ints(a), to_ints(b), texts(addition.augment(rng, rows, swap=True)), strict=True):
+        found = tuple(map(int, parse(text, track)))
+        assert found in ((x, y), (y, x))
+        differ += x != y
+        swapped += x != y and found == (y, x)
+    assert stats.binomtest(swapped, differ, 0.5).pvalue > UNLIKELY
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_flip(rng, swap):
+    N, share = 4000, 0.3
+    a, la, b, lb = addition.random_problems(rng, N, 5, 0.3)
+    rows = addition.augment(rng, addition.write_rows(a, la, b, lb, addition.row_length(5)), swap, share)
+    x, y = addition.inputs_and_targets(rows)
+    flipped = 0
+    for i, (p, q, text) in enumerate(zip(to_ints(a), to_ints(b), texts(rows), strict=True)):
+        body = text.rstrip(" ")
+        asked, said = (body[:body.rindex(s) + 1] for s in "=+")
+        if body.index("=") < body.index("+"):
+            flipped += 1
+            c, rest = body.removesuffix("\n").split("=")
+            found = tuple(map(value, rest.split("+")))
+            assert value(c) == p + q
+            assert body == f"{str(p + q)[::-1]}={str(found[0])[::-1]}+{str(found[1])[::-1]}\n"
+            asked = said
+        else:
+            found = tuple(map(int, parse(text)))
+        assert found == (p, q) or (swap and found == (q, p))
+        said = np.full(len(text), -1)
+        said[len(asked):len(body)] = to_tokens(body[len(asked):])
+        assert (y[i] == said[1:]).all()  # of C=A+B: B and the newline
+        assert (x[i] == to_tokens(text)[:-1]).all()
+    assert stats.binomtest(flipped, N, share).pvalue > UNLIKELY
+
+
+@pytest.mark.parametrize("track", ["next", "slots"])
+@pytest.mark.parametrize("plain", [False, True])
+def test_prompts_and_answers_as_people_write_them(rng, track, plain):
+    pairs = [(0, 0), (0, 10**12), (10**40 - 1, 1), (5, 5), (10, 9)]
+    for digits in (1, 2, 13, 40):
+        pairs += [tuple(int("".join(map(str, rng.integers(0, 10, rng.integers(1, digits + 1))))) for _ in "ab")]
+    for a, b in pairs:
+        problem = addition.read_problem(rng.choice([f"{a}+{b}=", f"{a}+{b}", f" {a} + {b} =\n"]))
+        text, start = spell(a, b, track, plain)
+        asked = text[:start] + ("_" * (len(text) - start) if track == "slots" else "")
+        prompt = addition.prompt_tokens(problem, track, plain)
+        assert "".join(SYMBOLS[t] for t in prompt) == asked
+        assert addition.number_text(to_tokens(text[start:]), plain) == str(a + b)
+
+
+def test_number_text_stops_at_the_first_other_symbol():
+    assert addition.number_text(to_tokens("321\n99")) == "123"
+    assert addition.number_text(to_tokens("321 "), plain=True) == "321"
+    assert addition.number_text(to_tokens("000\n")) == "0"
+    assert addition.number_text(to_tokens("\n12")) == ""
+
+
+@pytest.mark.parametrize("text", ["", "12", "1+2+3", "+", "1+", "+1=", "a+1", "1-2", "1+2=3", "1+2==", "-1+2", "1.5+2",
+                                  "²+1", "١+٢"])
+def test_what_is_no_addition_is_refused(text):
+    with pytest.raises(ValueError, match="not an addition"):
+        addition.read_problem(text)
+
+
+# ---- the loss never sees an operand
+
+def models():
+    shape = {"vocab_size": 15, "block_size": 32, "n_head": 2, "n_embd": 16}
+    facts = {"pad_token": 13, "think_token": 11, "number_tokens": (*range(10), 14)}
+    yield GPT(GPTConfig(n_layer=2, **shape))
+    yield GPT(GPTConfig(n_layer=1, label_smoothing=0.1, **shape))
+    yield LoopGPT(LoopConfig(num_loops=3, supervise="half", pos="place", tie_weights=False, **shape, **facts))
+    yield LoopGPT(LoopConfig(num_loops=2, supervise="all", label_smoothing=0.2, **shape, **facts))
+
+
+@pytest.mark.parametrize("track", ["next", "slots"])
+@pytest.mark.parametrize("model", list(models()))
+def test_operands_get_no_gradient(rng, model, track):
+    rows = addition.write_rows(*addition.random_problems(rng, 9, 3), addition.row_length(3, track), track)
+    x, y = map(torch.from_numpy, addition.inputs_and_targets(rows, track))
+    logits = []
+    hook = model.lm_head.register_forward_hook(lambda module, args, output: logits.append(output))
+    model.train()(x, y)[1].backward(inputs=logits)
+    hook.remove()
+    asked = y >= 0
+    assert 0 < asked.sum() < asked.numel()
+    for out in logits:  # (B,T,V) or, of every supervised loop, (S,B,T,V)
+        assert (out.grad[..., ~asked, :] == 0).all()
+        assert (out.grad[..., asked, :] != 0).any(-1).all()

@@ -1,0 +1,258 @@
+"""Settings: every mistake has one clear message with its place, and a config file can execute nothing."""
+import ast
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+import configurator
+from model import GPTConfig
+from model_loop import FACTS, LoopConfig
+
+SCRIPT = '''"""A script.
+
+    python script.py
+"""
+import os
+
+name = "plain"          # a text
+count = 3               # a whole number
+rate = 1e-3             # a number
+flag = False            # yes or no
+wide: float | str = 1.0  # a number or a word
+some: int | list[int] = 8  # one or more
+maybe: float | None = None  # a number or None
+lengths: list[int] = [1, 2]  # a list
+CONSTANT = 5            # none of them
+
+
+def function(value=1):
+    later = 2           # none of them
+    return later + value
+
+
+given, of_model, keys = configure(__file__)
+'''
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "script.py").write_text(SCRIPT)
+
+    def run(*argv, **groups):
+        argv = [str(a) for a in argv]
+        return configurator.configure("script.py", groups, argv)
+    return run
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Write lines to a config file; returns its name."""
+    def write(*lines, name="some.py"):
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+        return name
+    return write
+
+
+def refused(script, *argv):
+    """The message that ends the program."""
+    with pytest.raises(SystemExit) as e:
+        script(*argv)
+    assert isinstance(e.value.code, str)  # exit status 1
+    assert len(e.value.code.splitlines()) == 1
+    return e.value.code
+
+
+# ---- what is accepted
+
+def test_defaults(script):
+    own, further, given = script()
+    assert own == {"name": "plain", "count": 3, "rate": 1e-3, "flag": False, "wide": 1.0, "some": 8, "maybe": None,
+                   "lengths": [1, 2]}
+    assert (further, given) == ({}, set())
+
+
+@pytest.mark.parametrize(("key", "text", "value"), [
+    ("count", "5 * 1000", 5000), ("count", "2 + 3 * 4 - 1", 13), ("count", "-7", -7), ("count", "7 // 2", 3),
+    ("rate", "-1e-3", -1e-3), ("rate", "1 / 4", 0.25), ("rate", "3", 3.0), ("rate", "--2", 2.0),
+    ("flag", "True", True), ("flag", "False", False), ("wide", "2", 2.0), ("some", "4", 4),
+    ("some", "[4, 6, 2 * 4]", [4, 6, 8]), ("some", "(4, 6)", [4, 6]), ("maybe", "None", None), ("maybe", "0.5", 0.5),
+    ("maybe", "1", 1.0), ("lengths", "[]", [])])
+def test_constant_expressions(script, config, key, text, value):
+    for argument in (config(f"{key} = {text}"), f"--{key}={text}"):
+        own, _, given = script(argument)
+        assert own[key] == value
+        assert type(own[key]) is type(value)
+        assert given == {key}
+
+
+def test_strings(script, config):
+    for text in ("1+2=", "12", "True", "[1]", "None", "", "a=b", "--x", "it's", "1e-3"):
+        assert script(f"--name={text}")[0]["name"] == text
+        assert script(config(f"name = {text!r}"))[0]["name"] == text
+    assert script("--wide=word")[0]["wide"] == "word"
+    assert script("--wide=1+2=")[0]["wide"] == "1+2="
+    assert script(config("wide = 'word'"))[0]["wide"] == "word"
+
+
+def test_short_forms_of_the_command_line(script):
+    assert script("--flag")[0]["flag"] is True
+    assert script("--flag=true")[0]["flag"] is True
+    assert script("--some=4,6")[0]["some"] == [4, 6]
+
+
+def test_the_later_one_wins(script, config):
+    one, two = config("count = 1", "rate = 0.1", name="one.py"), config("count = 2", "count = 20", name="two.py")
+    for argv, count in (((one, two), 20), ((two, one), 1), ((one, "--count=5"), 5), (("--count=5", one), 1),
+                        (("--count=5", "--count=6"), 6)):
+        own, _, given = script(*argv)
+        assert own["count"] == count
+        assert own["rate"] == (0.1 if one in argv else 1e-3)
+        assert given == ({"count", "rate"} if one in argv else {"count"})
+
+
+def test_comments_and_docstrings_in_a_config_file(script, config):
+    assert script(config('"""What it is."""', "# a comment", "count = 4  # another", ""))[0]["count"] == 4
+
+
+def test_further_groups(script):
+    more = {"width": configurator.Setting(8, "int", "how wide")}
+    own, further, given = script("--width=9", "--count=1", more=more)
+    assert (further, given) == ({"width": 9}, {"width", "count"})
+    assert "width" not in own
+
+
+# ---- what is refused
+
+def test_unknown_keys(script, config):
+    where = config("count = 1", "", "rat = 0.1")
+    assert re.match(r"some\.py:3: .*'rat'.*'rate'", refused(script, where))
+    assert re.match(r"--rat: .*'rat'.*'rate'", refused(script, "--rat=0.1"))
+    assert "--help" in refused(script, "--xyzzy=1")  # nothing is near
+    for hidden in ("CONSTANT", "later", "value", "given", "os", "function"):
+        assert f"'{hidden}'" in refused(script, f"--{hidden}=1")
+        assert f"'{hidden}'" in refused(script, config(f"{hidden} = 1"))
+
+
+@pytest.mark.parametrize(("key", "text"), [
+    ("count", "1.5"), ("count", "True"), ("count", "None"), ("count", "[1]"), ("count", "4 / 2"), ("count", "1 / 0"),
+    ("rate", "None"), ("rate", "True"), ("rate", "[0.1]"), ("flag", "1"), ("flag", "None"), ("some", "1.5"),
+    ("some", "[1.5]"), ("some", "[True]"), ("some", "[[1]]"), ("maybe", "True"), ("lengths", "3"),
+    ("lengths", "[None]"), ("count", "2 ** 3"), ("count", "1 if 1 else 2"), ("count", "{}"), ("count", "-True"),
+    ("count", "1 + True"), ("count", "1 < 2"), ("count", ""), ("count", "1 +"), ("rate", "1" + "0" * 400)])
+def test_wrong_types_both_ways(script, config, key, text):
+    message = refused(script, f"--{key}={text}")
+    assert message.startswith(f"--{key}: ")
+    assert refused(script, config("rate = 1.0", f"{key} = {text}")).startswith("some.py:2: ")
+
+
+@pytest.mark.parametrize(("key", "text"), [
+    ("name", "3"), ("name", "None"), ("name", "['a']"), ("name", "b'a'"), ("name", "'a' + 'b'"), ("name", "'a' * 2"),
+    ("count", "'3'"), ("rate", "'0.1'"), ("flag", "'True'"), ("some", "['1']"), ("wide", "True"),
+    ("lengths", "[1] * 3")])
+def test_wrong_types_in_a_file(script, config, key, text):
+    assert refused(script, config(f"{key} = {text}")).startswith(f"some.py:1: {key}: ")
+
+
+@pytest.mark.parametrize("text", ["--count=x", "--rate=fast", "--flag=yes", "--flag=", "--some=[1,x]", "--maybe=none",
+                                  "--lengths=a", "--count=os.getpid()", "--rate=rate", "--some=[count]", "--count"])
+def test_wrong_values_on_the_command_line(script, text):
+    assert text.split("=")[0] in refused(script, text)
+
+
+@pytest.mark.parametrize("lines", [
+    "import os", "from os import path", "open('made', 'w')", "count = open('made', 'w').write('x')", "count += 1",
+    "name = __import__('os').system('touch made')", "name = f'{open(\"made\", \"w\")}'", "name = f'x'", "count = rate",
+    "count = count", "count = [1][0]", "count = {1: 2}[1]", "name = 'a'.upper()", "name = configurator.__doc__",
+    "some = [open('made', 'w') for _ in (1, 2)]", "count = (lambda: 1)()", "count = (rate := 1)", "count: int = 5",
+    "count = rate = 1", "count, rate = 1, 2", "some[0] = 1", "name.x = 1", "exec(\"open('made', 'w')\")",
+    "if True:\n    count = 1", "for count in [1]:\n    pass", "def count():\n    pass", "class count:\n    pass",
+    "@open('made', 'w')\ndef count(): pass", "with open('made', 'w') as f:\n    pass",
+    "try:\n    count = 1\nfinally:\n    pass",
+    "assert open('made', 'w')", "del count", "pass", "global count", "while False:\n    pass", "count = 1; import os",
+    "count = 1 if open('made', 'w') else 2", "count = True and 1", "count = ~1", "count = 1 @ 2", "some = [*[1, 2]]",
+    "count =", "  count = 1", "count = 1 2", "'unclosed", "count = '\0'", "print('made', file=open('made', 'w'))"])
+def test_a_config_file_executes_nothing(script, config, tmp_path, lines):
+    before = set(tmp_path.iterdir()) | {tmp_path / "some.py"}
+    assert re.match(r"some\.py:[123]: \S", refused(script, config(lines)))
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_files_that_are_no_config(script, tmp_path):
+    assert "none.py" in refused(script, "none.py")
+    assert "config/" in refused(script, "none.py")
+    (tmp_path / "folder").mkdir()
+    assert "folder" in refused(script, "folder")
+    (tmp_path / "binary.py").write_bytes(bytes(range(256)))
+    assert "binary.py" in refused(script, "binary.py")
+    assert refused(script, "count=3")  # the dashes forgotten
+
+
+# ---- dataclasses and --help
+
+@dataclass
+class Base:
+    """Settings."""
+    width: int = 1      # of the base
+    depth: int = 2      # how deep
+    kind: str = "a"     # which
+
+
+@dataclass
+class Child(Base):
+    width: int = 5      # of the child
+    extra: float | None = None  # only here
+
+    def method(self):
+        unrelated = 3   # no setting
+        return unrelated
+
+
+def test_class_settings_follow_the_inheritance():
+    found = configurator.class_settings(Child)
+    assert {k: s.default for k, s in found.items()} == {"width": 5, "depth": 2, "kind": "a", "extra": None}
+    assert [found[k].comment for k in ("width", "depth", "extra")] == ["of the child", "how deep", "only here"]
+    assert found["extra"].kind == "float | None"
+    assert set(configurator.class_settings(Base)) == {"width", "depth", "kind"}
+    assert set(configurator.class_settings(Child, ("depth", "extra", "none"))) == {"depth", "extra"}
+
+
+@pytest.mark.parametrize("cls", [GPTConfig, LoopConfig])
+def test_class_settings_of_the_models(cls):
+    wanted = {f.name: f.default for f in dataclasses.fields(cls)}
+    wanted = {k: list(v) if isinstance(v, tuple) else v for k, v in wanted.items()}
+    found = configurator.class_settings(cls)
+    assert {k: s.default for k, s in found.items()} == wanted
+    assert all(s.comment for s in found.values())
+
+
+@pytest.mark.parametrize("name", ["train.py", "sample.py", "evaluate.py", "data/addition/prepare.py",
+                                  "data/shakespeare/prepare.py", "data/shakespeare_char/prepare.py"])
+def test_help_shows_every_key(scripts, name):
+    if not (ROOT / name).exists():
+        pytest.skip(f"{name} does not exist yet")
+    out = scripts(name, "--help").out
+    top = re.split(r"^def |^\S.* = configure\(", (ROOT / name).read_text(), maxsplit=1, flags=re.MULTILINE)[0]
+    keys = re.findall(r"^([a-z_0-9]+)(?:: [^=]+)? = ([^#\n]*?) *# (.*)$", top, re.MULTILINE)
+    assert len(keys) >= 2
+    if name == "train.py":
+        keys += [(f.name, repr(f.default), "") for f in dataclasses.fields(LoopConfig) if f.name not in FACTS]
+    for key, default, comment in keys:
+        default = re.escape(repr(ast.literal_eval(default)))
+        assert re.search(rf"^  --{key}={default} +{re.escape(comment) or '.'}", out, re.MULTILINE), key
+    assert f"usage: python {Path(name).name}" in out
+
+
+def test_help_of_a_script(script, capsys):
+    for flag in ("--help", "-h"):
+        with pytest.raises(SystemExit) as e:
+            script("--count=4", flag)
+        assert e.value.code in (0, None)
+        out = capsys.readouterr().out
+        assert "A script." in out
+        assert "--rate=0.001" in out
+        assert "later" not in out

@@ -1,0 +1,319 @@
+"""Datasets: batches are pure and aligned, and every wrong file stops with a message that says what to run."""
+import json
+import os
+import runpy
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tiktoken
+import torch
+from conftest import ROOT
+from scipy import stats
+from test_addition import SYMBOLS, UNLIKELY, chains, parse, texts
+
+import addition
+import dataset as datasets
+
+
+def write_rows(folder, rng, N=300, max_digits=4, track="next", plain=False, carry_rows=0.4, splits=("train", "val")):
+    row_len = addition.row_length(max_digits, track)
+    data = {s: addition.write_rows(*addition.random_problems(rng, N, max_digits, carry_rows), row_len, track, plain)
+            for s in splits}
+    datasets.write_dataset(folder, data, kind="rows", vocab=list(SYMBOLS), vocab_size=15, row_len=row_len, pad=" ",
+                           think_token="=", digits="0123456789_", mask="the answer", track=track, plain=plain,
+                           max_digits=max_digits, carry_rows=carry_rows)
+    return data
+
+
+def write_text(folder, tokens, cut, vocab=None):
+    size = len(vocab) if vocab else 60_000
+    splits = {"train": tokens[:cut], "val": tokens[cut:]}
+    datasets.write_dataset(folder, splits, kind="text", vocab=vocab, encoding="gpt2", vocab_size=size)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, rng):
+    """An empty working directory whose data/rows holds addition rows and a prepare.py, and data/text a stream."""
+    monkeypatch.chdir(tmp_path)
+    write_rows("data/rows", rng)
+    (tmp_path / "data/rows/prepare.py").touch()
+    write_text("data/text", np.arange(5000), 4000)
+    return tmp_path / "data"
+
+
+def message(name, root="data"):
+    """The message with which open_dataset ends the program."""
+    with pytest.raises(SystemExit) as e:
+        datasets.open_dataset(name, root)
+    assert e.value.code == str(e.value)  # a text, and so exit status 1
+    assert 1 <= len(str(e.value).splitlines()) <= 2
+    assert "prepare.py" in str(e.value)
+    return str(e.value)
+
+
+def whole_rows(x, y, track):
+    """The rows of a batch as written, from its inputs and targets."""
+    if track == "next":
+        x, y = torch.cat((x, y[:, -1:]), 1), torch.cat((x[:, :1], y), 1)
+    rows = np.where((x == SYMBOLS.index("_")) & (y >= 0), y, x)
+    return np.where(rows < 0, SYMBOLS.index(" "), rows)
+
+
+# ---- batches
+
+@pytest.mark.parametrize("options", [{"name": "rows"}, {"name": "rows", "fresh": True, "swap": True, "flip": 0.3},
+                                     {"name": "text", "block_size": 33}])
+def test_a_batch_is_a_pure_function_of_its_key(here, rng, options):
+    data = datasets.open_dataset(options.pop("name"))
+
+    def draw(*key, split="train"):
+        np.random.seed(rng.integers(2**31))  # noqa: NPY002  (no global generator must matter)
+        torch.manual_seed(int(rng.integers(2**31)))
+        return torch.stack(datasets.get_batch(data, split, key, 16, **options))
+
+    seed, it, index = key = tuple(rng.integers(1, 10_000, 3).tolist())
+    batch = draw(*key)
+    for other in ((seed + 1, it, index), (seed, it + 1, index), (seed, it, index + 1), (it, seed, index + 10_000)):
+        assert not torch.equal(batch, draw(*other))
+    assert not torch.equal(batch, draw(*key, split="val"))
+    assert torch.equal(batch, draw(*key))
+    data = datasets.open_dataset(data.name)
+    assert torch.equal(batch, draw(*key))
+
+
+@pytest.mark.parametrize("track", ["next", "slots"])
+@pytest.mark.parametrize("options", [{}, {"fresh": True}, {"fresh": True, "swap": True}, {"swap": True}])
+def test_rows_start_at_an_equation(here, rng, track, options):
+    written = write_rows("data/some", rng, N=201, max_digits=5, track=track)["train"]
+    data = datasets.open_dataset("some")
+    x, y = datasets.get_batch(data, "train", (rng.integers(1000),), 500, 0, **options)
+    assert x.dtype == y.dtype == torch.int64
+    assert x.shape == y.shape == (500, datasets.sequence_length(data, 256))
+    rows = whole_rows(x, y, track)
+    pairs = [parse(text, track) for text in texts(rows)]
+    if not options:
+        assert {tuple(t) for t in rows.tolist()} <= {tuple(t) for t in written.tolist()}
+        assert len(set(pairs)) > 100  # of 201, drawn 500 times
+    assert max(len(n) for pair in pairs for n in pair) == 5
+
+
+def test_text_slices_are_contiguous_and_reach_both_ends(here, rng):
+    block_size = 17
+    write_text("data/short", np.arange(block_size + 30), block_size + 4)
+    short = datasets.open_dataset("short")
+    x, y = datasets.get_batch(short, "train", (3,), 400, block_size)
+    assert torch.equal(x - x[:, :1], torch.arange(block_size).expand(400, -1))  # the stream is 0, 1, 2, ...
+    assert torch.equal(y, x + 1)
+    assert set(x[:, 0].tolist()) == {0, 1, 2, 3}
+    assert y.max() == block_size + 3  # the last token is read
+    assert datasets.get_batch(short, "val", (3,), 9, block_size)[0].min() >= block_size + 4
+
+
+@pytest.mark.parametrize("track", ["next", "slots"])
+@pytest.mark.parametrize(("max_digits", "carry_rows"), [(3, 0.0), (6, 1.0)])
+def test_fresh_rows_obey_meta(here, rng, track, max_digits, carry_rows):
+    write_rows("data/some", rng, max_digits=max_digits, track=track, carry_rows=carry_rows)
+    data = datasets.open_dataset("some")
+    x, y = datasets.get_batch(data, "train", (int(rng.integers(1000)), 5, 0), 2000, fresh=True)
+    pairs = [parse(t, track) for t in texts(whole_rows(x, y, track))]
+    a, b = np.array(pairs).astype(int).T
+    lengths = np.bincount([len(n) for pair in pairs for n in pair], minlength=max_digits + 1)
+    assert len(lengths) == max_digits + 1
+    assert (lengths[1:] > 4000 / max_digits / 2).all()
+    share = (chains(a, b, max_digits + 1) >= 2)[np.maximum(a, b) >= 10].mean()
+    assert share > 0.8 if carry_rows else share < 0.2
+
+
+def test_a_share_of_flipped_rows_in_batches(here, rng):
+    data, key = datasets.open_dataset("rows"), (int(rng.integers(1000)),)
+    x, _ = datasets.get_batch(data, "train", key, 2000, flip=0.5)
+    flipped = ((x == 11).int().argmax(1) < (x == 10).int().argmax(1)).sum().item()  # '=' before '+'
+    assert stats.binomtest(flipped, 2000, 0.5).pvalue > UNLIKELY
+
+
+# ---- wrong files
+
+def test_a_dataset_that_is_whole_opens(here):
+    data = datasets.open_dataset("rows")
+    assert {s: x.shape for s, x in data.splits.items()} == {"train": (300, 16), "val": (300, 16)}
+    facts = {"vocab_size": 15, "pad_token": 13, "think_token": 11, "number_tokens": (*range(10), 14)}
+    assert datasets.model_facts(data.meta).items() >= facts.items()
+
+
+def test_missing_dataset_and_meta(here):
+    assert "data/none/meta.json is missing" in message("none")
+    (here / "rows/meta.json").unlink()
+    assert "python data/rows/prepare.py" in message("rows")
+    write_rows("data/rows/small", np.random.default_rng(0))
+    (here / "rows/small/meta.json").unlink()
+    assert "python data/rows/prepare.py --out_dir=data/rows/small" in message("rows/small")
+
+
+@pytest.mark.timeout(20)
+def test_missing_dataset_by_an_absolute_path(here):
+    assert "is missing" in message("none", root=str(here / "far"))
+    assert "is missing" in message(str(here / "none"))
+
+
+@pytest.mark.parametrize("text", ["", "{", "null", "[]", '"text"', "\xff", '{"kind": "rows"'])
+def test_broken_json(here, text):
+    (here / "rows/meta.json").write_bytes(text.encode("latin-1"))
+    assert "meta.json" in message("rows")
+
+
+ROW_KEYS = ("vocab", "row_len", "pad", "think_token", "digits", "mask", "track", "plain", "max_digits", "carry_rows")
+
+
+@pytest.mark.parametrize("key", ["kind", "vocab_size", "dtype", "tokens", "sha256", *ROW_KEYS])
+def test_wrong_types_in_meta(here, key):
+    path = here / "rows/meta.json"
+    meta = json.loads(path.read_text())
+    for wrong in ("missing", None, [], {}, "x", 1.5):
+        if type(wrong) is type(meta[key]) and wrong != "missing":
+            continue
+        path.write_text(json.dumps({k: v for k, v in meta.items() if k != key or wrong != "missing"}
+                                   | ({} if wrong == "missing" else {key: wrong})))
+        assert "meta.json" in message("rows")
+
+
+@pytest.mark.parametrize(("name", "change"), [
+    ("rows", {"kind": "other"}), ("rows", {"dtype": "int32"}), ("rows", {"vocab_size": 16}),
+    ("rows", {"vocab": list("0123456789"), "vocab_size": 10}), ("rows", {"track": "other"}), ("rows", {"row_len": 0}),
+    ("rows", {"row_len": 8}), ("rows", {"max_digits": 9}), ("rows", {"max_digits": 0}), ("rows", {"carry_rows": 2.0}),
+    ("rows", {"think_token": "?"}), ("rows", {"pad": "?"}), ("rows", {"digits": "01?"}),
+    ("rows", {"tokens": {"train": "x", "val": 1}}), ("rows", {"tokens": {"train": 4800}}), ("rows", {"sha256": {}}),
+    ("text", {"vocab": 5}), ("text", {"encoding": None}), ("text", {"tokens": {}}),
+    ("text", {"tokens": {"train": None, "val": None}})])
+def test_values_in_meta_that_do_not_fit(here, name, change):
+    path = here / name / "meta.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    message(name)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("name", ["rows", "text"])
+def test_wrong_bin_files(here, rng, name, split):
+    path = here / name / f"{split}.bin"
+    whole = path.read_bytes()
+    for wrong in (b"", whole[:-1], whole[:-2], whole[:len(whole) // 2], whole + whole[:32]):
+        path.write_bytes(wrong)
+        assert f"{split}.bin has {len(wrong):,} bytes" in message(name)
+    foreign = bytearray(whole)  # the same size, one other bit
+    foreign[rng.integers(len(whole))] ^= 1 << int(rng.integers(8))
+    path.write_bytes(foreign)
+    assert f"{split}.bin is not the file that meta.json describes" in message(name)
+    path.unlink()
+    assert f"{split}.bin is missing" in message(name)
+    path.write_bytes(whole)
+    assert datasets.open_dataset(name).splits[split].tobytes() == whole
+
+
+def test_text_too_short_for_its_block_size(here):
+    data = datasets.open_dataset("text")
+    assert datasets.sequence_length(data, 999) == 999  # val has 1000 tokens
+    with pytest.raises(SystemExit, match="1,000 tokens.*block_size=1000"):
+        datasets.sequence_length(data, 1000)
+
+
+# ---- writing, and text
+
+def test_write_and_open(here, rng):
+    vocab = sorted("aé∑\n𝛼 ")
+    splits = {s: rng.integers(0, len(vocab), n) for s, n in (("train", 501), ("val", 77), ("val_hard", 3))}
+    datasets.write_dataset("data/deep/er", splits, kind="text", vocab=vocab, vocab_size=len(vocab), own="kept")
+    data = datasets.open_dataset("deep/er")
+    assert data.meta.vocab == vocab
+    assert data.meta.own == "kept"
+    assert {s: x.tolist() for s, x in data.splits.items()} == {s: x.tolist() for s, x in splits.items()}
+    rows = write_rows("data/some", rng, N=13, max_digits=2, splits=("train", "val", "val_hard"))
+    data = datasets.open_dataset("some")
+    assert all((data.splits[s] == x).all() for s, x in rows.items())
+
+
+def test_tokens_outside_the_vocabulary_are_not_written(here):
+    with pytest.raises(ValueError, match="token 5 is outside a vocabulary of 5"):
+        datasets.write_dataset("data/x", {"train": np.arange(6)}, kind="text", vocab=list("abcde"), vocab_size=5)
+    assert not os.path.exists("data/x/meta.json")
+
+
+def test_encode_and_decode(rng):
+    meta = SimpleNamespace(vocab=list("aé∑\n𝛼 "))
+    text = "".join(rng.choice(meta.vocab, 200))
+    assert datasets.decode(meta, datasets.encode(meta, text)) == text
+    with pytest.raises(SystemExit) as e:
+        datasets.encode(meta, "aXaéß")
+    assert "'X'" in str(e.value)
+    assert "'ß'" in str(e.value)
+    assert "'a'" not in str(e.value)
+
+
+def test_shakespeare_char_takes_any_text(tmp_path, rng):
+    """A process of its own whose locale knows ASCII only: the files are UTF-8 all the same."""
+    text = "".join(rng.choice(list("abc\n é∑𝛼"), 4001))
+    (tmp_path / "any.txt").write_text(text, encoding="utf-8")
+    env = os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    args = [sys.executable, ROOT / "data/shakespeare_char/prepare.py", "--input=any.txt", "--out_dir=made"]
+    run = subprocess.run(args, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=100)
+    assert run.returncode == 0, run.stderr
+    data = datasets.open_dataset("made", os.path.relpath(tmp_path))
+    assert [len(data.splits[s]) for s in ("train", "val")] == [3600, 401]
+    assert data.meta.vocab == sorted(set(text))
+    assert datasets.decode(data.meta, np.concatenate(list(data.splits.values()))) == text
+
+
+@pytest.mark.parametrize("name", ["shakespeare_char", "shakespeare"])
+def test_prepare_without_its_text(scripts, name):
+    (scripts.folder / "short.txt").write_text("too short")
+    (scripts.folder / "latin.txt").write_bytes(b"\xe9" * 2000)
+    for file, reason in (("none.txt", "No such file"), ("short.txt", "only 9 characters"), ("latin.txt", "utf-8")):
+        run = scripts(f"data/{name}/prepare.py", f"--input={file}", "--out_dir=made", status=None)
+        assert file in run.err
+        assert reason in run.err
+    assert not (scripts.folder / "made").exists()
+
+
+def run_prepare(name, monkeypatch, *args):
+    """data/<name>/prepare.py in this process, so that its network can be taken away."""
+    script = str(ROOT / "data" / name / "prepare.py")
+    monkeypatch.setattr(sys, "argv", [script, *args])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    datasets.bpe.cache_clear()
+    runpy.run_path(script, run_name="__main__")
+
+
+def no_network(*args, **kwargs):
+    raise ConnectionError("no network")
+
+
+def test_shakespeare_without_the_vocabulary(here, monkeypatch):
+    (here / "any.txt").write_text("To be, or not to be: " * 100)
+    monkeypatch.setattr(tiktoken, "get_encoding", no_network)
+    with pytest.raises(SystemExit, match="TIKTOKEN_CACHE_DIR") as e:
+        run_prepare("shakespeare", monkeypatch, f"--input={here / 'any.txt'}", "--out_dir=made")
+    assert "'gpt2'" in str(e.value)
+    assert not os.path.exists("made/meta.json")
+
+
+def test_shakespeare_with_the_vocabulary(here, monkeypatch, rng):
+    """Bytes stand in for the encoding's vocabulary, which would have to be downloaded."""
+    coder = tiktoken.Encoding("bytes", pat_str=r".|\n", mergeable_ranks={bytes([i]): i for i in range(256)},
+                              special_tokens={})
+    monkeypatch.setattr(tiktoken, "get_encoding", lambda name: coder)
+    text = "".join(rng.choice(list("abé∑\n "), 2000))
+    (here / "any.txt").write_text(text, encoding="utf-8")
+    run_prepare("shakespeare", monkeypatch, f"--input={here / 'any.txt'}", "--out_dir=data/made")
+    data = datasets.open_dataset("made")
+    assert (data.meta.vocab_size, data.meta.encoding) == (256, "gpt2")
+    assert datasets.decode(data.meta, np.concatenate(list(data.splits.values()))) == text
+    assert datasets.decode(data.meta, datasets.encode(data.meta, text)) == text
+    datasets.bpe.cache_clear()
+
+
+def test_download_without_a_network(here, monkeypatch):
+    monkeypatch.setattr(datasets.urllib.request, "urlopen", no_network)
+    with pytest.raises(SystemExit, match="no network.*--input=FILE"):
+        run_prepare("shakespeare_char", monkeypatch, "--out_dir=made")
+    assert not os.path.exists("made")

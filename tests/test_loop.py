@@ -1,0 +1,491 @@
+"""LoopGPT without halting: the equations, the gradients, the loss, the place ids. Every run draws new inputs."""
+import math
+
+import pytest
+import torch
+
+from addition import ID
+from model import GPT, GPTConfig
+from model_loop import LoopConfig, LoopGPT
+
+V, T, C, NH, HS = 13, 7, 16, 2, 8
+ADDITION = {"vocab_size": len(ID), "number_tokens": tuple(range(10)), "think_token": ID["="], "pad_token": ID[" "]}
+PLACE = ADDITION | {"pos": "place", "place_ids": 12, "place_subset": 5}
+INJECT, STEP = ("add", "none", "concat", "decay"), ("none", "learned", "sinusoid", "rope")
+POS = ("learned", "none", "rope")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_seed():
+    print("seed", torch.seed())  # pytest shows it when a test fails
+
+
+def make(**overrides):
+    settings = {"vocab_size": V, "block_size": 12, "n_head": NH, "n_embd": C, "num_loops": 3} | overrides
+    model = LoopGPT(LoopConfig(**settings)).double().eval()
+    for p in model.parameters():  # far from the initial state, in which zero biases and tiny weights hide mistakes
+        p.data += 0.3 * torch.randn_like(p)
+    return model
+
+
+def tokens(B=2, length=T):
+    return torch.randint(V, (B, length))
+
+
+# ---- the equations, written out once more
+
+def frequencies(n):
+    return torch.tensor([10000 ** (-2 * i / n) for i in range((n + 1) // 2)], dtype=torch.float64)
+
+
+def turn(x, angle):
+    """Rotate (T,HS) as complex numbers: channel i is the real and i + HS/2 the imaginary part."""
+    z = torch.complex(x[:, :HS // 2], x[:, HS // 2:]) * torch.polar(torch.ones_like(angle), angle)
+    return torch.cat((z.real, z.imag), 1)
+
+
+def plain_block(block, x, q_angle, k_angle):
+    """Block on one row x (T,C), head by head; angles (T,HS/2)."""
+    q, k, v = block.attn.c_attn(block.ln_1(x)).split(C, 1)
+    heads = []
+    for n in range(NH):
+        q_n, k_n, v_n = (y[:, n * HS:(n + 1) * HS] for y in (q, k, v))
+        e = (turn(q_n, q_angle) @ turn(k_n, k_angle).T / math.sqrt(HS)).exp().tril()
+        heads.append(e / e.sum(1, keepdim=True) @ v_n)
+    x = x + block.attn.c_proj(torch.cat(heads, 1))
+    return x + block.mlp(block.ln_2(x))
+
+
+def sigmoid(x):
+    return 1 / (1 + (-x).exp())
+
+
+def plain_states(model, row, loops):
+    """h_1 ... h_L, (T,C) each, of one row of tokens (T,)."""
+    c, x0 = model.config, model.transformer.wte.weight[row]
+    if c.pos == "learned":
+        x0 = x0 + model.transformer.wpe.weight[:len(row)]
+    h, states = x0, []
+    for l in range(1, loops + 1):
+        u = h
+        if l > 1:
+            if c.inject == "add":
+                u = h + x0
+            if c.inject == "concat":
+                left, right = model.inject.mix.weight.split(C, 1)
+                u = h @ left.T + x0 @ right.T
+            if c.inject == "decay":
+                u = sigmoid(model.inject.a) * h + model.inject.b * x0
+        if c.step_encoding == "learned":
+            u = u + model.step_bias[l - 1]
+        if c.step_encoding == "sinusoid":
+            waves = l * frequencies(C)
+            u = u + model.step_scale * torch.cat((waves.sin(), waves.cos()))
+        position = torch.arange(len(row))[:, None] * frequencies(HS) * (c.pos == "rope")
+        step = (l - 1) * frequencies(HS) * (c.step_encoding == "rope")
+        candidate = u
+        for block in model.transformer.h:
+            candidate = plain_block(block, candidate, position + step, position)
+        new = candidate
+        if c.update == "euler":
+            alpha = c.alpha
+            if alpha == "learned":
+                alpha = model.step_size
+            if alpha == "gate":
+                w, b = model.step_gate.weight[0], model.step_gate.bias
+                alpha = sigmoid(h @ w[:C] + x0 @ w[C:] + b)[:, None]
+            new = h + alpha * (candidate - u)
+        if c.loop_norm:
+            centred = new - new.mean(1, keepdim=True)
+            new = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt() * model.loop_norm.weight
+            new = new + (model.loop_norm.bias if c.bias else 0)
+        h = new
+        states.append(h)
+    return states
+
+
+def assert_equations(model, idx, loops):
+    """The states of every loop and the final logits of each row are those of plain_states."""
+    states, logits = list(model.states(idx, loops)), model(idx, idx, num_loops=loops)[0]
+    for b, row in enumerate(idx):
+        plain = plain_states(model, row, loops)
+        for h, expected in zip(states, plain, strict=True):
+            torch.testing.assert_close(h[b], expected, rtol=1e-5, atol=1e-5)  # rope's angles are float32
+        final = model.lm_head(model.transformer.ln_f(plain[-1]))
+        torch.testing.assert_close(logits[b], final, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("update", [{"update": "replace"}, {"update": "euler", "alpha": 0.3},
+                                    {"update": "euler", "alpha": "learned"}, {"update": "euler", "alpha": "gate"}],
+                         ids=["replace", "euler", "learned", "gate"])
+@pytest.mark.parametrize("step_encoding", STEP)
+@pytest.mark.parametrize("inject", INJECT)
+def test_equations(inject, step_encoding, update):
+    """Loop norm with a bias goes along with every second combination."""
+    norm = (INJECT.index(inject) + STEP.index(step_encoding)) % 2 == 0
+    model = make(inject=inject, step_encoding=step_encoding, loop_norm=norm, bias=norm, **update)
+    assert_equations(model, tokens(), 3)
+
+
+@pytest.mark.parametrize("n_layer", [1, 2])
+@pytest.mark.parametrize("step_encoding", STEP)
+@pytest.mark.parametrize("pos", POS)
+def test_equations_of_positions_and_blocks(pos, step_encoding, n_layer):
+    """Loop norm without a bias here, and beyond the trained loops wherever the step encoding extends."""
+    model = make(pos=pos, step_encoding=step_encoding, n_layer=n_layer, loop_norm=True)
+    assert_equations(model, tokens(), 3 if step_encoding == "learned" else 6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("step_encoding", STEP)
+@pytest.mark.parametrize("pos", POS)
+def test_a_model_of_any_dtype_stays_in_it(pos, step_encoding, dtype):
+    """No float32 angle widens or rounds the states."""
+    model = make(pos=pos, step_encoding=step_encoding, update="euler", alpha="learned").to(dtype)
+    assert [h.dtype for h in model.states(tokens())] == [dtype] * 3
+
+
+def test_new_parameters_start_where_they_should():
+    """decay 0.5 h + x0, learned step size 1, gate 0.5 on average, a sinusoid as loud as the embeddings."""
+    settings = {"vocab_size": V, "n_head": NH, "n_embd": C, "update": "euler", "step_encoding": "sinusoid"}
+    gate = LoopGPT(LoopConfig(**settings, inject="decay", alpha="gate"))
+    h, x0 = torch.randn(2, 3, T, C)
+    torch.testing.assert_close(gate.inject(h, x0), h / 2 + x0)
+    assert (gate.alpha(h, x0) - 0.5).abs().max() < 0.25
+    assert gate.step_encoding(3).norm().item() == pytest.approx(0.02 * math.sqrt(C / 2))
+    assert LoopGPT(LoopConfig(**settings, alpha="learned")).alpha(h, x0) == 1
+
+
+# ---- one loop is a plain GPT
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("n_layer", [1, 3])
+@pytest.mark.parametrize("inject", INJECT)
+def test_one_loop_is_a_plain_gpt_to_the_bit(inject, n_layer, training):
+    """k blocks, one loop: logits, loss and in training the gradients are those of a k-layer GPT, dropout included."""
+    settings = {"vocab_size": V, "block_size": 12, "n_head": NH, "n_embd": C, "n_layer": n_layer, "dropout": 0.2,
+                "label_smoothing": 0.1, "bias": True}
+    gpt = GPT(GPTConfig(**settings)).train(training)
+    loop = LoopGPT(LoopConfig(**settings, inject=inject, num_loops=1)).train(training)
+    own = loop.load_state_dict(gpt.state_dict(), strict=False)
+    assert not own.unexpected_keys
+    assert all(name.startswith("inject.") for name in own.missing_keys)
+    idx, targets, seed = tokens(), tokens(), torch.seed()
+    (logits, loss), (expected, expected_loss) = (torch.manual_seed(seed) and m(idx, targets) for m in (loop, gpt))
+    assert torch.equal(logits, expected)
+    assert torch.equal(loss, expected_loss)
+    if training:
+        loss.backward()
+        expected_loss.backward()
+        mine = dict(loop.named_parameters())
+        assert all(torch.equal(mine[name].grad, p.grad) for name, p in gpt.named_parameters())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_without_targets_one_loop_gives_the_last_logits_as_a_plain_gpt(training):
+    gpt = GPT(GPTConfig(vocab_size=V, block_size=12, n_head=NH, n_embd=C, n_layer=1)).train(training)
+    loop = LoopGPT(LoopConfig(vocab_size=V, block_size=12, n_head=NH, n_embd=C, num_loops=1)).train(training)
+    loop.load_state_dict(gpt.state_dict())
+    idx = tokens()
+    assert torch.equal(loop(idx)[0], gpt(idx)[0])
+
+
+# ---- gradients
+
+def check_gradients(model, idx, targets, samples=4, step=1e-6):
+    """The gradient of the training loss against central differences, at random entries of every parameter."""
+    model.train().zero_grad()
+    model(idx, targets)[1].backward()
+    for name, p in model.named_parameters():
+        for i in torch.randint(p.numel(), (samples,)).tolist():
+            entry, losses = p.data.view(-1)[i], []
+            middle = entry.item()
+            for x in (middle + step, middle - step):
+                entry.fill_(x)
+                losses.append(model(idx, targets)[1].item())
+            entry.fill_(middle)
+            slope = (losses[0] - losses[1]) / (2 * step)
+            assert p.grad.view(-1)[i].item() == pytest.approx(slope, rel=1e-4, abs=1e-7), f"{name}[{i}]"
+
+
+GRADIENTS = [{"inject": "concat", "step_encoding": "learned", "supervise": "all"},
+             {"inject": "decay", "step_encoding": "sinusoid", "update": "euler", "alpha": "gate", "loop_norm": True},
+             {"inject": "none", "step_encoding": "rope", "update": "euler", "alpha": "learned", "n_layer": 2},
+             {"inject": "add", "pos": "rope", "supervise": "half", "tie_weights": False, "bias": True}]
+
+
+@pytest.mark.parametrize("settings", GRADIENTS, ids=[x["inject"] for x in GRADIENTS])
+def test_gradients_through_three_loops(settings):
+    check_gradients(make(**settings), tokens(), tokens())
+
+
+@pytest.mark.parametrize("settings", GRADIENTS, ids=[x["inject"] for x in GRADIENTS])
+def test_a_cut_between_two_loops_is_found(settings, monkeypatch):
+    """The check above fails if the result of loop 2 is detached, as truncated back-propagation would do."""
+    whole = LoopGPT.loop
+
+    def cut(self, h, x0, l):
+        new = whole(self, h, x0, l)
+        return new.detach() if l == 2 else new
+
+    monkeypatch.setattr(LoopGPT, "loop", cut)
+    with pytest.raises(AssertionError):
+        check_gradients(make(**settings), tokens(), tokens())
+
+
+# ---- the loss
+
+def plain_loss(model, h, targets):
+    """Mean cross entropy of the readout of h where targets are not -1, with the model's smoothing if it trains."""
+    logp = model.lm_head(model.transformer.ln_f(h)).log_softmax(-1)
+    e = model.config.label_smoothing if model.training else 0
+    terms = [-(1 - e) * logp[b, t, y] - e * logp[b, t].mean()
+             for b, row in enumerate(targets.tolist()) for t, y in enumerate(row) if y >= 0]
+    return sum(terms) / len(terms)
+
+
+@pytest.mark.parametrize("supervise", ["last", "half", "all"])
+@pytest.mark.parametrize("loops", [1, 4, 5])
+def test_supervised_loops_share_the_loss(loops, supervise):
+    """half is the second half, the middle loop of an odd count included; the logits are those of the last loop."""
+    model, idx, targets = make(supervise=supervise, label_smoothing=0.1).train(), tokens(), tokens()
+    targets[0, :3] = -1
+    states = [torch.stack(x) for x in zip(*(plain_states(model, row, loops) for row in idx), strict=True)]
+    each = [plain_loss(model, h, targets) for h in states]
+    chosen = {"last": each[-1:], "half": each[loops // 2:], "all": each}[supervise]
+    logits, loss = model(idx, targets, num_loops=loops)
+    torch.testing.assert_close(loss, sum(chosen) / len(chosen))
+    torch.testing.assert_close(logits, model.lm_head(model.transformer.ln_f(states[-1])))
+
+
+def test_loss_per_loop():
+    model, idx, targets = make(supervise="all", label_smoothing=0.1), tokens(), tokens()
+    targets[1, 2:4] = -1
+    states = [torch.stack(x) for x in zip(*(plain_states(model, row, 5) for row in idx), strict=True)]
+    each = torch.stack([plain_loss(model, h, targets) for h in states])
+    torch.testing.assert_close(model.loss_per_loop(idx, targets, 5), each.detach())
+    torch.testing.assert_close(model.loss_per_loop(idx, targets), each[:3].detach())
+    torch.testing.assert_close(model(idx, targets, num_loops=5)[1], each[-1])  # validation reads the last loop
+
+
+@pytest.mark.parametrize("counts", [[2, 5, 3], (5,), 5])
+def test_evaluation_takes_the_largest_number_of_loops(counts):
+    model, idx = make(num_loops=counts), tokens()
+    default, five, four = (model(idx, idx, num_loops=n)[0] for n in (None, 5, 4))
+    assert torch.equal(default, five)
+    assert not torch.allclose(default, four)
+    assert len(list(model.states(idx))) == 5
+    assert model(idx, trace=True)[2]["entropy"].shape == (2, T, 5)
+
+
+def test_learned_step_encoding_ends_where_training_did():
+    model, idx = make(step_encoding="learned", num_loops=[2, 4]), tokens()
+    model(idx, num_loops=4)
+    with pytest.raises(ValueError, match=r"loop 5.*4 loops.*sinusoid.*rope.*none"):
+        model(idx, num_loops=5)
+
+
+def test_training_draws_dropout_afresh_in_every_loop():
+    """The masks of the loops differ: with one mask for all, loop 2 after an identity loop would repeat loop 1."""
+    model = make(dropout=0.5, inject="none").train()
+    h = torch.randn(2, T, C).double()
+    assert not torch.allclose(model.loop(h, h, 1), model.loop(h, h, 2))
+
+
+# ---- positions
+
+def read(*rows):
+    """Rows of text -> ids (B,T), padded with spaces."""
+    width = max(map(len, rows))
+    return torch.tensor([[ID[s] for s in row.ljust(width)] for row in rows])
+
+
+def plain_places(row, equals):
+    """The index of each digit in its number from 1, 0 at symbols, `equals` at '='."""
+    places, k = [], 0
+    for token in row.tolist():
+        k = k + 1 if token < 10 else 0
+        places.append(equals if token == ID["="] else k)
+    return places
+
+
+def test_place_ids_count_from_the_least_significant_digit_of_each_number():
+    idx = read("123+45=861\n", "9+99999=00001_", "=7+", "1234567890")
+    places = make(**PLACE).place_index(idx)
+    assert places[0].tolist() == [1, 2, 3, 0, 1, 2, 13, 1, 2, 3, 0, 0, 0, 0]
+    assert places.tolist() == [plain_places(row, 13) for row in idx]
+    noise = torch.randint(len(ID), (50, 11))
+    assert make(**PLACE).place_index(noise).tolist() == [plain_places(row, 13) for row in noise]
+    slots = make(**PLACE | {"number_tokens": (*range(10), ID["_"])})
+    assert slots.place_index(read("12+3=___"))[0].tolist() == [1, 2, 0, 1, 13, 1, 2, 3]
+
+
+def test_place_ids_in_training_are_a_sorted_subset_shared_by_the_numbers_of_a_row():
+    """One draw a row, increasing, without repeats, out of 1..place_ids, every id at every place it can have."""
+    model = make(**PLACE).train()
+    idx = read("12345+123=1234\n").expand(400, -1)
+    drawn = model.place_index(idx)
+    a, b, c = drawn[:, :5], drawn[:, 6:9], drawn[:, 10:14]
+    assert torch.equal(b, a[:, :3])
+    assert torch.equal(c, a[:, :4])
+    assert (a.diff() > 0).all()
+    assert a.min() == 1
+    assert a.max() == 12
+    assert drawn[:, 5].eq(0).all()
+    assert drawn[:, 9].eq(13).all()
+    assert drawn[:, 14].eq(0).all()
+    for place in range(5):  # of 12 ids, 5 drawn: the place leaves room for those below and above it
+        share = a[:, place].bincount(minlength=13)[1:] / 400
+        p = torch.tensor([math.comb(i, place) * math.comb(11 - i, 4 - place) / math.comb(12, 5) for i in range(12)])
+        assert ((share - p).abs() < 6 * (p * (1 - p) / 400).sqrt() + 3 / 400).all()
+    assert not torch.equal(model.place_index(idx), drawn)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_place_ids_do_not_depend_on_later_tokens(training):
+    model, idx, seed = make(**PLACE).train(training), read("98+765=368\n", "1+1=2\n", "12345+1=22345\n"), torch.seed()
+    torch.manual_seed(seed)
+    full = model.place_index(idx)
+    for t in range(1, idx.size(1)):
+        torch.manual_seed(seed)
+        assert torch.equal(model.place_index(idx[:, :t]), full[:, :t])
+
+
+def test_place_subset_of_zero_trains_on_the_ids_of_the_test():
+    model, idx = make(**PLACE | {"place_subset": 0}), read("98+765=368\n")
+    assert torch.equal(model.train().place_index(idx), model.eval().place_index(idx))
+
+
+def test_place_embedding_is_added_to_the_token():
+    model, idx = make(**PLACE), read("98+765=368\n", "1+1=2\n")
+    for x, row in zip(model.embed(idx), idx, strict=True):
+        places = torch.tensor(plain_places(row, 13))
+        torch.testing.assert_close(x, model.transformer.wte.weight[row] + model.place.weight[places])
+
+
+def test_place_ids_that_run_out_are_an_error():
+    """12 digits at test and 5 in training are the most; rows may be longer than that."""
+    model = make(**PLACE)
+    model.place_index(read("9" * 12 + "+1=1"))
+    with pytest.raises(ValueError, match=r"13 digits.*place_ids is 12"):
+        model.place_index(read("1+" + "9" * 13 + "=1"))
+    model.train().place_index(read("99999+99999=1"))
+    with pytest.raises(ValueError, match=r"6 digits.*place_subset is 5"):
+        model.place_index(read("1+1=2", "999999+1="))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("step_encoding", STEP)
+@pytest.mark.parametrize("pos", [*POS, "place"])
+def test_no_token_sees_a_later_one(pos, step_encoding, training):
+    model = make(**PLACE | {"pos": pos, "step_encoding": step_encoding, "place_subset": 12}).train(training)
+    seed, t = torch.seed(), int(torch.randint(1, T, ()))
+    idx = torch.randint(len(ID), (3, T))
+    other = torch.cat((idx[:, :t], torch.randint(len(ID), (3, T - t))), 1)
+    (a, _), (b, _) = (torch.manual_seed(seed) and model(x, x) for x in (idx, other))
+    torch.testing.assert_close(a[:, :t], b[:, :t], rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(a[:, t:], b[:, t:]) or torch.equal(idx, other)
+
+
+@pytest.mark.parametrize("pos", ["none", "rope", "place"])
+def test_positions_without_a_table_do_not_end(pos):
+    model = make(**PLACE | {"pos": pos, "block_size": 4})
+    assert "wpe" not in model.transformer
+    assert model(read("98+765=368\n"))[0].isfinite().all()
+
+
+def test_generate_continues_beyond_the_block_size_without_a_table():
+    model = make(pos="rope", block_size=4)
+    idx = tokens(2, 3)
+    expected = idx
+    for _ in range(5):
+        expected = torch.cat((expected, model(expected, expected)[0][:, -1:].argmax(-1)), 1)
+    assert torch.equal(model.generate(idx, 5, temperature=0), expected)
+
+
+# ---- the halt head
+
+def plain_head(model, h, l):
+    """Probability of the halt head on one state h (C,), as a tensor."""
+    first, _, second = model.halt_head
+    s = model.step_encoding(l) if model.config.step_encoding != "none" else torch.zeros(C)
+    u = first.weight @ torch.cat((h, s)) + first.bias
+    return sigmoid(second.weight @ (u * 0.5 * (1 + torch.erf(u / math.sqrt(2)))) + second.bias)[0]
+
+
+@pytest.mark.parametrize("step_encoding", ["none", "learned"])
+def test_halt_loss_by_brute_force(step_encoding):
+    """The target of loop l is 1 if the arg-max of every loop from l on is that of the last."""
+    model, targets = make(halt_head="joint", step_encoding=step_encoding, num_loops=5), tokens(4)
+    targets[:, :2] = -1
+    states = torch.randn(5, 4, T, C).double()
+    for l in (3, 2, 1, 0):  # two of three tokens already are where the next loop takes them
+        states[l] = torch.where(torch.rand(4, T, 1) < 2 / 3, states[l + 1], states[l])
+    terms, settled = [], []
+    for b in range(4):
+        for t in range(2, T):
+            best = [int(model.readout(states[l, b, t]).argmax()) for l in range(5)]
+            for l in range(5):
+                settled.append(all(best[later] == best[4] for later in range(l, 5)))
+                p = plain_head(model, states[l, b, t], l + 1).item()
+                terms.append(-math.log(p if settled[-1] else 1 - p))
+    assert 4 * (T - 2) < sum(settled) < len(settled)  # both kinds occur, before the last loop too
+    assert model.halt_loss(states, targets).item() == pytest.approx(sum(terms) / len(terms), rel=1e-4)
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_halt_head_after_trains_nothing_else(fresh):
+    """The trunk runs without dropout, also in a model that nobody has called train() on, and takes no gradient."""
+    model, idx, targets = make(halt_head="after", dropout=0.5, step_encoding="learned"), tokens(), tokens()
+    expected = model.halt_loss(torch.stack(list(model.states(idx))), targets)
+    if fresh:
+        weights, model = model.state_dict(), LoopGPT(model.config).double()
+        model.load_state_dict(weights)
+    else:
+        model.train()
+    loss = model(idx, targets)[1]
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    trained = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert trained == {name for name in model.state_dict() if name.startswith("halt_head.")}
+    optimizer = model.configure_optimizers(0.1, 0.1, (0.9, 0.95), "cpu")
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer.step()
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == trained
+
+
+def test_halt_head_joint_trains_everything():
+    """The loss is the sum of both, and the halt head's reaches the trunk."""
+    model, idx, targets = make(halt_head="joint", step_encoding="sinusoid").train(), tokens(), tokens()
+    loss = model(idx, targets)[1]
+    states = torch.stack(list(model.states(idx)))
+    halt = model.halt_loss(states, targets)
+    torch.testing.assert_close(loss, plain_loss(model, states[-1], targets) + halt)
+    halt.backward()
+    assert model.transformer.h[0].mlp.c_fc.weight.grad.norm() > 0
+    model.zero_grad()
+    loss.backward()
+    assert all(p.grad is not None and p.grad.norm() > 0 for p in model.parameters())
+
+
+# ---- settings
+
+@pytest.mark.parametrize(("settings", "words"), [
+    *(({key: "nonsense"}, f"{key}.*nonsense") for key in
+      ("pos", "inject", "step_encoding", "update", "supervise", "halt", "halt_head")),
+    ({"num_loops": 0}, "num_loops"), ({"num_loops": []}, "num_loops"), ({"num_loops": [3, 0]}, "num_loops"),
+    ({"alpha": "fast"}, "alpha.*fast"), ({"halt": "gate"}, "halt_head"),
+    ({"prompt_loops": 2}, "prompt_loops"), ({"think_loops": 2}, "think_loops"),
+    ({"pos": "place"}, "pos 'place'"), (PLACE | {"place_subset": 13}, "place_subset 13.*place_ids 12"),
+    (PLACE | {"longest_number": 6}, "place_subset 5.* 6 digits"),
+    ({"n_embd": 6, "pos": "rope"}, "rope.*even"), ({"n_embd": 6, "step_encoding": "rope"}, "rope.*even"),
+    ({"n_embd": 15}, "n_embd 15.*n_head 2")])
+def test_settings_that_cannot_work_name_the_key(settings, words):
+    with pytest.raises(ValueError, match=words):
+        make(**settings)
+
+
+def test_an_odd_width_works_without_rope():
+    model = make(n_embd=15, n_head=3, step_encoding="sinusoid", inject="concat")
+    assert model(tokens())[0].isfinite().all()

@@ -1,0 +1,282 @@
+"""The plain GPT against a numpy transcription of nanoGPT, hand formulas and properties. Every run draws new inputs."""
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from model import GPT, GPTConfig, attention_weights
+from model_loop import build, load_weights
+
+V, T, C, NH = 13, 7, 18, 3
+
+
+@pytest.fixture(autouse=True)
+def _fresh_seed():
+    print("seed", torch.seed())  # pytest shows it when a test fails
+
+
+def make(**overrides):
+    settings = {"vocab_size": V, "block_size": 11, "n_layer": 2, "n_head": NH, "n_embd": C} | overrides
+    model = GPT(GPTConfig(**settings)).double().eval()
+    for p in model.parameters():  # far from the initial state, in which zero biases and tiny weights hide mistakes
+        p.data += 0.3 * torch.randn_like(p)
+    return model
+
+
+def tokens(B=2, length=T):
+    return torch.randint(V, (B, length))
+
+
+def nanogpt_state(n_layer=2, block_size=11, bias=True, tied=True):
+    """Random weights under the names and shapes of a nanoGPT checkpoint."""
+    shapes = {"transformer.wte": (V, C), "transformer.wpe": (block_size, C), "transformer.ln_f": (C,),
+              "lm_head": (V, C)}
+    for i in range(n_layer):
+        for name, shape in {"ln_1": (C,), "attn.c_attn": (3 * C, C), "attn.c_proj": (C, C), "ln_2": (C,),
+                            "mlp.c_fc": (4 * C, C), "mlp.c_proj": (C, 4 * C)}.items():
+            shapes[f"transformer.h.{i}.{name}"] = shape
+    state = {f"{name}.weight": 0.4 * torch.randn(shape) for name, shape in shapes.items()}
+    if bias:
+        state |= {f"{name}.bias": torch.randn(shape[0]) for name, shape in shapes.items()
+                  if ".h." in name or name.endswith("ln_f")}
+    if tied:
+        state["lm_head.weight"] = state["transformer.wte.weight"]
+    return state
+
+
+def plain_logits(state, idx, n_head):
+    """Logits (T,V) of one row by the equations of nanoGPT: numpy, float64, one head at a time."""
+    w = {name: x.double().numpy() for name, x in state.items()}
+
+    def norm(x, name):
+        x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+        return x * w[name + ".weight"] + w.get(name + ".bias", 0)
+
+    def linear(x, name):
+        return x @ w[name + ".weight"].T + w.get(name + ".bias", 0)
+
+    hs = C // n_head
+    x = w["transformer.wte.weight"][idx] + w["transformer.wpe.weight"][:len(idx)]
+    for i in range(sum(name.endswith("c_attn.weight") for name in w)):
+        at = f"transformer.h.{i}."
+        q, k, v = np.split(linear(norm(x, at + "ln_1"), at + "attn.c_attn"), 3, axis=1)
+        heads = []
+        for n in range(n_head):
+            mine = slice(n * hs, (n + 1) * hs)
+            e = np.exp(q[:, mine] @ k[:, mine].T / np.sqrt(hs)) * np.tri(len(idx))
+            heads.append(e / e.sum(1, keepdims=True) @ v[:, mine])
+        x = x + linear(np.concatenate(heads, 1), at + "attn.c_proj")
+        u = linear(norm(x, at + "ln_2"), at + "mlp.c_fc")
+        x = x + linear(u * 0.5 * (1 + np.vectorize(math.erf)(u / np.sqrt(2))), at + "mlp.c_proj")
+    return linear(norm(x, "transformer.ln_f"), "lm_head")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("marks", ["", "_orig_mod."])
+def test_nanogpt_weights_give_nanogpt_logits(marks, bias, tied):
+    """Also with the prefix of torch.compile and with the mask buffers of old checkpoints."""
+    state = nanogpt_state(bias=bias, tied=tied)
+    stored = {marks + name: x for name, x in state.items()}
+    stored |= {f"{marks}transformer.h.{i}.attn.bias": torch.ones(11, 11).tril()[None, None] for i in range(2)}
+    args = {"n_layer": 2, "n_head": NH, "n_embd": C, "block_size": 11, "bias": bias, "vocab_size": V, "dropout": 0.0}
+    model = build(args | {"tie_weights": tied}).double().eval()
+    load_weights(model, stored)
+    idx = tokens()
+    logits, _ = model(idx, idx)
+    for row in range(2):
+        expected = plain_logits(state, idx[row].numpy(), NH)
+        np.testing.assert_allclose(logits[row].detach(), expected, rtol=1e-8, atol=1e-9)
+
+
+def test_missing_or_unknown_weights_are_an_error():
+    state = nanogpt_state()
+    with pytest.raises(RuntimeError, match="ln_f"):
+        load_weights(make(bias=True), {k: v for k, v in state.items() if "ln_f" not in k})
+    with pytest.raises(RuntimeError, match="c_attn.bias"):
+        load_weights(make(bias=False), state)
+
+
+def test_flash_and_manual_attention_agree():
+    model, idx = make(bias=True), tokens()
+    fast, _ = model(idx, idx)
+    for block in model.transformer.h:
+        block.attn.flash = False
+    slow, _ = model(idx, idx)
+    torch.testing.assert_close(slow, fast, rtol=1e-9, atol=1e-10)
+
+
+def test_attention_weights_are_causal_and_sum_to_one():
+    """Also with scores so large that a mask which merely subtracts something would leak."""
+    weights = attention_weights(1e4 * torch.randn(2, NH, T, 6), torch.randn(2, NH, T, 6))
+    assert weights.triu(1).eq(0).all()
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, NH, T))
+
+
+@pytest.mark.parametrize("flash", [True, False])
+def test_dropout_acts_in_training_only(flash):
+    """Attention weights are dropped too: with the dropout modules off, training still differs from eval."""
+    model, idx = make(dropout=0.5), tokens()
+    for block in model.transformer.h:
+        block.attn.flash = flash
+    still = model(idx, idx)[0]
+    torch.testing.assert_close(model(idx, idx)[0], still, rtol=0, atol=0)
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.eval()
+    assert not torch.allclose(model(idx, idx)[0], still)
+
+
+def test_initial_weights():
+    """0.02 everywhere, 0.02 / sqrt(2 n_layer) where a sublayer writes to the residual stream; biases 0, norms 1."""
+    n_layer = 3
+    model = GPT(GPTConfig(vocab_size=997, block_size=64, n_layer=n_layer, n_head=2, n_embd=64, bias=True))
+    for name, p in model.named_parameters():
+        if p.dim() < 2:
+            assert torch.equal(p, torch.full_like(p, float(name.endswith("weight")))), name
+            continue
+        std = 0.02 / math.sqrt(2 * n_layer) if name.endswith("c_proj.weight") else 0.02
+        sigma = 1 / math.sqrt(2 * p.numel())  # of an estimated standard deviation, relative
+        assert p.std().item() == pytest.approx(std, rel=6 * sigma), name
+        assert abs(p.mean().item()) < 6 * std / math.sqrt(p.numel()), name
+
+
+def test_forward_without_targets_gives_the_last_logits():
+    model, idx = make(), tokens()
+    full, last = model(idx, idx)[0], model(idx)
+    assert last[1] is None
+    torch.testing.assert_close(last[0], full[:, -1:], rtol=1e-10, atol=1e-10)
+
+
+def test_too_many_tokens_is_an_error():
+    with pytest.raises(ValueError, match="block_size 11"):
+        make()(tokens(length=12))
+
+
+def test_crop_block_size():
+    model, idx = make(), tokens()
+    before = model(idx, idx)[0]
+    model.crop_block_size(T)
+    assert model.transformer.wpe.weight.shape == (T, C)
+    assert model.config.block_size == T
+    torch.testing.assert_close(model(idx, idx)[0], before, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=f"block_size {T}"):
+        model(tokens(length=T + 1))
+    with pytest.raises(ValueError, match="crop"):
+        model.crop_block_size(T + 1)
+
+
+def test_optimizer_decays_matrices_and_embeddings_only():
+    """Every parameter stands in one group, and the decay is what AdamW then does to a weight without gradient."""
+    model = make(bias=True)
+    optimizer = model.configure_optimizers(0.1, 0.01, (0.8, 0.9), "cpu")
+    names = {p: name for name, p in model.named_parameters()}
+    grouped = [{names[p] for p in group["params"]} for group in optimizer.param_groups]
+    plain = {name for name in names.values() if name.endswith(".bias") or "ln_" in name}
+    assert grouped == [set(names.values()) - plain, plain]
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [0.1, 0.0]
+    assert all(g["betas"] == (0.8, 0.9) and g["lr"] == 0.01 for g in optimizer.param_groups)
+    before = {name: p.detach().clone() for p, name in names.items()}
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for p, name in names.items():
+        torch.testing.assert_close(p.detach(), before[name] * (1 if name in plain else 1 - 0.01 * 0.1))
+
+
+def test_optimizer_leaves_frozen_weights_out():
+    model = make()
+    model.transformer.wte.requires_grad_(False)
+    groups = model.configure_optimizers(0.1, 0.01, (0.9, 0.95), "cpu").param_groups
+    assert not any(p is model.lm_head.weight for g in groups for p in g["params"])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_loss_against_the_formula(training):
+    """Targets of -1 do not count; label smoothing mixes in the mean over all tokens, in training only."""
+    e = 0.2
+    model = make(label_smoothing=e).train(training)
+    logits, targets = 3 * torch.randn(2, T, V).double(), tokens()
+    targets[0, 2:5] = targets[1, 0] = -1
+    terms = []
+    for z, y in zip(logits.flatten(0, 1).tolist(), targets.flatten().tolist(), strict=True):
+        nll = [math.log(sum(map(math.exp, z))) - zi for zi in z]
+        terms += [(1 - e) * nll[y] + e * sum(nll) / V if training else nll[y]] if y >= 0 else []
+    assert len(terms) == 2 * T - 4
+    assert model.loss(logits, targets).item() == pytest.approx(sum(terms) / len(terms), rel=1e-9)
+
+
+def test_forward_returns_that_loss():
+    model, idx, targets = make(), tokens(), tokens()
+    logits, loss = model(idx, targets)
+    p = logits.softmax(-1).gather(-1, targets[..., None])
+    assert loss.item() == pytest.approx(-p.log().mean().item(), rel=1e-9)
+
+
+def greedy(model, idx, n):
+    """Arg-max continuation, with at most block_size tokens of context."""
+    for _ in range(n):
+        context = idx[:, -model.config.block_size:]
+        idx = torch.cat((idx, model(context, context)[0][:, -1:].argmax(-1)), 1)
+    return idx
+
+
+def test_generate_arg_max_also_beyond_the_block_size():
+    model, idx = make(block_size=9), tokens(3)
+    expected = greedy(model, idx, 8)
+    assert torch.equal(model.generate(idx, 8, temperature=0), expected)
+    assert torch.equal(model.generate(idx, 8, top_k=1), expected)
+
+
+def test_generate_ends_once_every_row_has_had_the_stop_token():
+    model, idx, n = make(), tokens(2), 9
+    full = greedy(model, idx, n)
+    lengths = []
+    for stop in range(V):
+        first = [row[T:].tolist().index(stop) + 1 if stop in row[T:] else n for row in full]
+        lengths.append(max(first))
+        assert torch.equal(model.generate(idx, n, temperature=0, stop=stop), full[:, :T + lengths[-1]]), stop
+    one = idx[:1]  # a single row ends at its own first stop token
+    stop = int(full[0, T])
+    assert torch.equal(model.generate(one, n, temperature=0, stop=stop), full[:1, :T + 1])
+
+
+@pytest.mark.parametrize("top_k", [None, 4, 99])
+def test_generate_draws_from_the_tempered_distribution(top_k):
+    N, temperature = 4000, 1.7
+    model, idx = make(), tokens(1, 3)
+    z = model(idx)[0][0, -1].detach() / temperature
+    if top_k == 4:
+        z[z.argsort()[:-4]] = -torch.inf
+    p = z.softmax(0)
+    drawn = model.generate(idx.expand(N, -1), 1, temperature=temperature, top_k=top_k)[:, -1]
+    share = drawn.bincount(minlength=V) / N
+    assert share[p == 0].eq(0).all()
+    assert ((share - p).abs() < 6 * (p * (1 - p) / N).sqrt() + 3 / N).all()
+
+
+def test_weight_tying_shares_storage():
+    tied, untied = make(), make(tie_weights=False)
+    load_weights(tied, nanogpt_state(bias=False))
+    assert tied.lm_head.weight is tied.transformer.wte.weight
+    assert untied.lm_head.weight.data_ptr() != untied.transformer.wte.weight.data_ptr()
+    assert untied.get_num_params() - tied.get_num_params() == V * C
+    assert tied.get_num_params(non_embedding=False) - tied.get_num_params() == 11 * C
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_flops_and_mfu_against_a_hand_count(bias):
+    """6 FLOPs a weight and token, forward and backward; attention: q.k and weights.v, 2 FLOPs each, 3 times."""
+    model, loops, n_layer = make(bias=bias), 3, 2
+    block = 3 * C * C + C * C + 4 * C * C + 4 * C * C + 2 * C + bias * (3 * C + C + 4 * C + C + 2 * C)
+    attention = 3 * 2 * 2 * NH * (C // NH) * T
+    expected = loops * n_layer * (6 * block + attention) + 6 * V * C
+    assert model.flops_per_token(T, loops) == expected
+    assert model.estimate_mfu(5, T, 0.25, 1e9, loops) == pytest.approx(expected * T * 5 / 0.25 / 1e9)
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(ValueError, match="n_head"):
+        make(n_head=4)

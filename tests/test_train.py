@@ -1,0 +1,448 @@
+"""train.py as its users run it: resuming, stopping, failing, several ranks, and every committed config."""
+import csv
+import errno
+import json
+import math
+import os
+import pickle
+import re
+import socket
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, SIGNALS
+
+import dataset as datasets
+import runtime
+from model_loop import build, from_checkpoint
+
+TINY = ("--n_embd=16", "--n_head=2", "--batch_size=8", "--eval_iters=2", "--device=cpu")
+# everything random at once: dropout, drawn place ids, loop counts, fresh and augmented rows
+RECIPE = (*TINY, "--num_loops=[1,2,3]", "--dropout=0.1", "--ema_decay=0.9", "--pos=place", "--swap_operands",
+          "--flip_rows=0.25", "--fresh_rows", "--gradient_accumulation_steps=2", "--eval_interval=8",
+          "--log_interval=1", "--warmup_iters=5", "--learning_rate=2e-3", "--lr_decay_iters=25", "--min_lr=1e-4")
+N = 30  # iterations of the recipe
+
+
+def read_log(scripts, out_dir, timing=False):
+    clock = () if timing else ("ms", "tokens_per_s")
+    with open(scripts.folder / out_dir / "log.csv") as f:
+        return [{k: v for k, v in row.items() if k not in clock} for row in csv.DictReader(f)]
+
+
+def load(scripts, out_dir, name="ckpt_last.pt"):
+    return torch.load(scripts.folder / out_dir / name, weights_only=True)
+
+
+def content(x):
+    """Nested containers -> a comparable form in which equal means equal to the bit."""
+    if isinstance(x, torch.Tensor):
+        return str(x.dtype), tuple(x.shape), x.numpy().tobytes()
+    if isinstance(x, dict):
+        return {k: content(v) for k, v in x.items()}
+    return [content(v) for v in x] if isinstance(x, (list, tuple)) else x
+
+
+@pytest.fixture(scope="module")
+def whole(scripts):
+    """The run that nothing interrupts."""
+    run = scripts("train.py", *RECIPE, f"--max_iters={N}", "--out_dir=whole")
+    return SimpleNamespace(run=run, checkpoint=load(scripts, "whole"), log=read_log(scripts, "whole", timing=True))
+
+
+@pytest.fixture(scope="module")
+def stopped(scripts):
+    """The same run, interrupted in three ways: {name of its out_dir: the iteration of its checkpoint}."""
+    base = ("train.py", *RECIPE, f"--max_iters={N}")
+    term = scripts(*base, "--out_dir=term", status=130, signal_at=("iter 13/", SIGNALS.TERM))
+    scripts(*base, "--out_dir=int", status=130, signal_at=("iter 16/", SIGNALS.INT))
+    scripts(*base, "--out_dir=kill", status=-9, signal_at=("iter 21/", SIGNALS.KILL))
+    assert "SIGTERM" in term.err
+    assert "Traceback" not in term.err
+    return {"term": 13, "int": 16, "kill": 16}
+
+
+# ---- resuming and stopping
+
+@pytest.mark.parametrize("name", ["term", "int", "kill"])
+def test_resume_is_exact(scripts, whole, stopped, name):
+    before = load(scripts, name)
+    assert before["iter_num"] == stopped[name]
+    out_dir = scripts.copy(name, f"{name}_resumed")
+    scripts("train.py", *RECIPE, f"--max_iters={N}", f"--out_dir={out_dir}", "--init_from=resume")
+    after = load(scripts, out_dir)
+    for key in ("model", "ema", "optimizer", "iter_num", "best_val_loss", "model_args"):
+        assert content(after[key]) == content(whole.checkpoint[key]), key
+    assert content(after["model"]) != content(before["model"])
+    assert content(after["model"]) != content(after["ema"])
+    # the rows of the log too, each once: losses, rates, gradient norms, loop counts
+    assert read_log(scripts, out_dir) == read_log(scripts, "whole")
+    best, wanted = load(scripts, out_dir, "ckpt_best.pt"), load(scripts, "whole", "ckpt_best.pt")
+    assert (best["iter_num"], content(best["ema"])) == (wanted["iter_num"], content(wanted["ema"]))
+
+
+def test_an_evaluation_that_a_stop_cut_off_still_saves_the_best(scripts, stopped):
+    """SIGINT came in step 16, before its evaluation; the resumed run evaluates there and must keep what was best."""
+    out_dir = scripts.copy("int", "int_best")
+    scripts("train.py", *RECIPE, "--max_iters=16", f"--out_dir={out_dir}", "--init_from=resume")
+    losses = {int(r["iter"]): float(r["val_loss"]) for r in read_log(scripts, out_dir) if r["val_loss"]}
+    assert min(losses, key=losses.get) == 16
+    assert load(scripts, out_dir, "ckpt_best.pt")["iter_num"] == 16
+
+
+def test_what_a_stopped_run_leaves(scripts, stopped):
+    for name in stopped:
+        assert not list((scripts.folder / name).glob("*.part"))
+        model = from_checkpoint(load(scripts, name))
+        assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_resume_refuses_another_model(scripts, stopped):
+    out_dir = scripts.copy("term", "term_changed")
+    before = (scripts.folder / out_dir / "ckpt_last.pt").read_bytes()
+    for changed in ("--n_embd=32", "--num_loops=4", "--pos=none", "--n_layer=2", "--tie_weights=False"):
+        run = scripts("train.py", *RECIPE, changed, f"--out_dir={out_dir}", "--init_from=resume", status=None)
+        assert re.search(rf"{changed[2:].split('=')[0]}\b.*differ", run.err)
+    run = scripts("train.py", *TINY, "--model_type=gpt", f"--out_dir={out_dir}", "--init_from=resume", status=None)
+    assert "--model_type=gpt" in run.err
+    run = scripts("train.py", *TINY, "--dataset=shakespeare_char", f"--out_dir={out_dir}", "--init_from=resume",
+                  status=None)
+    assert "shakespeare_char" in run.err
+    assert (scripts.folder / out_dir / "ckpt_last.pt").read_bytes() == before
+
+
+def test_resume_without_a_checkpoint(scripts):
+    run = scripts("train.py", *TINY, "--out_dir=never", "--init_from=resume", status=None)
+    assert "never/ckpt_last.pt does not exist" in run.err
+
+
+# ---- what a run writes
+
+def test_files_and_summary(scripts, whole):
+    folder = scripts.folder / "whole"
+    assert {p.name for p in folder.iterdir()} == {"ckpt_last.pt", "ckpt_best.pt", "config.json", "log.csv", "loss.png"}
+    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+    settings = json.loads((folder / "config.json").read_text())
+    assert (settings["num_loops"], settings["max_iters"], settings["flip_rows"]) == ([1, 2, 3], N, 0.25)
+    assert settings["model_args"]["vocab_size"] == 15
+    assert whole.checkpoint["config"].items() <= settings.items()
+    summary = whole.run.out.split("---\n")[1].splitlines()
+    found = dict(line.split(": ", 1) for line in summary)
+    assert found["iterations"] == str(N)
+    assert found["checkpoint"] == "whole/ckpt_last.pt"
+    last = [r for r in whole.log if r["val_loss"]][-1]
+    assert float(found["val_loss"]) == pytest.approx(float(last["val_loss"]), abs=1e-4)
+
+
+def test_log_lines(whole):
+    steps = [line for line in whole.run.out.splitlines() if line.startswith("iter ")]
+    assert len(steps) == N
+    for i, line in enumerate(steps, 1):
+        number, eta = r"(\d+\.\d+)", r"\d+(s|m\d\ds|h\d\dm)"
+        pattern = (rf"iter {i}/{N} \({number}%\): loss {number}, {number} ms, {number}k tokens/s, "
+                   rf"loops {number}, ETA {eta}")
+        percent, loss, ms, speed, loops, _ = re.fullmatch(pattern, line).groups()
+        assert float(percent) == pytest.approx(100 * i / N, abs=0.06)
+        assert float(speed) == pytest.approx(8 * 2 * 15 / float(ms), rel=0.05, abs=0.1)
+        row = next(r for r in whole.log if r["iter"] == str(i) and r["loss"])
+        assert (float(row["loss"]), float(row["loops"])) == (pytest.approx(float(loss), abs=1e-4), float(loops))
+    evaluations = [line for line in whole.run.out.splitlines() if line.startswith("eval ")]
+    assert [int(re.match(r"eval (\d+)/30: train \d\.\d+, val \d\.\d+ by loop", line)[1]) for line in evaluations] == [
+        0, 8, 16, 24, 30]
+
+
+def test_learning_rate(whole):
+    """Five steps up to 2e-3, a cosine down to 1e-4 at iteration 25, and 1e-4 from there on."""
+    rates = [float(r["lr"]) for r in whole.log if r["lr"]]
+    falling = [1e-4 + 1.9e-3 * math.cos(math.pi * min(i - 5, 20) / 40)**2 for i in range(5, N)]
+    assert rates == pytest.approx([2e-3 * i / 6 for i in range(1, 6)] + falling, rel=1e-9)
+
+
+def test_evaluations_in_the_log(scripts, whole):
+    """The last row's losses are those of the checkpoint's averaged weights, over batches of the key (index,)."""
+    data = datasets.open_dataset("addition", str(scripts.folder / "data"))
+    model = from_checkpoint(whole.checkpoint)
+    row = [r for r in whole.log if r["val_loss"]][-1]
+    for split in ("train", "val"):
+        batches = [datasets.get_batch(data, split, (i,), 8) for i in range(2)]
+        wanted = [np.mean([model(x, y, num_loops=l)[1].item() for x, y in batches]) for l in (1, 2, 3)]
+        assert float(row[f"{split}_loss"]) == pytest.approx(wanted[-1], rel=1e-5)
+    assert [float(x) for x in row["val_loss_per_loop"].split()] == pytest.approx(wanted, abs=2e-6)
+
+
+def test_loop_counts_depend_on_seed_and_iteration_alone(scripts, whole):
+    counts = [r["loops"] for r in whole.log if r["loops"]]
+    assert set(counts) == {"1.0", "2.0", "3.0"}
+    other = ("--num_loops=[1,2,3]", "--n_embd=8", "--n_head=1", "--batch_size=3", "--log_interval=1", "--max_iters=20",
+             "--eval_iters=1", "--dataset=addition/parallel", "--device=cpu")
+    for seed, same in ((1337, True), (7, False)):
+        scripts("train.py", *other, f"--seed={seed}", f"--out_dir=loops{seed}")
+        assert ([r["loops"] for r in read_log(scripts, f"loops{seed}") if r["loops"]] == counts[:20]) is same
+
+
+# ---- fine-tuning
+
+@pytest.mark.parametrize("extra", [(), ("--ema_decay=0.9",)])
+def test_halt_head_after_trains_nothing_else(scripts, whole, extra):
+    out_dir = f"after{len(extra)}"
+    start = ("train.py", *TINY, "--halt_head=after", "--init_from=whole/ckpt_last.pt", "--learning_rate=0.01", *extra)
+    scripts(*start, f"--out_dir={out_dir}", "--max_iters=4", "--warmup_iters=0", "--eval_interval=1")
+    new, old = load(scripts, out_dir), whole.checkpoint["ema"]
+    for weights in [new["model"]] + ([new["ema"]] if extra else []):
+        assert {k for k in weights if k not in old} == {k for k in weights if k.startswith("halt_head")} != set()
+        assert all(torch.equal(weights[k], x) for k, x in old.items())
+    runtime.seed_torch(1337)
+    fresh = build(new["model_args"]).state_dict()
+    assert all(not torch.equal(x, fresh[k]) for k, x in new["model"].items() if k.startswith("halt_head"))
+    assert len(new["optimizer"]["state"]) == 4  # the weights and biases of its two layers
+    assert new["iter_num"] == 4
+
+
+def test_init_from_a_checkpoint_that_does_not_fit(scripts, whole):
+    for wrong, name in (("--n_embd=32", "n_embd|does not fit"), ("--n_layer=2", r"transformer\.h\.1"),
+                        ("--dataset=shakespeare_char", "shakespeare_char"), ("--model_type=gpt", "--model_type=gpt")):
+        run = scripts("train.py", *TINY, wrong, "--init_from=whole/ckpt_last.pt", "--out_dir=unfit", status=None)
+        assert re.search(name, run.err)
+
+
+# ---- failing
+
+def test_a_loss_that_is_not_finite(scripts, stopped):
+    out_dir = scripts.copy("term", "nan")
+    before = content(load(scripts, out_dir))
+    explode = ("--learning_rate=1e30", "--min_lr=1e30", "--grad_clip=0", f"--max_iters={N}")
+    run = scripts("train.py", *RECIPE, *explode, f"--out_dir={out_dir}", "--init_from=resume", status=1)
+    assert re.search(r"not finite at iteration 1[45].*nan/ckpt_last\.pt", run.err)
+    assert "Traceback" not in run.err
+    assert content(load(scripts, out_dir)) == before
+    assert all(torch.isfinite(p).all() for p in from_checkpoint(load(scripts, out_dir)).parameters())
+    run = scripts("train.py", *RECIPE, *explode, "--out_dir=nan_scratch", "--eval_interval=100", status=1)
+    assert "no checkpoint was saved yet" in run.err
+    assert not list((scripts.folder / "nan_scratch").glob("*.pt"))
+
+
+def test_a_full_disk(scripts, stopped):
+    """The limit on file sizes stands in for the disk: the next checkpoint cannot be written to its end."""
+    out_dir = scripts.copy("term", "full")
+    before = (scripts.folder / out_dir / "ckpt_last.pt").read_bytes()
+    run = scripts("train.py", *RECIPE, f"--max_iters={N}", f"--out_dir={out_dir}", "--init_from=resume", status=None,
+                  file_limit=len(before) // 2)
+    assert "cannot save full/ckpt_last.pt" in run.err
+    assert "untouched" in run.err
+    assert (scripts.folder / out_dir / "ckpt_last.pt").read_bytes() == before
+    assert not list((scripts.folder / out_dir).glob("*.part"))
+
+
+def no_space(*args):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def half_a_save(checkpoint, f):
+    f.write(b"half of it" * 1000)
+    raise RuntimeError("unexpected pos 64 vs 0")
+
+
+@pytest.mark.parametrize(("where", "name", "fails"), [
+    (os, "fsync", no_space), (torch, "save", half_a_save), (torch, "save", no_space), (os, "replace", no_space)])
+def test_a_save_that_fails_keeps_the_last_one(tmp_path, monkeypatch, where, name, fails):
+    path, good = str(tmp_path / "ckpt.pt"), {"model": {"w": torch.randn(5)}, "model_args": {"a": 1}}
+    for before in ([], ["ckpt.pt"]):
+        with monkeypatch.context() as m:
+            m.setattr(where, name, fails)
+            with pytest.raises(SystemExit, match=r"cannot save .*ckpt\.pt") as e:
+                runtime.save_checkpoint(path, {"model": {"w": torch.zeros(5)}, "model_args": {}})
+        assert ("untouched" if before else "none before") in str(e.value)
+        assert os.listdir(tmp_path) == before
+        if before:
+            assert content(runtime.load_checkpoint(path)) == content(good)
+        runtime.save_checkpoint(path, good)
+    assert os.listdir(tmp_path) == ["ckpt.pt"]
+
+
+def test_a_save_into_a_folder_that_is_gone(tmp_path):
+    with pytest.raises(SystemExit, match="cannot save"):
+        runtime.save_checkpoint(str(tmp_path / "gone/ckpt.pt"), {})
+
+
+class Dangerous:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+def no_checkpoints(good, rng):
+    """Files that are no checkpoint, as bytes: {name: content}."""
+    files = {"empty": b"", "noise": rng.bytes(5000), "text": b"not a checkpoint\n" * 9,
+             "truncated": good[:len(good) // 2], "almost": good[:-1], "zip": b"PK\x03\x04" + rng.bytes(500),
+             "object": pickle.dumps(Dangerous()), "list": pickle.dumps([1, 2])}
+    return {f"{name}.pt": content for name, content in files.items()}
+
+
+def test_files_that_are_no_checkpoint(scripts, whole, rng):
+    good = (scripts.folder / "whole/ckpt_last.pt").read_bytes()
+    files = no_checkpoints(good, rng)
+    torch.save({"model": Dangerous(), "model_args": {}}, scripts.folder / "code.pt")
+    torch.save({"weights": torch.zeros(3)}, scripts.folder / "other.pt")
+    for name, raw in files.items():
+        (scripts.folder / name).write_bytes(raw)
+    for name in [*files, "code.pt", "other.pt", "missing.pt", "data"]:
+        assert name in scripts("train.py", *TINY, "--out_dir=no", f"--init_from={name}", status=None).err
+        assert name in scripts("evaluate.py", f"--checkpoint={name}", status=None).err
+    assert not (scripts.folder / "executed").exists()
+    assert not (scripts.folder / "no").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_damaged_checkpoints(tmp_path, rng, zipped):
+    """Whatever stands in the file: a checkpoint or one clear message."""
+    path = tmp_path / "ckpt.pt"
+    good = {"model": {"w": torch.randn(9), "b": torch.ones(2, 3)}, "model_args": {"n": 1, "names": ["a", "b"]}}
+    torch.save(good, path, _use_new_zipfile_serialization=zipped)  # False: the format of torch before 1.6
+    whole, messages = path.read_bytes(), []
+    for i in range(300):
+        damaged = bytearray(whole[:rng.integers(1, len(whole))] if i % 2 else whole)
+        for at in rng.integers(0, len(damaged), 5):
+            damaged[at] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            runtime.load_checkpoint(str(path))
+        except SystemExit as e:
+            messages.append(str(e))
+    assert len(messages) > 150
+    assert all(str(path) in m and len(m.splitlines()) == 1 for m in messages)
+
+
+@pytest.mark.parametrize(("args", "words"), [
+    (("--dataset=none",), ["data/none/meta.json", "prepare.py"]),
+    (("--learning_rat=1",), ["learning_rat", "learning_rate"]),
+    (("config/none.py",), ["config/none.py"]),
+    (("--n_embd=16.5",), ["n_embd", "16.5", "int"]),
+    (("--n_embd=17", "--n_head=2"), ["n_embd 17", "n_head 2"]),
+    (("--model_type=rnn",), ["rnn", "gpt"]),
+    (("--model_type=gpt", "--num_loops=3"), ["num_loops", "model_type"]),
+    (("--halt=sometimes",), ["sometimes", "confidence"]),
+    (("--num_loops=0",), ["num_loops"]),
+    (("--pos=place", "--dataset=shakespeare_char", "--block_size=32"), ["place"]),
+    (("--pos=place", "--place_subset=2"), ["place_subset"]),
+    (("--dataset=shakespeare_char", "--block_size=5000"), ["block_size=5000"]),
+    (("--block_size=8",), ["block_size"]),  # a row has 15 tokens
+    (("--dataset=addition/parallel", "--flip_rows=0.5"), ["flip_rows"]),  # an option of track next
+    (("--device=gpu",), ["device", "gpu"]),
+    (("--dtype=float16",), ["float16", "bfloat16"]),
+    (("--cuda_graph", "--device=cpu"), ["cuda_graph"]),
+    (("--seed=-1",), ["non-negative"]),
+    (("--eval_interval=0",), ["eval_interval"]),
+    (("--log_interval=0",), ["log_interval"]),
+    (("--eval_iters=0",), ["eval_iters"]),
+    (("--out_dir=input.txt",), ["input.txt"]),  # a file stands there
+])
+def test_mistakes_have_a_clear_message(scripts, args, words):
+    out_dir = f"mistake{scripts.count}"
+    run = scripts("train.py", *TINY, "--max_iters=1", f"--out_dir={out_dir}", *args, status=None)
+    assert [word for word in words if word not in run.err] == []
+    assert not list(scripts.folder.glob(f"{out_dir}/*.pt"))
+
+
+# ---- micro-steps and ranks
+
+STEP = (*TINY, "--max_iters=1", "--warmup_iters=0", "--dropout=0.1", "--num_loops=3", "--pos=place", "--grad_clip=0",
+        "--gradient_accumulation_steps=2", "--eval_iters=3", "--log_interval=1", "--ema_decay=0.9")
+
+
+@pytest.fixture(scope="module")
+def one_step(scripts):
+    scripts("train.py", *STEP, "--out_dir=one_step")
+    return load(scripts, "one_step"), read_log(scripts, "one_step")
+
+
+def gradients(checkpoint):
+    """The gradients of the first step, in the optimizer's order, from AdamW's running mean of them."""
+    group = checkpoint["optimizer"]["param_groups"][0]
+    state = checkpoint["optimizer"]["state"]
+    return [state[i]["exp_avg"] / (1 - group["betas"][0]) for i in sorted(state)]
+
+
+def test_micro_steps_accumulate_the_mean_gradient(scripts, one_step):
+    """The gradient of the mean loss of batches (seed, 0, 0) and (seed, 0, 1), by autograd here."""
+    checkpoint, log = one_step
+    data = datasets.open_dataset("addition", str(scripts.folder / "data"))
+    runtime.seed_torch(1337)
+    model, loss = build(checkpoint["model_args"]).train(), 0.0
+    for index in range(2):
+        x, y = datasets.get_batch(data, "train", (1337, 0, index), 8)
+        runtime.seed_torch(1337, 0, index)
+        loss = loss + model(x, y, 3)[1] / 2
+    loss.backward()
+    params = sorted(model.parameters(), key=lambda p: p.dim() < 2)  # the optimizer's order: matrices, then the rest
+    for found, p in zip(gradients(checkpoint), params, strict=True):
+        torch.testing.assert_close(found, p.grad, rtol=1e-4, atol=1e-7)
+    row = next(r for r in log if r["loss"])
+    norm = math.sqrt(sum(p.grad.double().square().sum().item() for p in params))
+    assert float(row["grad_norm"]) == pytest.approx(norm, rel=1e-5)
+    assert float(row["loss"]) == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_two_ranks_equal_two_micro_steps(scripts, one_step):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1",
+               f"--master_port={port}", str(ROOT / "train.py"), *STEP, "--out_dir=ranks"]
+    run = subprocess.run(command, cwd=scripts.folder, capture_output=True, text=True, timeout=150)
+    assert run.returncode == 0, run.stderr
+    assert "2 process(es)" in run.stdout
+    one, log = one_step
+    two = load(scripts, "ranks")
+    for x, y in zip(gradients(two), gradients(one), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-7)
+    for key in ("model", "ema"):
+        for name, x in one[key].items():
+            torch.testing.assert_close(two[key][name], x, rtol=0, atol=2e-5)  # of a step of 1e-3
+    rows = list(zip(read_log(scripts, "ranks"), log, strict=True))
+    assert [r["iter"] for r, _ in rows] == ["0", "1", "1"]
+    for key in ("grad_norm", "train_loss", "val_loss"):
+        found = [(float(x[key]), float(y[key])) for x, y in rows if y[key]]
+        assert found
+        assert all(x == pytest.approx(y, rel=1e-5) for x, y in found)
+
+
+# ---- the committed configs
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.py")), ids=lambda p: p.stem)
+def test_configs(scripts, path):
+    text = path.read_text()
+    args = ["--n_embd=16", "--n_head=2", "--batch_size=4", "--eval_iters=1", "--max_iters=50", "--eval_interval=50",
+            "--log_interval=10", "--warmup_iters=5", "--device=cpu", f"--out_dir={path.stem}"]
+    args += ["--block_size=32"] if "shakespeare" in text else []
+    args += ["--n_layer=2"] if re.search(r"^n_layer = (?!1$)", text, re.MULTILINE) else []
+    args += ["--num_loops=[2,3]"] if "num_loops = [" in text else ["--num_loops=2"] if "num_loops =" in text else []
+    args += ["--prompt_loops=3"] if "prompt_loops =" in text else []
+    run = scripts("train.py", str(path), *args)
+    folder = scripts.folder / path.stem
+    assert all((folder / name).stat().st_size for name in ("config.json", "log.csv", "loss.png", "ckpt_last.pt"))
+    log = read_log(scripts, path.stem)
+    losses = [(float(r["train_loss"]), float(r["val_loss"])) for r in log if r["val_loss"]]
+    assert len(losses) == 2
+    assert losses[1][0] < losses[0][0]
+    assert losses[1][1] < losses[0][1]
+    assert [int(r["iter"]) for r in log if r["loss"]] == [10, 20, 30, 40, 50]
+    for line in run.out.split("---\n")[1].splitlines():
+        assert re.fullmatch(r"[a-z_]+: \S.*", line)
+    assert load(scripts, path.stem)["iter_num"] == 50
+
+
+def test_wandb_without_a_login_only_warns(scripts):
+    """In a real process; HOME elsewhere, so that a login of whoever runs this is not found and nothing is sent."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+    env |= {"WANDB_API_KEY": "", "HOME": str(scripts.folder), "NETRC": str(scripts.folder / "none")}
+    command = [sys.executable, str(ROOT / "train.py"), *TINY, "--max_iters=2", "--wandb_log=True", "--out_dir=no_wandb"]
+    run = subprocess.run(command, cwd=scripts.folder, env=env, stdin=subprocess.DEVNULL, capture_output=True,
+                         text=True, timeout=100)
+    assert run.returncode == 0, run.stderr
+    assert "wandb is off" in run.stdout
+    assert "iterations: 2" in run.stdout
+    assert load(scripts, "no_wandb")["iter_num"] == 2
