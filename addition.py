@@ -75,7 +75,7 @@ def random_problems(rng, N, max_digits, carry_rows=0.0):
     la, lb = rng.integers(1, max_digits + 1, (2, N))
     a, b = random_numbers(rng, la, max_digits), random_numbers(rng, lb, max_digits)
     longer, shorter = np.maximum(la, lb), np.minimum(la, lb)
-    start = rng.integers(0, shorter)
+    start = rng.integers(0, np.maximum(1, np.minimum(shorter, longer - 1)))  # below the top, if there is a below
     reach = longer - start  # places from the start of the chain to the top
     length = rng.integers(np.minimum(2, reach), reach + 1)
     chained = rng.random(N) < carry_rows
@@ -83,7 +83,7 @@ def random_problems(rng, N, max_digits, carry_rows=0.0):
     return np.where(chained[:, None], ca, a), la, np.where(chained[:, None], cb, b), lb
 
 
-def test_problems(n, count, kind="uniform", m=None):
+def problem_set(n, count, kind="uniform", m=None):
     """Problems whose operands have exactly n and m (default n) digits, the same at every call. Returns a, la, b, lb.
 
     uniform: every pair of such numbers is equally likely
@@ -101,11 +101,11 @@ def test_problems(n, count, kind="uniform", m=None):
     while len(todo):  # until no longer chain stands elsewhere by chance
         k = length[todo]
         fresh = [random_numbers(rng, x[todo], D) for x in (la, lb)]
-        start = rng.integers(0, n - k + 1)
+        start = rng.integers(0, np.minimum(n - k, min(n, m) - 1) + 1)  # both numbers have a digit there
         a[todo], b[todo] = with_chain(rng, fresh[0], la[todo], fresh[1], lb[todo], start, k)
         todo = todo[chain_lengths(a[todo], b[todo]) != k]
     for i, (nines, one) in enumerate([((a, la), (b, lb)), ((b, lb), (a, la))][:count]):
-        nines[0][i], one[0][i], one[1][i] = 9, np.arange(D) == 0, 1
+        nines[0][i], one[0][i], one[1][i] = 9 * (np.arange(D) < nines[1][i]), np.arange(D) == 0, 1
     return a, la, b, lb
 
 

@@ -87,6 +87,8 @@ def convert(value, kind):
     """value as the kind asks for it. ValueError if it does not fit."""
     kinds = [k.strip() for k in kind.split("|")]
     if type(value) is int and "float" in kinds and "int" not in kinds:
+        if abs(value) > sys.float_info.max:
+            raise ValueError(f"{str(value)[:20]}... is too large")
         return float(value)
     for k in kinds:
         if k.startswith("list") and isinstance(value, list) and all(type(x) is TYPES[k[5:-1]] for x in value):
@@ -103,7 +105,7 @@ def parse_value(text, kind):
     text = {"true": "True", "false": "False"}.get(text, text)
     try:
         value = constant(ast.parse(text, mode="eval").body)
-    except (SyntaxError, ValueError, ZeroDivisionError):
+    except (SyntaxError, ValueError, ArithmeticError):
         value = text
     try:
         return convert(value, kind)
@@ -124,7 +126,7 @@ def read_config(path, settings):
     except OSError as e:
         raise SystemExit(f"{path}: {e.strerror}; the config files are in config/") from None
     except (SyntaxError, ValueError) as e:
-        raise SystemExit(f"{path}:{getattr(e, 'lineno', 1)}: {getattr(e, 'msg', e)}") from None
+        raise SystemExit(f"{path}:{getattr(e, 'lineno', None) or 1}: {getattr(e, 'msg', e)}") from None
     given = {}
     for node in body:
         where = f"{path}:{node.lineno}: "
@@ -137,7 +139,7 @@ def read_config(path, settings):
             raise SystemExit(where + unknown(key, settings))
         try:
             given[key] = convert(constant(node.value), settings[key].kind)
-        except (ValueError, ZeroDivisionError) as e:
+        except (ValueError, ArithmeticError) as e:
             raise SystemExit(f"{where}{key}: {e}") from None
     return given
 

@@ -17,7 +17,7 @@ import torch
 import addition
 
 TINYSHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
-NEEDED = dict(kind=str, vocab_size=int, dtype=str, tokens=dict, sha256=dict)
+NEEDED = dict(kind=str, vocab=(list, type(None)), vocab_size=int, dtype=str, tokens=dict, sha256=dict)
 NEEDED_ROWS = dict(vocab=list, row_len=int, pad=str, think_token=str, digits=str, mask=str, track=str, plain=bool,
                    max_digits=int, carry_rows=(int, float))
 
@@ -25,9 +25,9 @@ NEEDED_ROWS = dict(vocab=list, row_len=int, pad=str, think_token=str, digits=str
 def stop(folder, what):
     """End the program with one line: what is wrong in a dataset's folder, and what writes it anew."""
     parent = folder
-    while parent and not os.path.exists(os.path.join(parent, "prepare.py")):
+    while parent not in ("", os.sep) and not os.path.exists(os.path.join(parent, "prepare.py")):
         parent = os.path.dirname(parent)
-    script = os.path.join(parent, "prepare.py") if parent else None
+    script = os.path.join(parent, "prepare.py") if parent not in ("", os.sep) else None
     extra = f" --out_dir={folder}" if parent != folder else ""
     raise SystemExit(f"dataset: {what}\n  " + (f"write it with: python {script}{extra}" if script else
                      "a dataset is a folder data/<name> with meta.json, train.bin and val.bin; see data/*/prepare.py"))
@@ -39,7 +39,7 @@ def read_meta(folder):
     if not os.path.exists(path):
         stop(folder, f"{path} is missing")
     try:
-        with open(path) as f:
+        with open(path, encoding="utf-8") as f:
             meta = json.load(f)
     except (OSError, ValueError) as e:
         stop(folder, f"{path} cannot be read ({e})")
@@ -47,13 +47,19 @@ def read_meta(folder):
     wrong = [k for k, t in needed.items() if not isinstance(meta, dict) or not isinstance(meta.get(k), t)]
     if wrong:
         stop(folder, f"{path}: {', '.join(wrong)} missing or of the wrong type")
-    vocab = meta.get("vocab")
-    fits = meta["kind"] in ("text", "rows"), meta["dtype"] == "uint16", not vocab or len(vocab) == meta["vocab_size"]
-    if not all(fits):
-        stop(folder, f"{path}: kind, dtype, or vocab and vocab_size do not fit")
-    if meta["kind"] == "rows" and (vocab != addition.VOCAB or meta["track"] not in ("next", "slots")):
-        stop(folder, f"{path} was written by another version: vocabulary or track differ")
-    return SimpleNamespace(**meta)
+    meta = SimpleNamespace(**{"vocab": None, "encoding": None} | meta)
+    fits = dict(kind=meta.kind in ("text", "rows"), dtype=meta.dtype == "uint16",
+                vocab=len(meta.vocab) == meta.vocab_size if meta.vocab else isinstance(meta.encoding, str),
+                tokens=all(type(n) is int for n in meta.tokens.values()))
+    if meta.kind == "rows":
+        fits.update(vocab=meta.vocab == addition.VOCAB and fits["vocab"], track=meta.track in ("next", "slots"),
+                    max_digits=meta.max_digits > 0, carry_rows=0 <= meta.carry_rows <= 1,
+                    row_len=meta.row_len == addition.row_length(meta.max_digits, meta.track),
+                    symbols=set(meta.vocab) >= {meta.pad, meta.think_token, *meta.digits})
+    wrong = [k for k, fit in fits.items() if not fit]
+    if wrong:
+        stop(folder, f"{path}: {', '.join(wrong)} do not fit, or were written by another version")
+    return meta
 
 
 def checkpoint_meta(checkpoint):
@@ -201,5 +207,5 @@ def write_dataset(folder, splits, **meta):
             f.write(raw)
         meta["tokens"][split], meta["sha256"][split] = tokens.size, hashlib.sha256(raw).hexdigest()
         print(f"{folder}/{split}.bin: {tokens.size:,} tokens" + (f", {len(tokens):,} rows" if tokens.ndim > 1 else ""))
-    with open(os.path.join(folder, "meta.json"), "w") as f:
+    with open(os.path.join(folder, "meta.json"), "w", encoding="utf-8") as f:
         json.dump(meta, f, indent=1, ensure_ascii=False)

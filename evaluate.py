@@ -65,7 +65,7 @@ def random_loops(loops, groups, *key):
 
 def measure(n, m, kind, count):
     """One row of the table, for operands of exactly n and m digits; with the loops of every problem."""
-    problem = addition.test_problems(n, count, kind, m)
+    problem = addition.problem_set(n, count, kind, m)
     rows = addition.write_rows(*problem, addition.row_length(max(n, m), meta.track), meta.track, meta.plain)
     X, Y = map(torch.from_numpy, addition.inputs_and_targets(rows, meta.track))
     said, loops = predictions(X)

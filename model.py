@@ -173,7 +173,7 @@ class GPT(nn.Module):
             raise ValueError(f"cannot crop block_size {self.config.block_size} to {block_size}")
         self.config.block_size = block_size
         if self.learned_positions:
-            self.transformer.wpe.weight = nn.Parameter(self.transformer.wpe.weight[:block_size])
+            self.transformer.wpe.weight = nn.Parameter(self.transformer.wpe.weight[:block_size].detach().clone())
             self.transformer.wpe.num_embeddings = block_size
 
     def configure_optimizers(self, weight_decay, learning_rate, betas, device_type, capturable=False):

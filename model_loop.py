@@ -75,6 +75,8 @@ def check(config):
         raise ValueError(f"alpha {config.alpha!r} is neither a number nor 'learned' nor 'gate'")
     if config.halt == "gate" and config.halt_head == "none":
         raise ValueError("halt 'gate' needs a model trained with --halt_head=joint or after")
+    if min(config.prompt_loops, config.think_loops, config.min_loops - 1) < 0:
+        raise ValueError("prompt_loops and think_loops must be at least 0, min_loops at least 1")
     if (config.prompt_loops or config.think_loops) and config.think_token is None:
         raise ValueError("prompt_loops and think_loops need a dataset with a think token, as addition's '='")
     if config.pos == "place" and not config.number_tokens:
@@ -217,10 +219,17 @@ class LoopGPT(GPT):
         new = candidate if self.config.update == "replace" else h + self.alpha(h, x0) * (candidate - u)
         return self.loop_norm(new) if self.config.loop_norm else new
 
+    def loops_asked(self, num_loops):
+        """num_loops, or those trained with if it is None. ValueError below 1."""
+        L = self.trained_loops if num_loops is None else num_loops
+        if L < 1:
+            raise ValueError(f"num_loops {L} must be at least 1")
+        return L
+
     def states(self, idx, num_loops=None):
         """h_1 ... h_L of tokens idx (B,T), one (B,T,C) after the other; every token takes every loop."""
         x0 = h = self.embed(idx)
-        for l in range(1, (num_loops or self.trained_loops) + 1):
+        for l in range(1, self.loops_asked(num_loops) + 1):
             h = self.loop(h, x0, l)
             yield h
 
@@ -306,11 +315,11 @@ class LoopGPT(GPT):
 
         With trace=False only loops. A token's result depends on no later token. Frozen tokens are still attended to.
         """
-        c, L = self.config, num_loops or self.trained_loops
+        c, L = self.config, self.loops_asked(num_loops)
         rule = c.halt if exact_loops is None else "none"
         active, threshold, limit, L = self.halting_plan(idx, L)
         if exact_loops is not None:
-            active, limit, L = active & (exact_loops > 0), exact_loops, int(exact_loops.max())
+            active, limit, L = active & (exact_loops > 0), exact_loops, max(1, int(exact_loops.max()))
         x0 = h = self.embed(idx)
         loops, logits, rows = torch.zeros_like(idx), None, []
         last = self.readout(h).argmax(-1) if trace else None  # what pads go on saying

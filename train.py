@@ -23,7 +23,7 @@ import dataset as datasets
 import runtime
 from configurator import class_settings, configure
 from model import GPTConfig
-from model_loop import FACTS, LoopConfig, build, load_weights
+from model_loop import FACTS, HALTING, LoopConfig, build, load_weights
 
 # input, output
 out_dir = "out"                 # where checkpoints and logs go
@@ -65,6 +65,7 @@ compile: bool | str = "auto"    # torch.compile; auto: on CUDA, unless cuda_grap
 cuda_graph = False              # capture the whole step, one graph a loop count; for small models on a GPU
 deterministic = False           # bit-exact on CUDA too, slower; a CPU is in any case
 
+FREE = set(HALTING) - {"num_loops"}  # model settings that a resumed run may change
 COLUMNS = ("iter", "loss", "lr", "grad_norm", "ms", "tokens_per_s", "loops", "train_loss", "val_loss",
            "val_loss_per_loop", "halted_after")  # of log.csv
 
@@ -104,28 +105,23 @@ def model_settings(facts):
 
 def make_model(data, checkpoint):
     """The model in float32 on the CPU: new, resumed, or new settings on the weights of another checkpoint."""
-    args = model_settings(datasets.model_facts(data.meta))
+    args, resume = model_settings(datasets.model_facts(data.meta)), init_from == "resume"
+    runtime.seed_torch(seed)
     if checkpoint is None:
-        runtime.seed_torch(seed)
         return build(args), args
     old = checkpoint["model_args"]
     if ("num_loops" in old) != (model_type == "loop"):
         raise SystemExit(f"--model_type={model_type}, but the checkpoint of --init_from={init_from} is the other one")
-    changed = {k: args[k] for k in args if k in given and args[k] != old.get(k, args[k])}
-    if init_from == "resume":
-        if changed:
-            raise SystemExit(f"--init_from=resume, but {', '.join(changed)} differ from the checkpoint's "
-                             f"({', '.join(f'{k}={old[k]!r}' for k in changed)})")
-        model = build(old)
-        load_weights(model, checkpoint["model"])
-        return model, old
-    args = {k: old.get(k, v) for k, v in args.items()} | changed
-    if args["vocab_size"] != datasets.model_facts(data.meta)["vocab_size"]:
-        raise SystemExit(f"--init_from={init_from} has {args['vocab_size']} tokens, dataset {dataset} another number")
-    runtime.seed_torch(seed)
+    changed = [k for k in args if (k in given or k in FACTS) and args[k] != old.get(k, args[k])]
+    fixed = [k for k in changed if (k not in FREE if resume else k == "vocab_size")]
+    if fixed:
+        raise SystemExit(f"--init_from={init_from} with dataset {dataset}, but {', '.join(fixed)} differ from the "
+                         f"checkpoint's ({', '.join(f'{k}={old[k]!r}' for k in fixed)})")
+    args = {k: v if k in changed else old.get(k, v) for k, v in args.items()}
     model = build(args)
-    lost = load_weights(model, checkpoint.get("ema") or checkpoint["model"], strict=False)
-    wrong = lost.unexpected_keys + [k for k in lost.missing_keys if not k.startswith("halt_head")]
+    weights = checkpoint["model"] if resume else checkpoint.get("ema") or checkpoint["model"]
+    lost = load_weights(model, weights, strict=False)
+    wrong = lost.unexpected_keys + [k for k in lost.missing_keys if resume or not k.startswith("halt_head")]
     if wrong:
         raise SystemExit(f"--init_from={init_from} does not fit this model: {', '.join(wrong[:4])}")
     return model, args
@@ -324,6 +320,9 @@ own, of_model, given = configure(__file__, {"model settings": {
     k: s for k, s in class_settings(LoopConfig).items() if k not in FACTS}})
 globals().update(own)
 settings = own | of_model
+for key in ("batch_size", "gradient_accumulation_steps", "eval_interval", "eval_iters", "log_interval"):
+    if settings[key] < 1:
+        raise SystemExit(f"--{key}={settings[key]}: must be at least 1")
 if deterministic:
     runtime.set_deterministic()
 torch.set_float32_matmul_precision("highest" if deterministic else "high")
@@ -345,6 +344,12 @@ try:
     raw_model, model_args = make_model(data, checkpoint)
 except ValueError as e:
     raise SystemExit(f"train.py: {e}") from None
+except RuntimeError as e:
+    raise SystemExit(f"--init_from={init_from} does not fit this model: {' '.join(str(e).split())[:200]}") from None
+if raw_model.learned_positions and raw_model.config.block_size < T:
+    raise SystemExit(f"--block_size={raw_model.config.block_size}, but a row of {dataset} has {T} tokens")
+if flip_rows and (data.meta.kind != "rows" or data.meta.track != "next"):
+    raise SystemExit(f"--flip_rows={flip_rows} is for addition rows of track next")
 raw_model.to(device).train()
 average = copy.deepcopy(raw_model).requires_grad_(False) if ema_decay else None
 trained = {name for name, p in raw_model.named_parameters() if p.requires_grad}
@@ -366,9 +371,12 @@ if world > 1:
 train_step = make_graph_step() if cuda_graph else plain_step
 
 if master:
-    os.makedirs(out_dir, exist_ok=True)
-    with open(os.path.join(out_dir, "config.json"), "w") as f:
-        json.dump(settings | dict(model_args=model_args), f, indent=1)
+    try:
+        os.makedirs(out_dir, exist_ok=True)
+        with open(os.path.join(out_dir, "config.json"), "w") as f:
+            json.dump(settings | dict(model_args=model_args), f, indent=1)
+    except OSError as e:
+        raise SystemExit(f"--out_dir={out_dir} cannot be written: {e.strerror}") from None
 rows = start_log() if master else []
 wandb_run = start_wandb() if wandb_log and master else None
 if master:
@@ -390,7 +398,7 @@ while True:
         log_evaluation(losses, halted_after)
         if losses["val"][-1] < best_val_loss:
             best_val_loss = losses["val"][-1]
-            if it > first:
+            if it > 0 and not eval_only:
                 save(os.path.join(out_dir, "ckpt_best.pt"))
         since, since_it = time.time(), it
     if it >= max_iters or eval_only:

@@ -3,7 +3,7 @@ out_dir = "out/demo_addition"
 dataset = "addition/demo"
 fresh_rows = True
 swap_operands = True
-eval_interval = 1500
+eval_interval = 500
 eval_iters = 10
 log_interval = 150
 
@@ -18,6 +18,7 @@ loop_norm = True
 supervise = "half"
 halt = "confidence"
 halt_threshold = 0.99
+min_loops = 2  # the first readout is not trained (supervise), so its confidence says little
 prompt_loops = 4  # what a token before '=' would say is never trained, so its confidence means nothing
 
 batch_size = 128

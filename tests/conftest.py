@@ -3,7 +3,6 @@ import multiprocessing
 import os
 import runpy
 import shutil
-import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -100,6 +99,3 @@ def scripts(tmp_path_factory):
         run("data/addition/prepare.py", f"--out_dir=data/{name}", "--train_rows=2000", "--val_rows=500", *args)
     run("data/shakespeare_char/prepare.py", "--input=input.txt")
     return run
-
-
-SIGNALS = SimpleNamespace(TERM=signal.SIGTERM, INT=signal.SIGINT, KILL=signal.SIGKILL)

@@ -165,8 +165,8 @@ def test_random_problems(rng, max_digits):
 
 @pytest.mark.parametrize("kind", ["uniform", "hard"])
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (2, 2), (5, 5), (12, 12), (40, 40), (3, 7), (7, 3), (1, 4), (4, 1)])
-def test_test_problems_have_exact_lengths(n, m, kind):
-    a, la, b, lb = addition.test_problems(n, 2000, kind, m)
+def test_problem_sets_have_exact_lengths(n, m, kind):
+    a, la, b, lb = addition.problem_set(n, 2000, kind, m)
     special = 2 if kind == "hard" else 0  # 99..9 + 1 and 1 + 99..9
     for digits, lengths, wanted in ((a, la, n), (b, lb, m)):
         assert [len(str(x)) for x in to_ints(digits)] == lengths.tolist()
@@ -175,7 +175,7 @@ def test_test_problems_have_exact_lengths(n, m, kind):
 
 @pytest.mark.parametrize("n", [1, 2, 5, 12, 40])
 def test_hard_problems(n):
-    a, _, b, _ = addition.test_problems(n, 2000, "hard")
+    a, _, b, _ = addition.problem_set(n, 2000, "hard")
     a, b = to_ints(a), to_ints(b)
     assert [(a[0], b[0]), (a[1], b[1])] == [(10**n - 1, 1), (1, 10**n - 1)]
     counts = np.bincount(chains(a, b, n + 1)[2:], minlength=n + 1)
@@ -183,12 +183,12 @@ def test_hard_problems(n):
     assert len(counts) == n + 1
     if n > 1:
         assert stats.chisquare(counts[1:]).pvalue > 1e-3
-    assert addition.test_problems(n, 1, "hard")[0].shape == (1, n)  # fewer problems than special ones
+    assert addition.problem_set(n, 1, "hard")[0].shape == (1, n)  # fewer problems than special ones
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 12, 40])
 def test_uniform_problems(n):
-    for digits in addition.test_problems(n, 4000)[::2]:
+    for digits in addition.problem_set(n, 4000)[::2]:
         for place in {0, n // 2, n - 1}:
             counts = np.bincount(digits[:, place], minlength=10)
             leading = n > 1 and place == n - 1
@@ -196,12 +196,12 @@ def test_uniform_problems(n):
             assert stats.chisquare(counts[1:] if leading else counts).pvalue > 1e-3
 
 
-def test_test_problems_are_the_same_at_every_call(rng):
+def test_problem_sets_are_the_same_at_every_call(rng):
     for kind in ("uniform", "hard"):
         np.random.seed(rng.integers(2**31))  # noqa: NPY002  (it must not matter)
-        first, second = (addition.test_problems(6, 50, kind) for _ in range(2))
+        first, second = (addition.problem_set(6, 50, kind) for _ in range(2))
         assert all((x == y).all() for x, y in zip(first, second, strict=True))
-    assert (first[0] != addition.test_problems(6, 50)[0]).any()
+    assert (first[0] != addition.problem_set(6, 50)[0]).any()
 
 
 # ---- rows

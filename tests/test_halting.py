@@ -88,20 +88,23 @@ def ask_every_token(model, idx, rule, threshold, limit, loops_asked):
              for key in ("entropy", "confidence", "delta", "score", "prediction")}
     for l in range(1, loops_asked + 1):
         candidate, kept = model.loop(h, x0, l), h.clone()
+        said, would_say = model.readout(h).tolist(), model.readout(candidate).tolist()
         for b in range(B):
             for t in range(length):
                 if not running[b][t]:
-                    z = model.readout(h[b, t]).tolist()
-                    trace["prediction"][b][t][l - 1] = z.index(max(z))
+                    trace["prediction"][b][t][l - 1] = said[b][t].index(max(said[b][t]))
                     continue
-                old, new = h[b, t], candidate[b, t]
-                z, z_old = model.readout(new).tolist(), model.readout(old).tolist()
-                p, q = probabilities(z), probabilities(z_old)
+                old, new, z = h[b, t], candidate[b, t], would_say[b][t]
+                p, q = probabilities(z), probabilities(said[b][t])
                 seen = {"confidence": max(p), "entropy": -sum(x * math.log(x) for x in p if x),
-                        "delta": (math.dist(new.tolist(), old.tolist()) / math.hypot(*old.tolist()))}
-                score = {**seen, "none": math.nan, "gate": gate(model, new, l),
-                         "delta": seen["delta"] / step_size(model, old, x0[b, t]),
-                         "kl": sum(x * math.log(x / y) for x, y in zip(p, q, strict=True)) if l > 1 else math.nan}[rule]
+                        "delta": math.dist(new.tolist(), old.tolist()) / math.hypot(*old.tolist())}
+                score = seen.get(rule, math.nan)
+                if rule == "delta":
+                    score /= step_size(model, old, x0[b, t])
+                if rule == "kl" and l > 1:
+                    score = sum(x * math.log(x / y) for x, y in zip(p, q, strict=True))
+                if rule == "gate":
+                    score = gate(model, new, l)
                 passes = score >= threshold(b, t) if rule in ("confidence", "gate") else score <= threshold(b, t)
                 for key, x in {**seen, "score": score, "prediction": z.index(max(z))}.items():
                     trace[key][b][t][l - 1] = x
@@ -388,9 +391,11 @@ def test_training_never_halts(rule):
 
 
 @pytest.mark.parametrize("trace", [True, False])
-def test_exact_loops_override_every_rule(trace):
+@pytest.mark.parametrize("settings", [{"halt": "confidence", "halt_threshold": 0.0},
+                                      {"min_loops": 2, "prompt_loops": 1, "think_loops": 2}], ids=["rule", "counts"])
+def test_exact_loops_override_every_rule(settings, trace):
     """Each token takes the loops that it is given, 0 and more than num_loops too; pads none."""
-    model, idx = make(halt="confidence", halt_threshold=0.0, min_loops=2, prompt_loops=1, think_loops=2), tokens()
+    model, idx = make(**settings), tokens()
     exact = torch.randint(0, L + 4, idx.shape)
     exact[0, :2] = torch.tensor([0, L + 3])
     limit = exact * (idx != PAD)

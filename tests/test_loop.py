@@ -419,8 +419,9 @@ def test_halt_loss_by_brute_force(step_encoding):
     model, targets = make(halt_head="joint", step_encoding=step_encoding, num_loops=5), tokens(4)
     targets[:, :2] = -1
     states = torch.randn(5, 4, T, C).double()
-    for l in (3, 2, 1, 0):  # two of three tokens already are where the next loop takes them
-        states[l] = torch.where(torch.rand(4, T, 1) < 2 / 3, states[l + 1], states[l])
+    for l in (3, 2, 1, 0):  # some tokens already are where the next loop takes them, some only pass by the last state
+        r = torch.rand(4, T, 1)
+        states[l] = torch.where(r < 0.4, states[l + 1], torch.where(r < 0.7, states[4], states[l]))
     terms, settled = [], []
     for b in range(4):
         for t in range(2, T):

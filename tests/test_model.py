@@ -230,17 +230,25 @@ def test_generate_arg_max_also_beyond_the_block_size():
     assert torch.equal(model.generate(idx, 8, top_k=1), expected)
 
 
-def test_generate_ends_once_every_row_has_had_the_stop_token():
-    model, idx, n = make(), tokens(2), 9
-    full = greedy(model, idx, n)
-    lengths = []
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_generate_ends_once_every_row_has_had_the_stop_token(temperature):
+    """A row goes on until the last one has it; each row alone ends at its own; a stop token in the prompt is none."""
+    script = torch.stack([torch.randperm(V), torch.randperm(V)])
+
+    class Scripted(GPT):
+        def forward(self, idx, targets=None):
+            said = torch.nn.functional.one_hot(script[:len(idx), idx.size(1) - T], V)
+            return 1e4 * said[:, None].float(), None
+
+    model = Scripted(GPTConfig(vocab_size=V, block_size=T + V, n_layer=1, n_head=NH, n_embd=C))
+    idx = torch.arange(T).expand(2, T)
     for stop in range(V):
-        first = [row[T:].tolist().index(stop) + 1 if stop in row[T:] else n for row in full]
-        lengths.append(max(first))
-        assert torch.equal(model.generate(idx, n, temperature=0, stop=stop), full[:, :T + lengths[-1]]), stop
-    one = idx[:1]  # a single row ends at its own first stop token
-    stop = int(full[0, T])
-    assert torch.equal(model.generate(one, n, temperature=0, stop=stop), full[:1, :T + 1])
+        at = (script == stop).int().argmax(1) + 1
+        for rows in (1, 2):
+            n = int(at[:rows].max())
+            expected = torch.cat((idx, script[:, :n]), 1)[:rows]
+            assert torch.equal(model.generate(idx[:rows], V, temperature=temperature, stop=stop), expected)
+    assert model.generate(idx, 4, temperature=temperature).size(1) == T + 4
 
 
 @pytest.mark.parametrize("top_k", [None, 4, 99])
