@@ -21,8 +21,8 @@ halt_threshold = 0.99
 min_loops = 2  # the first readout is not trained (supervise), so its confidence says little
 prompt_loops = 4  # what a token before '=' would say is never trained, so its confidence means nothing
 
-batch_size = 128
-max_iters = 3000
+batch_size = 64
+max_iters = 4500
 learning_rate = 3e-3
 warmup_iters = 100
 weight_decay = 0.01
