@@ -1,0 +1,156 @@
+"""sample.py and evaluate.py on half-trained models: right and wrong answers both occur, and the two must agree."""
+import csv
+import json
+import math
+import re
+
+import pytest
+import torch
+
+import addition
+import dataset as datasets
+from model_loop import from_checkpoint
+
+TINY = ("--device=cpu", "--n_embd=32", "--n_head=2", "--num_loops=3", "--pos=place", "--place_ids=8",
+        "--place_subset=4", "--tie_weights=False", "--supervise=all", "--batch_size=32", "--eval_iters=1",
+        "--eval_interval=1000", "--learning_rate=3e-3", "--fresh_rows=True", "--halt=confidence",
+        "--halt_threshold=0.6", "--prompt_loops=2")
+
+
+@pytest.fixture(scope="module")
+def trained(scripts):
+    """{track: checkpoint path} of models that add one digit, some of the time."""
+    paths = {}
+    for track, steps in (("next", 150), ("slots", 100)):
+        scripts("data/addition/prepare.py", f"--out_dir=data/{track}", f"--track={track}", "--max_digits=1",
+                "--train_rows=500", "--val_rows=100")
+        scripts("train.py", f"--dataset={track}", *TINY, f"--max_iters={steps}", f"--out_dir=out_{track}")
+        paths[track] = f"out_{track}/ckpt_last.pt"
+    return paths
+
+
+def read_csv(scripts, name):
+    with open(scripts.folder / name) as f:
+        return list(csv.DictReader(f))
+
+
+def answers(output):
+    """{(a, b): what the model said} from the lines of sample.py."""
+    return {(int(a), int(b)): c for a, b, c in re.findall(r"^(\d+)\+(\d+)=(\d*)", output, re.M)}
+
+
+@pytest.mark.parametrize("track", ["next", "slots"])
+def test_evaluate_agrees_with_what_sample_writes(scripts, trained, track):
+    """Exact match by one forward pass over the right answer, against greedy decoding token by token."""
+    scripts("evaluate.py", f"--checkpoint={trained[track]}", "--digits=[1]", "--problems=60", "--eval_iters=0",
+            "--batch_size=17", "--csv_file=e.csv")
+    a, _, b, _ = addition.problem_set(1, 60)
+    problems = [(int(x), int(y)) for x, y in zip(a[:, 0], b[:, 0], strict=True)]
+    said = answers(scripts("sample.py", f"--checkpoint={trained[track]}", "--trace=False",
+                           "--start=" + ",".join(f"{x}+{y}=" for x, y in problems)).out)
+    right = sum(said[x, y] == str(x + y) for x, y in problems)
+    row = next(r for r in read_csv(scripts, "e.csv") if r["kind"] == "uniform")
+    assert 0 < right < 60
+    assert float(row["accuracy"]) == pytest.approx(right / 60)
+    p, z = right / 60, 1.959964  # Wilson's interval by hand
+    middle, half = p + z * z / 120, z * math.sqrt(p * (1 - p) / 60 + z * z / (4 * 60 * 60))
+    assert float(row["low"]) == pytest.approx((middle - half) / (1 + z * z / 60), abs=1e-4)
+    assert float(row["high"]) == pytest.approx((middle + half) / (1 + z * z / 60), abs=1e-4)
+
+
+def test_evaluate_counts_loops_of_prompt_and_answer_apart(scripts, trained):
+    run = scripts("evaluate.py", f"--checkpoint={trained['next']}", "--digits=[1,2]", "--problems=30", "--grid=2",
+                  "--control=True", "--eval_iters=3", "--csv_file=e.csv")
+    rows = read_csv(scripts, "e.csv")
+    checkpoint = torch.load(scripts.folder / trained["next"], weights_only=True)
+    model, meta = from_checkpoint(checkpoint), datasets.checkpoint_meta(checkpoint)
+    written = addition.write_rows(*addition.problem_set(2, 30, "hard"), addition.row_length(2))
+    x, _ = map(torch.from_numpy, addition.inputs_and_targets(written, meta.track))
+    most = []
+    for row in x:
+        tokens = row[row != addition.ID[addition.PAD]][None]
+        loops = model.think(tokens)[1]["loops"][0]
+        equals = (tokens[0] == addition.ID["="]).nonzero().item()
+        assert (loops[:equals] == 2).all()
+        most.append(loops[equals:].max().item())
+    row = next(r for r in rows if r["kind"] == "hard" and r["n"] == "2")
+    assert float(row["loops_prompt"]) == 2
+    assert float(row["loops_most"]) == pytest.approx(sum(most) / 30)
+    assert 0 <= float(row["accuracy_random"]) <= 1
+    assert len([r for r in rows if r["kind"] == "uniform"]) == 2 + 4
+    losses = [float(r["loss"]) for r in rows if r["kind"] == "val_loss"]
+    assert len(losses) == 3
+    model.config.halt, model.config.prompt_loops = "none", 0
+    data = datasets.open_dataset("next", scripts.folder / "data")
+    batches = [datasets.get_batch(data, "val", (i,), 64) for i in range(3)]
+    for l in (1, 2, 3):
+        assert losses[l - 1] == pytest.approx(sum(model(x, y, l)[1].item() for x, y in batches) / 3, rel=1e-5)
+    assert "Spearman" in run.out
+
+
+def test_halting_settings_of_a_run_override_the_checkpoint(scripts, trained):
+    scripts("evaluate.py", f"--checkpoint={trained['next']}", "--digits=[1]", "--problems=20", "--eval_iters=0",
+            "--halt=none", "--num_loops=5", "--prompt_loops=0", "--think_loops=7", "--csv_file=e.csv")
+    row = read_csv(scripts, "e.csv")[0]
+    assert float(row["loops_prompt"]) == 5
+    assert float(row["loops_answer"]) == 7
+
+
+@pytest.mark.parametrize("track", ["next", "slots"])
+def test_trace_file_and_picture(scripts, trained, track):
+    """The trace says what the model's own dict says, labelled by what is read and written."""
+    run = scripts("sample.py", f"--checkpoint={trained[track]}", "--start=7+5=", "--trace_file=t.jsonl",
+                  "--trace_png=t.png")
+    rows = [json.loads(line) for line in (scripts.folder / "t.jsonl").read_text(encoding="utf-8").splitlines()]
+    reads, writes = "".join(r["reads"] for r in rows), "".join(r["writes"] or "" for r in rows)
+    assert reads.startswith("7+5=")
+    said = addition.number_text([addition.ID[{"⏎": "\n", "␣": " "}.get(w, w)] for w in writes])
+    assert run.out.startswith(f"7+5={said}")
+    assert ("wrong: 12" in run.out.splitlines()[0]) == (said != "12")
+    tokens = torch.tensor([[addition.ID[{"⏎": "\n", "␣": " "}.get(s, s)] for s in reads]])
+    _, record = from_checkpoint(torch.load(scripts.folder / trained[track], weights_only=True)).think(tokens)
+    for t, row in enumerate(rows):
+        assert row["loops"] == record["loops"][0, t]
+        for key in ("entropy", "confidence", "delta"):
+            got = torch.tensor([math.nan if x is None else x for x in row[key]])
+            torch.testing.assert_close(got, record[key][0, t], equal_nan=True, atol=1e-5, rtol=1e-4)
+        if track == "next" and row["writes"]:
+            assert row["prediction"][-1] == row["writes"]
+    assert (scripts.folder / "t.png").read_bytes().startswith(b"\x89PNG")
+    table = [line.split() for line in run.out.splitlines() if line.startswith("  ") and "reads" not in line]
+    assert [(r[0], int(r[2])) for r in table] == [(r["reads"], r["loops"]) for r in rows]
+
+
+def test_problems_from_a_file(scripts, trained):
+    (scripts.folder / "problems.txt").write_text("1+1=\n2+3=, 4+4\n")
+    said = answers(scripts("sample.py", f"--checkpoint={trained['next']}", "--start=FILE:problems.txt").out)
+    assert set(said) == {(1, 1), (2, 3), (4, 4)}
+
+
+@pytest.mark.parametrize(("start", "names"), [("5a+6x=", "'a' 'x'"), ("5+6+7=", "5+6+7="), ("+=", "not an addition"),
+                                              ("FILE:none.txt", "none.txt"), ("123456789+1=", "place_ids")])
+def test_prompts_that_cannot_be(scripts, trained, start, names):
+    assert names in scripts("sample.py", f"--checkpoint={trained['next']}", f"--start={start}", status=None).err
+
+
+def test_text_samples(scripts):
+    """A plain GPT and a looped model write text; equal seeds write the same, temperature 0 needs none."""
+    common = ("--device=cpu", "--dataset=shakespeare_char", "--n_embd=16", "--n_head=2", "--block_size=16",
+              "--batch_size=4", "--max_iters=3", "--eval_iters=1", "--eval_interval=3")
+    scripts("train.py", *common, "--model_type=gpt", "--n_layer=1", "--out_dir=gpt")
+    scripts("train.py", *common, "--num_loops=2", "--out_dir=text")
+    (scripts.folder / "prompt.txt").write_text("abé ", encoding="utf-8")
+    for out_dir in ("gpt", "text"):
+        sample = ("sample.py", f"--out_dir={out_dir}", "--start=FILE:prompt.txt", "--max_new_tokens=30")
+        first, again = (scripts(*sample, "--seed=5", "--num_samples=2").out for _ in range(2))
+        assert first == again
+        one, two = first.split("\n---------------\n")[:2]
+        assert one != two
+        assert len(one) == len(two) == 34
+        greedy = [scripts(*sample, "--temperature=0", f"--seed={s}").out for s in (1, 2)]
+        assert greedy[0] == greedy[1]
+    assert "no loops" in scripts("sample.py", "--out_dir=gpt", "--trace=True", status=None).err
+    assert "no loops" in scripts("evaluate.py", "--out_dir=gpt", "--halt=entropy", status=None).err
+    table = scripts("sample.py", "--out_dir=text", "--start=ab", "--trace=True", "--max_new_tokens=5").out
+    assert table.count("\n") > 7
+    assert "validation loss" in scripts("evaluate.py", "--out_dir=text", "--eval_iters=2").out
