@@ -31,6 +31,8 @@ CHOICES = dict(pos=("learned", "none", "rope", "place"), inject=("add", "none", 
                step_encoding=("none", "learned", "sinusoid", "rope"), update=("replace", "euler"),
                supervise=("last", "half", "all"), halt=RULES, halt_head=("none", "joint", "after"))
 
+# where a rule halts by default: confidence and gate at or above it, the others at or below; delta as in Huginn
+THRESHOLDS = dict(none=0.0, confidence=0.9, entropy=0.1, delta=0.03, kl=1e-3, gate=0.9)
 # settings that may differ after training, and fields that the dataset sets, not the user
 HALTING = ("num_loops", "halt", "halt_threshold", "think_threshold", "min_loops", "prompt_loops", "think_loops")
 FACTS = ("vocab_size", "pad_token", "think_token", "number_tokens", "longest_number")
@@ -51,7 +53,7 @@ class LoopConfig(GPTConfig):
     supervise: str = "last"     # loops whose readout is trained: last, half (the second half), all
     halt_head: str = "none"     # learned halting: none, joint (trained along), after (on the frozen model)
     halt: str = "none"          # halting rule at inference: none, confidence, entropy, delta, kl, gate
-    halt_threshold: float = 0.9  # a token halts where its score passes this; confidence and gate above, others below
+    halt_threshold: float | None = None  # a token halts where its score passes this; None: the rule's own, THRESHOLDS
     think_threshold: float | None = None  # the same from the think token on ('=' in addition); None: halt_threshold
     min_loops: int = 1          # no rule halts a token earlier
     prompt_loops: int = 0       # tokens before the think token take exactly this many loops; 0: by the rule
@@ -295,8 +297,9 @@ class LoopGPT(GPT):
         active = torch.ones_like(idx, dtype=torch.bool) if c.pad_token is None else idx != c.pad_token
         thinks = torch.zeros_like(active) if c.think_token is None else (idx == c.think_token).cumsum(1) > 0
         never = float("inf") if c.halt in HALTS_ABOVE else float("-inf")
-        read = never if c.prompt_loops else c.halt_threshold
-        write = c.halt_threshold if c.think_threshold is None else c.think_threshold
+        usual = THRESHOLDS[c.halt] if c.halt_threshold is None else c.halt_threshold
+        read = never if c.prompt_loops else usual
+        write = usual if c.think_threshold is None else c.think_threshold
         write = never if c.think_loops else write
         threshold = torch.where(thinks, write, read).float()
         limit = torch.where(thinks, c.think_loops or L, c.prompt_loops or L)
@@ -369,8 +372,11 @@ def load_weights(model, state, strict=True):
 def from_checkpoint(checkpoint, **overrides):
     """The model of a loaded checkpoint in eval mode, with its averaged weights if it has them.
 
-    overrides: halting settings and num_loops, which may differ from those of the training.
+    overrides: halting settings and num_loops, which may differ from those of the training. Another rule starts from
+    its own threshold, since that of the old one means something else.
     """
+    if overrides.get("halt", "none") not in ("none", checkpoint["model_args"].get("halt")):
+        overrides = dict(halt_threshold=None, think_threshold=None) | overrides
     model = build(checkpoint["model_args"])
     load_weights(model, checkpoint.get("ema") or checkpoint["model"])
     if overrides and not isinstance(model, LoopGPT):

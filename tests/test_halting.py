@@ -9,7 +9,7 @@ import torch
 from torch.distributions import Categorical, kl_divergence
 
 from looplm_kernels import HALTS_ABOVE, RULES, choose_backend, halt_score, halt_update, softmax_statistics
-from model_loop import LoopConfig, LoopGPT
+from model_loop import THRESHOLDS, LoopConfig, LoopGPT, from_checkpoint
 
 V, T, C, L = 13, 11, 16, 5
 PAD, THINK = 12, 11
@@ -27,7 +27,7 @@ def _fresh_seed():
 
 
 def make(**overrides):
-    settings = {"vocab_size": V, "block_size": T, "n_head": 2, "n_embd": C, "num_loops": L, "halt_head": "joint",
+    settings = {"vocab_size": V, "block_size": T, "n_head": 2, "n_embd": C, "num_loops": L, "halt_head": "joint", "halt_threshold": 0.9,
                 "pad_token": PAD, "think_token": THINK, "tie_weights": False} | overrides
     model = LoopGPT(LoopConfig(**settings)).double().eval()
     for name, p in model.named_parameters():  # far from the initial state, in which every token is undecided
@@ -245,6 +245,20 @@ def test_a_small_step_cannot_pass_for_convergence(alpha):
 def written(idx):
     """True (B,T) from the think token on, by a plain loop."""
     return torch.tensor([[THINK in row[:t + 1] for t in range(len(row))] for row in idx.tolist()])
+
+
+@pytest.mark.parametrize("rule", SCORED)
+def test_another_rule_starts_from_its_own_threshold(rule):
+    """A threshold of another rule does not leak into the one that evaluation or sampling asks for."""
+    old = "kl" if rule == "entropy" else "entropy"
+    model = make(halt=old, halt_threshold=EASY[old], think_threshold=EASY[old])
+    saved = {"model": model.state_dict(), "model_args": vars(model.config)}
+
+    def loops(**overrides):
+        return from_checkpoint(saved, halt=rule, **overrides).double().think(idx, trace=False)[1]["loops"]
+    idx = tokens()
+    assert torch.equal(loops(), loops(halt_threshold=THRESHOLDS[rule]))
+    assert torch.equal(loops(halt_threshold=NEVER[rule]), L * (idx != PAD))
 
 
 @pytest.mark.parametrize(("prompt", "think"), [(2, 0), (0, 3), (2, 4), (4, 2), (1, L + 3), (L + 2, 1), (0, L + 3)])
