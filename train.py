@@ -60,7 +60,7 @@ lr_decay_iters = 0              # iteration at which the rate reaches min_lr; 0:
 min_lr = 0.0                    # where the decay ends
 # the machine
 device = "auto"                 # auto, cpu, cuda, cuda:1, ...
-dtype = "auto"                  # autocast to bfloat16, or float32; auto: bfloat16 on a GPU that has it
+dtype = "auto"                  # autocast to bfloat16, or float32 (tf32 products on CUDA); auto: bfloat16 if there
 compile: bool | str = "auto"    # torch.compile; auto: on CUDA, unless cuda_graph
 cuda_graph = False              # capture the whole step, one graph a loop count; for small models on a GPU
 deterministic = False           # bit-exact on CUDA too, slower; a CPU is in any case
@@ -389,7 +389,7 @@ started = since = time.time()
 first = since_it = it
 saved, loss, norm, loops, losses = init_from == "resume", torch.zeros(()), torch.zeros(()), [], None
 while True:
-    if it == max_iters or eval_only or it % eval_interval == 0:
+    if it >= max_iters or eval_only or it % eval_interval == 0:
         require_finite(loss)
         if it > first:  # before the evaluation, so that a failure in it loses nothing
             save(last_path)

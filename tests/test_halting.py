@@ -27,8 +27,8 @@ def _fresh_seed():
 
 
 def make(**overrides):
-    settings = {"vocab_size": V, "block_size": T, "n_head": 2, "n_embd": C, "num_loops": L, "halt_head": "joint", "halt_threshold": 0.9,
-                "pad_token": PAD, "think_token": THINK, "tie_weights": False} | overrides
+    settings = {"vocab_size": V, "block_size": T, "n_head": 2, "n_embd": C, "num_loops": L, "halt_head": "joint",
+                "halt_threshold": 0.9, "pad_token": PAD, "think_token": THINK, "tie_weights": False} | overrides
     model = LoopGPT(LoopConfig(**settings)).double().eval()
     for name, p in model.named_parameters():  # far from the initial state, in which every token is undecided
         p.data += (0.1 if name.startswith("halt_head") else 0.3) * torch.randn_like(p)  # a sure gate rounds to 1

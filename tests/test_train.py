@@ -455,3 +455,22 @@ def test_wandb_without_a_login_only_warns(scripts):
     assert "wandb is off" in run.stdout
     assert "iterations: 2" in run.stdout
     assert load(scripts, "no_wandb")["iter_num"] == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_captured_steps_follow_plain_ones_and_resume_exactly(scripts):
+    """--cuda_graph against the plain step, all randomness on; and a captured run, interrupted, to the bit."""
+    recipe = (*RECIPE, "--device=cuda", "--dtype=float32", "--deterministic=True", "--compile=False",
+              "--gradient_accumulation_steps=1")  # a captured step seeds once, a plain one in each micro-step
+    losses = {}
+    for name, extra, steps in (("plain", (), 20), ("graph", ("--cuda_graph=True",), 20),
+                               ("resumed", ("--cuda_graph=True",), 8),
+                               ("resumed", ("--cuda_graph=True", "--init_from=resume"), 20)):
+        scripts("train.py", *recipe, *extra, f"--max_iters={steps}", f"--out_dir={name}_gpu")
+        losses[name] = [float(r["loss"]) for r in read_log(scripts, f"{name}_gpu") if r["loss"]]
+    assert len(losses["plain"]) == 20
+    assert losses["graph"] == pytest.approx(losses["plain"], abs=1e-4)
+    for key in ("model", "ema"):
+        whole, again = (load(scripts, f"{name}_gpu")[key] for name in ("graph", "resumed"))
+        assert all(torch.equal(whole[k].cpu(), again[k].cpu()) for k in whole)
