@@ -12,6 +12,7 @@ import numpy as np
 DIGITS, PLUS, EQUALS, END, PAD, SLOT = "0123456789", "+", "=", "\n", " ", "_"
 VOCAB = list(DIGITS + PLUS + EQUALS + END + PAD + SLOT)  # the digit d has the id d
 ID = {symbol: i for i, symbol in enumerate(VOCAB)}
+MASK_RULE = "targets are what follows the second operator, end symbol included; all others are -1"
 TEST_SEED = 2_000_003  # no training stream starts with it, so test problems are the same for every model
 
 
@@ -90,11 +91,11 @@ def problem_set(n, count, kind="uniform", m=None):
     hard:    the longest carry chain is drawn evenly from 1..n; the first two problems are 99..9+1 and 1+99..9
     """
     m = n if m is None else m
-    rng = np.random.default_rng([TEST_SEED, n, m, kind == "hard"])
+    rng = np.random.default_rng([TEST_SEED, n, m, kind == "hard"])  # any other kind is uniform
     D = max(n, m)
     la, lb = np.full(count, n), np.full(count, m)
     a, b = random_numbers(rng, la, D), random_numbers(rng, lb, D)
-    if kind == "uniform":
+    if kind != "hard":
         return a, la, b, lb
     length = rng.integers(1, n + 1, count)
     todo = np.arange(count)

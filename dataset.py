@@ -17,6 +17,7 @@ import torch
 import addition
 
 TINYSHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+VARIANTS = {"demo": " --max_digits=3", "parallel": " --track=slots"}  # what the folders of addition were made with
 NEEDED = dict(kind=str, vocab=(list, type(None)), vocab_size=int, dtype=str, tokens=dict, sha256=dict)
 NEEDED_ROWS = dict(vocab=list, row_len=int, pad=str, think_token=str, digits=str, mask=str, track=str, plain=bool,
                    max_digits=int, carry_rows=(int, float))
@@ -28,7 +29,7 @@ def stop(folder, what):
     while parent not in ("", os.sep) and not os.path.exists(os.path.join(parent, "prepare.py")):
         parent = os.path.dirname(parent)
     script = os.path.join(parent, "prepare.py") if parent not in ("", os.sep) else None
-    extra = f" --out_dir={folder}" if parent != folder else ""
+    extra = f" --out_dir={folder}{VARIANTS.get(os.path.basename(folder), '')}" if parent != folder else ""
     raise SystemExit(f"dataset: {what}\n  " + (f"write it with: python {script}{extra}" if script else
                      "a dataset is a folder data/<name> with meta.json, train.bin and val.bin; see data/*/prepare.py"))
 
@@ -55,7 +56,8 @@ def read_meta(folder):
         fits.update(vocab=meta.vocab == addition.VOCAB and fits["vocab"], track=meta.track in ("next", "slots"),
                     max_digits=meta.max_digits > 0, carry_rows=0 <= meta.carry_rows <= 1,
                     row_len=meta.row_len == addition.row_length(meta.max_digits, meta.track),
-                    symbols=set(meta.vocab) >= {meta.pad, meta.think_token, *meta.digits})
+                    pad=meta.pad == addition.PAD, think_token=meta.think_token == addition.EQUALS,
+                    digits=meta.digits == addition.DIGITS + addition.SLOT, mask=meta.mask == addition.MASK_RULE)
     wrong = [k for k, fit in fits.items() if not fit]
     if wrong:
         stop(folder, f"{path}: {', '.join(wrong)} do not fit, or were written by another version")
@@ -88,10 +90,16 @@ def open_split(folder, meta, split):
     return data
 
 
-def open_dataset(name, root="data"):
-    """data/<name> -> namespace(meta, splits={'train': ..., 'val': ...}), all of it checked."""
+def open_dataset(name, root="data", like=None):
+    """data/<name> -> namespace(meta, splits={'train': ..., 'val': ...}), all of it checked.
+
+    like: the meta of a checkpoint, whose tokens must be the same files.
+    """
     folder = os.path.join(root, name)
     meta = read_meta(folder)
+    other = [k for k in ("vocab", "track", "plain", "sha256") if like and like.get(k) != getattr(meta, k, None)]
+    if other:
+        stop(folder, f"{folder} is not what the checkpoint was trained on: {', '.join(other)} differ")
     if not {"train", "val"} <= set(meta.tokens):
         stop(folder, f"{folder}/meta.json names no train or no val split")
     return SimpleNamespace(name=name, meta=meta, splits={s: open_split(folder, meta, s) for s in meta.tokens})
@@ -103,7 +111,8 @@ def model_facts(meta):
     if meta.kind == "rows":
         ids = {s: i for i, s in enumerate(meta.vocab)}
         facts.update(pad_token=ids[meta.pad], think_token=ids[meta.think_token],
-                     number_tokens=tuple(ids[s] for s in meta.digits), longest_number=meta.max_digits + 1)
+                     number_tokens=() if meta.plain else tuple(ids[s] for s in meta.digits),
+                     longest_number=meta.max_digits + 1)
     return facts
 
 

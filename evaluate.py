@@ -6,6 +6,7 @@
 
 A problem is solved if every token of its answer, the end symbol included, is the arg-max given the right ones before
 it; that holds exactly when greedy decoding writes the answer, and takes one forward pass. Intervals are 95% (Wilson).
+Loops of the answer are those of the tokens that write it, loops of the prompt those of the tokens before '='.
 The random control halts each token after as many loops as the rule took for some other one, drawn with replacement,
 prompt and answer apart: a rule is worth something if it beats that.
 """
@@ -27,7 +28,7 @@ from model_loop import HALTING, LoopConfig, LoopGPT, from_checkpoint
 checkpoint = ""                 # a checkpoint file; empty: ckpt_best.pt, else ckpt_last.pt, of out_dir
 out_dir = "out"                 # where train.py wrote
 digits: list[int] = [1, 2, 3, 4, 5, 6, 7, 8]  # addition: digit counts, both operands have exactly so many
-problems = 1000                 # addition: problems a digit count
+problems = 2000                 # addition: problems a digit count
 grid = 0                        # addition: also all pairs of lengths 1..grid, with problems / 10 each
 control = False                 # addition: also the random control of the halting rule
 eval_iters = 50                 # batches of the validation loss; 0: skip it
@@ -50,7 +51,7 @@ def predictions(X, exact_loops=None):
                 loops.append(record["loops"].cpu())
                 said.append(model.readout(h).argmax(-1).cpu())
             else:
-                said.append(model(x, x)[0].argmax(-1).cpu())
+                said.append(model.logits(x).argmax(-1).cpu())
     return torch.cat(said), torch.cat(loops) if looped else None
 
 
@@ -71,13 +72,12 @@ def measure(n, m, kind, count):
     said, loops = predictions(X)
     solved = ((said == Y) | (Y < 0)).all(1)
     interval = stats.binomtest(int(solved.sum()), count).proportion_ci(method="wilson")
-    row = dict(n=n, m=m, kind=kind, problems=count, accuracy=solved.float().mean().item(),
+    row = dict(kind=kind, n=n, m=m, problems=count, accuracy=solved.float().mean().item(),
                low=float(interval.low), high=float(interval.high))
     if not looped:
         return row, None
-    token = X != model.config.pad_token
-    answer = token & ((X == model.config.think_token).cumsum(1) > 0)
-    prompt = token & ~answer
+    answer = Y >= 0  # tokens that write; an end symbol is only read in rows shorter than the longest
+    prompt = (X != model.config.pad_token) & ((X == model.config.think_token).cumsum(1) == 0)
     per_problem = {"loops_prompt": (loops * prompt).sum(1) / prompt.sum(1),
                    "loops_answer": (loops * answer).sum(1) / answer.sum(1),
                    "loops_most": (loops * answer).amax(1).float()}
@@ -116,7 +116,7 @@ def print_correlation(rows, loops):
 def addition_tables():
     """All rows, and the printed tables, of an addition model."""
     pairs = [(n, n, kind, problems) for n in digits for kind in ("uniform", "hard")]
-    cells = [(n, m, "uniform", max(1, problems // 10)) for n in range(1, grid + 1) for m in range(1, grid + 1)]
+    cells = [(n, m, "grid", max(1, problems // 10)) for n in range(1, grid + 1) for m in range(1, grid + 1)]
     done = [measure(*p) for p in tqdm(pairs + cells, desc="evaluating", unit="set", disable=None)]
     rows = [row for row, _ in done]
     print_table(rows[:len(pairs)])
@@ -159,7 +159,7 @@ settings, overrides, given = configure(__file__, {
     "halting settings, by default as in the checkpoint": class_settings(LoopConfig, HALTING)})
 globals().update(settings)
 device = runtime.choose_device(device)
-runtime.choose_dtype(dtype, device)
+dtype = runtime.choose_dtype(dtype, device)
 path = runtime.find_checkpoint(checkpoint, out_dir)
 saved = runtime.load_checkpoint(path)
 try:
@@ -167,24 +167,27 @@ try:
 except (ValueError, RuntimeError) as e:
     raise SystemExit(f"{path}: {e}") from None
 looped = isinstance(model, LoopGPT)
+control = control and looped
 data_name = saved.get("config", {}).get("dataset", "")
 meta = datasets.checkpoint_meta(saved)
 print(f"{path}: {'looped' if looped else 'plain'} model, {model.get_num_params():,} parameters, iteration "
       f"{saved.get('iter_num', '?')}, {'averaged' if 'ema' in saved else 'raw'} weights"
-      + (f", {model.trained_loops} loops, halting: {model.config.halt}" if looped else ""))
+      + (f", {model.trained_loops} loops, halting: {model.config.halt}" if looped else "")
+      + (f", prompt {model.config.prompt_loops} loops" if looped and model.config.prompt_loops else ""))
+target = csv_file or os.path.join(os.path.dirname(path), "evaluate.csv")
+runtime.open_output(target).close()  # a wrong path should fail now, not after the work
 table = []
 try:
     if meta.kind == "rows":
         table += addition_tables()
     if eval_iters and os.path.exists(os.path.join("data", data_name, "meta.json")):
-        table += loss_table(datasets.open_dataset(data_name))
+        table += loss_table(datasets.open_dataset(data_name, like=saved.get("meta")))
     elif eval_iters:
         print(f"no validation loss: data/{data_name} is not there")
 except ValueError as e:
     raise SystemExit(f"evaluate.py: {e}") from None
-target = csv_file or os.path.join(os.path.dirname(path), "evaluate.csv")
 if table:
-    with open(target, "w", newline="") as f:
+    with runtime.open_output(target) as f:
         writer = csv.DictWriter(f, list(dict.fromkeys(key for row in table for key in row)))
         writer.writeheader()
         writer.writerows(table)

@@ -22,7 +22,7 @@ def choose_backend(backend="auto", device_type="cpu"):
         raise ValueError(f"backend {backend!r} is none of auto, cutile, torch")
     reason = "there is no cuTile kernel yet" if device_type == "cuda" else f"a {device_type} device has no cuTile"
     if backend == "cutile":
-        raise RuntimeError(f"backend cutile cannot run here: {reason}; use --backend=torch or auto")
+        raise RuntimeError(f"backend cutile cannot run here: {reason}; use torch or auto")
     if backend == "auto":
         print(f"halting: torch backend ({reason})", file=sys.stderr)
     return "torch"

@@ -167,6 +167,11 @@ class GPT(nn.Module):
         logits = self.readout(x)  # (B,T,V)
         return logits, self.loss(logits, targets)
 
+    @torch.no_grad()
+    def logits(self, idx):
+        """Logits (B,T,V) of all tokens of idx (B,T), for inference."""
+        return self(idx, torch.full_like(idx, -1))[0]
+
     def crop_block_size(self, block_size):
         """Shorten the context, for example to load a checkpoint of a longer one into less memory."""
         if block_size > self.config.block_size:
@@ -197,8 +202,8 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, stop=None):
-        """Append up to max_new_tokens to idx (B,T). temperature 0 takes the arg-max; ends once every row has had
-        the token `stop` (a row goes on until the last one has it)."""
+        """Append up to max_new_tokens to idx (B,T). temperature 0 takes the arg-max, top_k 0 or None draws from all;
+        ends once every row has had the token `stop` (a row goes on until the last one has it)."""
         stopped = torch.zeros(idx.size(0), dtype=torch.bool, device=idx.device)
         for _ in range(max_new_tokens):
             context = idx[:, -self.config.block_size:] if self.learned_positions else idx
@@ -207,7 +212,7 @@ class GPT(nn.Module):
                 new = logits.argmax(-1, keepdim=True)
             else:
                 logits = logits / temperature
-                if top_k is not None:
+                if top_k:
                     kth = logits.topk(min(top_k, logits.size(-1))).values[:, [-1]]
                     logits = logits.masked_fill(logits < kth, MASK_FLOOR)
                 new = torch.multinomial(logits.softmax(-1), 1)

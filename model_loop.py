@@ -18,7 +18,7 @@ Weight-tied depth: Dehghani et al. 2019 (1807.03819); input injection and random
 (2502.05171); halting a token at a time: Graves 2016 (1603.08983). Abacus positions: McLeish et al. 2024 (2405.17399),
 drawn as sorted random subsets: Ruoss et al. 2023 (2305.16843).
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn as nn
@@ -65,12 +65,17 @@ class LoopConfig(GPTConfig):
     longest_number: int = 0     # digits of the longest number in training
 
 
+def loop_counts(num_loops):
+    """num_loops, one count or several, as a list."""
+    return list(num_loops) if isinstance(num_loops, (list, tuple)) else [num_loops]
+
+
 def check(config):
     """ValueError for settings that do not go together, in words that name the key."""
     for key, allowed in CHOICES.items():
         if getattr(config, key) not in allowed:
             raise ValueError(f"{key} {getattr(config, key)!r} is none of {', '.join(allowed)}")
-    counts = config.num_loops if isinstance(config.num_loops, (list, tuple)) else [config.num_loops]
+    counts = loop_counts(config.num_loops)
     if not counts or min(counts) < 1:
         raise ValueError(f"num_loops {config.num_loops} must be one or more counts of at least 1")
     if isinstance(config.alpha, str) and config.alpha not in ("learned", "gate"):
@@ -82,11 +87,16 @@ def check(config):
     if (config.prompt_loops or config.think_loops) and config.think_token is None:
         raise ValueError("prompt_loops and think_loops need a dataset with a think token, as addition's '='")
     if config.pos == "place" and not config.number_tokens:
-        raise ValueError("pos 'place' counts digits, and this dataset names no number tokens; use learned, rope, none")
-    if config.pos == "place" and config.place_subset and not (
-            config.longest_number <= config.place_subset <= config.place_ids):
-        raise ValueError(f"place_subset {config.place_subset} must be 0, or between the {config.longest_number} digits "
-                         f"of the longest number in training and place_ids {config.place_ids}")
+        raise ValueError("pos 'place' counts digits from the least significant one, which this dataset does not write "
+                         "first; use learned, rope or none")
+    ids = config.place_subset or config.place_ids
+    if config.pos == "place" and not config.longest_number <= ids <= config.place_ids:
+        raise ValueError(f"place_subset {config.place_subset} must be 0 or at most place_ids {config.place_ids}, and "
+                         f"the smaller one reach the {config.longest_number} digits of the longest number in training")
+    if config.update == "replace" and config.alpha != 1.0:
+        raise ValueError(f"alpha {config.alpha!r} is the step size of update 'euler'; 'replace' has none")
+    if not isinstance(config.alpha, str) and config.alpha <= 0:
+        raise ValueError(f"alpha {config.alpha} must be above 0")
     if "rope" in (config.pos, config.step_encoding) and config.n_embd // config.n_head % 2:
         raise ValueError("rope needs an even head size n_embd / n_head")
 
@@ -106,7 +116,7 @@ class Inject(nn.Module):
         if self.kind == "add":
             return h + x0
         if self.kind == "concat":
-            return self.mix(torch.cat((h, x0), -1))
+            return self.mix(torch.cat((h, x0), -1)).to(h.dtype)  # autocast must not round the state
         return self.a.sigmoid() * h + self.b * x0 if self.kind == "decay" else h
 
 
@@ -116,8 +126,7 @@ class LoopGPT(GPT):
         self.learned_positions = config.pos == "learned"
         super().__init__(config)
         C = config.n_embd
-        counts = config.num_loops if isinstance(config.num_loops, (list, tuple)) else [config.num_loops]
-        self.trained_loops = max(counts)
+        self.trained_loops = max(loop_counts(config.num_loops))
         self.inject = Inject(config.inject, C)
         if config.step_encoding == "learned":
             self.step_bias = nn.Parameter(0.02 * torch.randn(self.trained_loops, C))
@@ -148,8 +157,6 @@ class LoopGPT(GPT):
             self.transformer.eval()  # the halt head learns what the frozen model does without dropout
         return self
 
-    # ---- the parts of one loop
-
     def place_index(self, idx):
         """Rows of the place table for tokens idx (B,T): a digit's index in its number from 1, '=' its own, else 0.
 
@@ -162,7 +169,7 @@ class LoopGPT(GPT):
         k = t - last_symbol  # (B,T) 1, 2, 3, ... along a number; 0 at symbols
         random = self.training and c.place_subset > 0
         largest = c.place_subset if random else c.place_ids
-        known = random and c.longest_number  # then check() has seen to it, and nothing need cross to the host
+        known = self.training and c.longest_number  # then check() has seen to it, and nothing need cross to the host
         if T > largest and not known and (longest := int(k.max())) > largest:
             key = "place_subset" if random else "place_ids"
             raise ValueError(f"a number of {longest} digits, but {key} is {largest}: train with a larger one")
@@ -185,7 +192,8 @@ class LoopGPT(GPT):
                                  "was trained with; sinusoid, rope and none extend")
             return self.step_bias[l - 1]
         if self.config.step_encoding == "sinusoid":
-            angle = rope_angles(torch.tensor([l], device=self.step_scale.device), self.config.n_embd)[0]
+            at = torch.full((1,), l, device=self.step_scale.device)  # torch.tensor would stall a CUDA graph's capture
+            angle = rope_angles(at, self.config.n_embd)[0]
             wave = torch.cat((angle.sin(), angle.cos()))[:self.config.n_embd]
             return self.step_scale * wave.to(self.step_scale.dtype)
         return None
@@ -197,7 +205,7 @@ class LoopGPT(GPT):
         if self.config.pos == "rope":
             q = k = rope_angles(torch.arange(T, device=device), hs)
         if self.config.step_encoding == "rope":  # of q alone: rotating both alike would cancel in q.k
-            step = rope_angles(torch.tensor([l - 1], device=device), hs)
+            step = rope_angles(torch.full((1,), l - 1, device=device), hs)
             q = step if q is None else q + step
         return q, k
 
@@ -234,8 +242,6 @@ class LoopGPT(GPT):
         for l in range(1, self.loops_asked(num_loops) + 1):
             h = self.loop(h, x0, l)
             yield h
-
-    # ---- training and inference
 
     def forward(self, idx, targets=None, num_loops=None, trace=False, exact_loops=None):
         """Logits and loss, as GPT.forward; with trace=True also the dict that `think` describes.
@@ -283,8 +289,9 @@ class LoopGPT(GPT):
             best = torch.stack([self.readout(h).argmax(-1) for h in states])  # (L,B,T)
             settled = (best == best[-1]).flip(0).cumprod(0).flip(0).float()
         odds = torch.stack([self.halt_logits(h, l) for l, h in enumerate(states, 1)])
-        trained = (targets >= 0).expand_as(odds)
-        return F.binary_cross_entropy_with_logits(odds[trained].float(), settled[trained])
+        weight = (targets >= 0).float().expand_as(odds)
+        loss = F.binary_cross_entropy_with_logits(odds.float(), settled, reduction="none")
+        return (loss * weight).sum() / weight.sum().clamp(min=1)
 
     @torch.no_grad()
     def loss_per_loop(self, idx, targets, num_loops=None):
@@ -303,7 +310,7 @@ class LoopGPT(GPT):
         write = never if c.think_loops else write
         threshold = torch.where(thinks, write, read).float()
         limit = torch.where(thinks, c.think_loops or L, c.prompt_loops or L)
-        return active, threshold, limit, max(L if c.think_token is None else 0, c.think_loops or L, c.prompt_loops or L)
+        return active, threshold, limit, max(c.think_loops or L, c.prompt_loops or L)
 
     @torch.no_grad()
     def think(self, idx, num_loops=None, trace=True, exact_loops=None):
@@ -329,8 +336,8 @@ class LoopGPT(GPT):
         for l in range(1, L + 1):
             new, previous = self.loop(h, x0, l), logits
             logits = self.readout(new) if trace or rule in NEEDS_LOGITS else None
-            gate = self.halt_logits(new, l).sigmoid() if rule == "gate" else None
-            alpha = torch.as_tensor(self.alpha(h, x0)).squeeze(-1) if c.update == "euler" and rule == "delta" else 1.0
+            gate = self.halt_logits(new, l).float().sigmoid() if rule == "gate" else None
+            alpha = torch.as_tensor(self.alpha(h, x0)).abs().squeeze(-1) if c.update == "euler" else 1.0
             before, was_active = h, active
             h, active, loops, score = halt_update(rule, h, new, active, loops, l, threshold, limit, c.min_loops,
                                                   logits=logits, previous=previous, gate=gate, alpha=alpha)
@@ -358,9 +365,11 @@ def trace_row(h, new, logits, active, score, last):
 
 def build(model_args):
     """GPT or LoopGPT from the model_args of a checkpoint; nanoGPT's make a GPT."""
-    if "num_loops" in model_args:
-        return LoopGPT(LoopConfig(**model_args))
-    return GPT(GPTConfig(**model_args))
+    model, config = (LoopGPT, LoopConfig) if "num_loops" in model_args else (GPT, GPTConfig)
+    unknown = set(model_args) - {field.name for field in fields(config)}
+    if unknown:
+        raise ValueError(f"model_args {', '.join(sorted(unknown))} are unknown to {model.__name__}")
+    return model(config(**model_args))
 
 
 def load_weights(model, state, strict=True):
@@ -385,7 +394,5 @@ def from_checkpoint(checkpoint, **overrides):
         setattr(model.config, key, value)
     if isinstance(model, LoopGPT):
         check(model.config)
-        if "num_loops" in overrides:
-            counts = overrides["num_loops"]
-            model.trained_loops = max(counts) if isinstance(counts, (list, tuple)) else counts
+        model.trained_loops = max(loop_counts(model.config.num_loops))
     return model.eval()

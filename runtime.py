@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 # dense bf16 FLOP/s by the vendors' datasheets, for model FLOPs utilisation; of the first name that fits
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40": 181e12, "4090": 165e12, "B200": 2250e12}
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "B200": 2250e12}
 
 
 def choose_device(device="auto"):
@@ -22,13 +22,16 @@ def choose_device(device="auto"):
         raise SystemExit(f"--device={device}: auto, cpu, cuda, cuda:1, ...") from None
     if kind == "cuda" and not torch.cuda.is_available():
         raise SystemExit(f"--device={device}: torch {torch.__version__} sees no CUDA GPU; use --device=cpu")
+    if kind == "cuda" and ":" in device:
+        torch.cuda.set_device(device)  # streams, graphs and device names follow the current one
     return device
 
 
 def choose_dtype(dtype, device):
     """'auto' -> 'bfloat16' on a GPU that has it, else 'float32'; the dtype of autocast."""
     if dtype == "auto":
-        return "bfloat16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float32"
+        fast = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bfloat16" if fast else "float32"
     if dtype not in ("float32", "bfloat16"):
         raise SystemExit(f"--dtype={dtype}: float32, bfloat16 or auto")
     return dtype
@@ -123,6 +126,14 @@ class StopSignal:
             return self.received is not None
         flag = torch.tensor(float(self.received is not None), device=device)
         return mean_over_ranks(flag, world).item() > 0
+
+
+def open_output(path):
+    """path opened for writing text; SystemExit with one line if that cannot be."""
+    try:
+        return open(path, "w", newline="", encoding="utf-8")
+    except OSError as e:
+        raise SystemExit(f"{path} cannot be written: {e.strerror}") from None
 
 
 def save_checkpoint(path, checkpoint):

@@ -25,7 +25,7 @@ start = ""                      # the prompt or the problems, or FILE:path; empt
 num_samples = 1                 # samples of each prompt
 max_new_tokens = 200            # text: tokens to write
 temperature: float | None = None  # 0 takes the likeliest token; None: 0.8 for text, 0 for addition
-top_k = 200                     # text: only the likeliest so many tokens can be drawn
+top_k = 200                     # text: only the likeliest so many tokens can be drawn; 0: all
 seed = 1337                     # of the draws
 trace: bool | None = None       # print the thinking trace; None: of addition only
 trace_file = ""                 # also write the trace as JSON lines, one a token
@@ -50,8 +50,8 @@ def read_prompts():
         try:
             with open(start[5:], encoding="utf-8") as f:
                 text = f.read()
-        except OSError as e:
-            raise SystemExit(f"--start={start}: {e.strerror}") from None
+        except (OSError, UnicodeDecodeError) as e:
+            raise SystemExit(f"--start={start}: {e}") from None
     if meta.kind != "rows":
         return [(datasets.encode(meta, text or "\n"), None)]
     problems = (text or "57+68= 999+1= 1234+8766=").replace(",", " ").split()
@@ -74,7 +74,7 @@ def write(prompt, problem):
         out = model.generate(idx, max_new_tokens, 0.8 if temperature is None else temperature, top_k)[0].tolist()
         return out, [None] * (n - 1) + out[n:] + [None]
     if meta.track == "slots":
-        said = model(idx, idx)[0][0].argmax(-1).tolist()
+        said = model.logits(idx)[0].argmax(-1).tolist()
         return prompt, [s if t == addition.ID[addition.SLOT] else None for t, s in zip(prompt, said, strict=True)]
     longest = int(max(problem[1][0], problem[3][0])) + 3
     out = model.generate(idx, longest, temperature or 0, top_k, stop=addition.ID[addition.END])[0].tolist()
@@ -82,11 +82,13 @@ def write(prompt, problem):
 
 
 def answer_line(problem, written):
-    """123+456=579, and the right sum beside a wrong one."""
+    """123+456=579, and the right sum beside an answer that is not right token for token, end symbol included."""
     a, la, b, lb = problem
     x, y = (int(addition.number_text(d[0][:n[0]])) for d, n in ((a, la), (b, lb)))
-    said = addition.number_text([w for w in written if w is not None], meta.plain)
-    return f"{x}+{y}={said}" + ("" if said == str(x + y) else f"   (wrong: {x + y})")
+    written = [w for w in written if w is not None]
+    row = addition.write_rows(*problem, addition.row_length(a.shape[1], meta.track), meta.track, meta.plain)
+    right = written == row[addition.answer_mask(row)].tolist()
+    return f"{x}+{y}={addition.number_text(written, meta.plain)}" + ("" if right else f"   (wrong: {x + y})")
 
 
 def bar(values, largest):
@@ -156,7 +158,7 @@ settings, overrides, given = configure(__file__, {
     "halting settings, by default as in the checkpoint": class_settings(LoopConfig, HALTING)})
 globals().update(settings)
 device = runtime.choose_device(device)
-runtime.choose_dtype(dtype, device)
+dtype = runtime.choose_dtype(dtype, device)
 path = runtime.find_checkpoint(checkpoint, out_dir)
 saved = runtime.load_checkpoint(path)
 meta = datasets.checkpoint_meta(saved)
@@ -176,17 +178,17 @@ with runtime.autocast(device, dtype), torch.no_grad():
         for _ in range(num_samples):
             try:
                 sequence, written = write(prompt, problem)
-                rows = trace_rows(sequence, written, len(traces)) if tracing else None
             except ValueError as e:
                 raise SystemExit(f"sample.py: {e}") from None
             titles.append(answer_line(problem, written) if problem else "")
             print(titles[-1] if problem else datasets.decode(meta, sequence) + "\n---------------")
             if tracing:
-                traces.append(rows)
-                if trace is not False and (trace or meta.kind == "rows"):
-                    print_trace(rows)
+                context = model.config.block_size if model.learned_positions else len(sequence)  # of generate, too
+                traces.append(trace_rows(sequence[-context:], written[-context:], len(traces)))
+                if trace or (trace is None and meta.kind == "rows"):
+                    print_trace(traces[-1])
 if trace_file:
-    with open(trace_file, "w", encoding="utf-8") as f:
+    with runtime.open_output(trace_file) as f:
         f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for rows in traces for row in rows)
     print(f"trace: {trace_file}")
 if trace_png:

@@ -23,7 +23,7 @@ import dataset as datasets
 import runtime
 from configurator import class_settings, configure
 from model import GPTConfig
-from model_loop import FACTS, HALTING, LoopConfig, build, load_weights
+from model_loop import FACTS, HALTING, LoopConfig, build, load_weights, loop_counts
 
 # input, output
 out_dir = "out"                 # where checkpoints and logs go
@@ -40,7 +40,7 @@ wandb_project = "looplm"        # its project
 wandb_run_name = "run"          # its run
 # the batch
 batch_size = 64                 # rows of a micro-step
-gradient_accumulation_steps = 1  # micro-steps of an iteration, over all ranks together
+gradient_accumulation_steps = 1  # micro-steps of an iteration, over all ranks together; at least one each
 fresh_rows = False              # addition: draw new problems in every step instead of reading train.bin
 swap_operands = False           # addition: exchange the operands of half of the rows
 flip_rows = 0.0                 # addition: share of rows written C=A+B
@@ -85,8 +85,7 @@ def loops_at(it):
     """Loop count of an iteration, a pure function of (seed, iter) and so equal on all ranks; None for a GPT."""
     if model_type == "gpt":
         return None
-    counts = settings["num_loops"] if isinstance(settings["num_loops"], list) else [settings["num_loops"]]
-    return int(np.random.default_rng([seed, it]).choice(counts))
+    return int(np.random.default_rng([seed, it]).choice(loop_counts(settings["num_loops"])))
 
 
 def model_settings(facts):
@@ -135,14 +134,15 @@ def evaluate():
     """
     net = average or raw_model
     net.eval()
-    losses, loops, halting = {}, loops_at(0), model_type == "loop" and net.config.halt != "none"
+    losses, looped = {}, model_type == "loop"
+    halting = looped and net.config.halt != "none"
     taken = torch.zeros(2, device=device)  # loops, tokens
     for split in data.splits:
-        total = torch.zeros(net.trained_loops if loops else 1, device=device)
+        total = torch.zeros(net.trained_loops if looped else 1, device=device)
         for index in range(rank, eval_iters, world):
             X, Y = datasets.get_batch(data, split, (index,), batch_size, T, device)
             with context:
-                total += net.loss_per_loop(X, Y) if loops else net(X, Y)[1]
+                total += net.loss_per_loop(X, Y) if looped else net(X, Y)[1]
                 if halting and split == "val":
                     count = net.think(X, trace=False)[1]["loops"]
                     taken += torch.stack((count.sum(), (count > 0).sum()))
@@ -234,10 +234,19 @@ def save(path):
             **(dict(ema=average.state_dict()) if average else {})))
 
 
+def stop_ranks():
+    """Part from the other ranks, if any, once all of them, and so rank 0's checkpoint, are done."""
+    if world > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def start_wandb():
     """wandb's run, or None with a warning: no login and no network must not stop a training."""
     try:
         import wandb
+        if not wandb.api.api_key and os.environ.get("WANDB_MODE") not in ("offline", "disabled"):
+            raise RuntimeError("no login; run: wandb login")  # wandb.init would ask on a terminal, and wait
         return wandb.init(project=wandb_project, name=wandb_run_name, config=settings,
                           settings=wandb.Settings(init_timeout=30))
     except Exception as e:
@@ -250,8 +259,9 @@ def log(line, **values):
         return
     print(line, flush=True)
     rows.append({k: "" if v is None else str(v) for k, v in values.items()})
-    with open(log_path, "a", newline="") as f:
-        csv.DictWriter(f, COLUMNS).writerow(rows[-1])
+    if writes:
+        with open(log_path, "a", newline="") as f:
+            csv.DictWriter(f, COLUMNS).writerow(rows[-1])
     if wandb_run:
         wandb_run.log({k: v for k, v in values.items() if isinstance(v, (int, float))}, step=values["iter"])
 
@@ -332,22 +342,23 @@ if cuda_graph and (not cuda or world > 1):
     raise SystemExit("--cuda_graph=True needs one process on one CUDA GPU")
 context, peak = runtime.autocast(device, dtype), runtime.peak_flops(device)
 
-data = datasets.open_dataset(dataset)
-T = datasets.sequence_length(data, settings["block_size"])
-last_path, log_path = (os.path.join(out_dir, name) for name in ("ckpt_last.pt", "log.csv"))
+last_path, best_path, log_path = (os.path.join(out_dir, x) for x in ("ckpt_last.pt", "ckpt_best.pt", "log.csv"))
 checkpoint = None
 if init_from == "resume":
     checkpoint = runtime.load_checkpoint(last_path, needed=("model", "model_args", "optimizer", "iter_num"))
 elif init_from != "scratch":
     checkpoint = runtime.load_checkpoint(init_from)
+data = datasets.open_dataset(dataset, like=checkpoint.get("meta") if init_from == "resume" else None)
 try:
     raw_model, model_args = make_model(data, checkpoint)
 except ValueError as e:
     raise SystemExit(f"train.py: {e}") from None
 except RuntimeError as e:
     raise SystemExit(f"--init_from={init_from} does not fit this model: {' '.join(str(e).split())[:200]}") from None
-if raw_model.learned_positions and raw_model.config.block_size < T:
-    raise SystemExit(f"--block_size={raw_model.config.block_size}, but a row of {dataset} has {T} tokens")
+settings.update({k: v for k, v in model_args.items() if k in settings})  # what the checkpoint decided
+T = datasets.sequence_length(data, settings["block_size"])
+if raw_model.learned_positions and settings["block_size"] < T:
+    raise SystemExit(f"--block_size={settings['block_size']}, but a row of {dataset} has {T} tokens")
 if flip_rows and (data.meta.kind != "rows" or data.meta.track != "next"):
     raise SystemExit(f"--flip_rows={flip_rows} is for addition rows of track next")
 raw_model.to(device).train()
@@ -364,20 +375,28 @@ if init_from == "resume":
         load_weights(average, checkpoint.get("ema") or checkpoint["model"])
 checkpoint = None  # frees the memory
 micro_steps = -(-gradient_accumulation_steps // world)  # rounded up, so that every rank has as many
+if master and micro_steps * world != gradient_accumulation_steps:
+    print(f"gradient_accumulation_steps {gradient_accumulation_steps} -> {micro_steps * world}, equal for {world} "
+          "processes: an iteration is larger than that of one process; set batch_size to match")
+if compile not in ("auto", True, False):
+    raise SystemExit(f"--compile={compile}: auto, True or False")
 model = torch.compile(raw_model) if (cuda and not cuda_graph if compile == "auto" else compile) else raw_model
 if world > 1:
-    unused = model_type == "loop" and 1 in np.atleast_1d(settings["num_loops"])  # one loop injects nothing
+    unused = model_type == "loop" and 1 in loop_counts(settings["num_loops"])  # one loop injects nothing
     model = DistributedDataParallel(model, device_ids=[device] if cuda else None, find_unused_parameters=unused)
 train_step = make_graph_step() if cuda_graph else plain_step
 
-if master:
+writes = master and not eval_only  # an evaluation leaves the files of the run that it measures as they are
+if writes:
     try:
         os.makedirs(out_dir, exist_ok=True)
-        with open(os.path.join(out_dir, "config.json"), "w") as f:
-            json.dump(settings | dict(model_args=model_args), f, indent=1)
+        if init_from != "resume" and os.path.exists(best_path):
+            os.replace(best_path, f"{best_path}.old")  # of another run: sampling must not take it for this one's
     except OSError as e:
         raise SystemExit(f"--out_dir={out_dir} cannot be written: {e.strerror}") from None
-rows = start_log() if master else []
+    with runtime.open_output(os.path.join(out_dir, "config.json")) as f:
+        json.dump(settings | dict(model_args=model_args), f, indent=1)
+rows = start_log() if writes else []
 wandb_run = start_wandb() if wandb_log and master else None
 if master:
     print(f"{model_type} with {raw_model.get_num_params():,} parameters, {dtype} on {device}, {world} process(es); "
@@ -399,27 +418,33 @@ while True:
         if losses["val"][-1] < best_val_loss:
             best_val_loss = losses["val"][-1]
             if it > 0 and not eval_only:
-                save(os.path.join(out_dir, "ckpt_best.pt"))
+                save(best_path)
         since, since_it = time.time(), it
     if it >= max_iters or eval_only:
         break
     loss, norm = train_step(it)
-    loops += [n for n in [loops_at(it)] if n]
+    if model_type == "loop":
+        loops.append(loops_at(it))
     it += 1
-    if (it % log_interval == 0 or not cuda) and not math.isfinite(float(loss)):  # reading the loss stalls a GPU
-        require_finite(loss)
+    look = it % log_interval == 0 or not cuda  # reading the loss stalls a GPU
+    if look:
+        loss = runtime.mean_over_ranks(loss.clone(), world)  # so that all ranks stop where one must
+        if not math.isfinite(float(loss)):
+            require_finite(loss)
     if it % log_interval == 0:
         log_step(float(loss), float(norm), loops)
         since, since_it, loops = time.time(), it, []
-    if (world == 1 or it % log_interval == 0) and stop.anywhere(device, world):
+    if (world == 1 or look) and stop.anywhere(device, world):
         require_finite(loss)
         save(last_path)
+        stop_ranks()
         raise SystemExit(130)
 
 # ---- summary
 
-if master:
+if writes:
     plot()
+if master:
     print("---")
     for key, value in dict(
             iterations=it, parameters=raw_model.get_num_params(), train_loss=f"{losses['train'][-1]:.4f}",
@@ -427,5 +452,6 @@ if master:
             seconds=f"{time.time() - started:.1f}", device=torch.cuda.get_device_name() if cuda else "cpu",
             torch=torch.__version__, checkpoint=last_path).items():
         print(f"{key}: {value}")
-if world > 1:
-    dist.destroy_process_group()
+stop_ranks()
+if stop.received:  # during the last evaluation
+    raise SystemExit(130)

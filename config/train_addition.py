@@ -17,6 +17,7 @@ loop_norm = True
 supervise = "half"
 halt = "confidence"
 halt_threshold = 0.9
+min_loops = 4  # the first loop that is ever supervised: half of 6, and 1
 prompt_loops = 10
 
 batch_size = 512

@@ -1,4 +1,5 @@
 # Track P: parallel answer, all digits at once after the loop, so that the carry has to travel in latent space.
+# Data: python data/addition/prepare.py --track=slots --out_dir=data/addition/parallel
 out_dir = "out/train_addition_parallel"
 dataset = "addition/parallel"
 fresh_rows = True
@@ -16,6 +17,7 @@ tie_weights = False
 supervise = "half"
 halt = "confidence"
 halt_threshold = 0.9
+min_loops = 5  # the first loop that is ever supervised: half of 8, and 1
 prompt_loops = 14
 
 batch_size = 512

@@ -23,7 +23,7 @@ def write_rows(folder, rng, N=300, max_digits=4, track="next", plain=False, carr
     data = {s: addition.write_rows(*addition.random_problems(rng, N, max_digits, carry_rows), row_len, track, plain)
             for s in splits}
     datasets.write_dataset(folder, data, kind="rows", vocab=list(SYMBOLS), vocab_size=15, row_len=row_len, pad=" ",
-                           think_token="=", digits="0123456789_", mask="the answer", track=track, plain=plain,
+                           think_token="=", digits="0123456789_", mask=addition.MASK_RULE, track=track, plain=plain,
                            max_digits=max_digits, carry_rows=carry_rows)
     return data
 

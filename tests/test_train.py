@@ -457,6 +457,34 @@ def test_wandb_without_a_login_only_warns(scripts):
     assert load(scripts, "no_wandb")["iter_num"] == 2
 
 
+def test_what_the_checkpoint_decides_is_what_runs(scripts, whole):
+    """Resumed without its settings, a run keeps those of its model; config.json says so."""
+    name = scripts.copy("whole", "bare")
+    scripts("train.py", "--device=cpu", "--batch_size=8", "--eval_iters=1", "--ema_decay=0.9", "--eval_interval=100",
+            "--log_interval=1", "--init_from=resume", f"--max_iters={N + 9}", f"--out_dir={name}")
+    config = json.loads((scripts.folder / name / "config.json").read_text())
+    assert (config["num_loops"], config["n_embd"], config["pos"]) == ([1, 2, 3], 16, "place")
+    assert {float(r["loops"]) for r in read_log(scripts, name) if r["loss"]} <= {1, 2, 3}
+    other = json.loads((scripts.folder / "data/addition/meta.json").read_text())
+    assert load(scripts, name)["meta"]["sha256"] == other["sha256"]
+
+
+def test_an_evaluation_leaves_the_run_as_it_is(scripts, whole):
+    name = scripts.copy("whole", "measured")
+    files = {p.name: p.read_bytes() for p in (scripts.folder / name).iterdir()}
+    run = scripts("train.py", *TINY, "--eval_only", f"--init_from={name}/ckpt_last.pt", f"--out_dir={name}")
+    assert "val_loss:" in run.out
+    assert files == {p.name: p.read_bytes() for p in (scripts.folder / name).iterdir()}
+
+
+def test_settings_that_would_do_nothing_are_refused(scripts):
+    scripts("data/addition/prepare.py", "--out_dir=data/plain", "--plain=True", "--train_rows=50", "--val_rows=20")
+    for args, key in ((("--dataset=plain", "--pos=place"), "place"), (("--alpha=learned",), "alpha"),
+                      (("--update=euler", "--alpha=-1.0"), "alpha"), (("--compile=no",), "compile"),
+                      (("--pos=place", "--place_ids=4", "--place_subset=0"), "place_ids")):
+        assert key in scripts("train.py", *TINY, *args, "--out_dir=nothing", status=None).err
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_captured_steps_follow_plain_ones_and_resume_exactly(scripts):
