@@ -91,11 +91,11 @@ def problem_set(n, count, kind="uniform", m=None):
     hard:    the longest carry chain is drawn evenly from 1..n; the first two problems are 99..9+1 and 1+99..9
     """
     m = n if m is None else m
-    rng = np.random.default_rng([TEST_SEED, n, m, kind == "hard"])  # any other kind is uniform
+    rng = np.random.default_rng([TEST_SEED, n, m, kind == "hard"])
     D = max(n, m)
     la, lb = np.full(count, n), np.full(count, m)
     a, b = random_numbers(rng, la, D), random_numbers(rng, lb, D)
-    if kind != "hard":
+    if kind == "uniform":
         return a, la, b, lb
     length = rng.integers(1, n + 1, count)
     todo = np.arange(count)

@@ -56,8 +56,8 @@ def predictions(X, exact_loops=None):
 
 
 def random_loops(loops, groups, *key):
-    """Loops (N,T) drawn with replacement from `loops`, within each of the groups (N,T) bool; 0 outside of them."""
-    drawn = torch.zeros_like(loops)
+    """Loops (N,T) drawn with replacement from `loops`, within each of the groups (N,T) bool; as they are elsewhere."""
+    drawn = loops.clone()
     for i, group in enumerate(groups):
         rng = np.random.default_rng([seed, *key, i])
         drawn[group] = torch.from_numpy(rng.choice(loops[group].numpy(), int(group.sum())))
@@ -66,7 +66,7 @@ def random_loops(loops, groups, *key):
 
 def measure(n, m, kind, count):
     """One row of the table, for operands of exactly n and m digits; with the loops of every problem."""
-    problem = addition.problem_set(n, count, kind, m)
+    problem = addition.problem_set(n, count, "uniform" if kind == "grid" else kind, m)
     rows = addition.write_rows(*problem, addition.row_length(max(n, m), meta.track), meta.track, meta.plain)
     X, Y = map(torch.from_numpy, addition.inputs_and_targets(rows, meta.track))
     said, loops = predictions(X)
@@ -175,13 +175,15 @@ print(f"{path}: {'looped' if looped else 'plain'} model, {model.get_num_params()
       + (f", {model.trained_loops} loops, halting: {model.config.halt}" if looped else "")
       + (f", prompt {model.config.prompt_loops} loops" if looped and model.config.prompt_loops else ""))
 target = csv_file or os.path.join(os.path.dirname(path), "evaluate.csv")
-runtime.open_output(target).close()  # a wrong path should fail now, not after the work
+runtime.open_output(target, "a").close()  # a wrong path should fail now, not after the work; an old table stays
+found = os.path.exists(os.path.join("data", data_name, "meta.json"))
+data = datasets.open_dataset(data_name, like=saved.get("meta")) if eval_iters and found else None  # the same for data
 table = []
 try:
     if meta.kind == "rows":
         table += addition_tables()
-    if eval_iters and os.path.exists(os.path.join("data", data_name, "meta.json")):
-        table += loss_table(datasets.open_dataset(data_name, like=saved.get("meta")))
+    if data:
+        table += loss_table(data)
     elif eval_iters:
         print(f"no validation loss: data/{data_name} is not there")
 except ValueError as e:

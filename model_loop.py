@@ -337,7 +337,8 @@ class LoopGPT(GPT):
             new, previous = self.loop(h, x0, l), logits
             logits = self.readout(new) if trace or rule in NEEDS_LOGITS else None
             gate = self.halt_logits(new, l).float().sigmoid() if rule == "gate" else None
-            alpha = torch.as_tensor(self.alpha(h, x0)).abs().squeeze(-1) if c.update == "euler" else 1.0
+            scaled = rule == "delta" and c.update == "euler"
+            alpha = torch.as_tensor(self.alpha(h, x0)).abs().squeeze(-1) if scaled else 1.0
             before, was_active = h, active
             h, active, loops, score = halt_update(rule, h, new, active, loops, l, threshold, limit, c.min_loops,
                                                   logits=logits, previous=previous, gate=gate, alpha=alpha)
@@ -384,12 +385,12 @@ def from_checkpoint(checkpoint, **overrides):
     overrides: halting settings and num_loops, which may differ from those of the training. Another rule starts from
     its own threshold, since that of the old one means something else.
     """
-    if overrides.get("halt", "none") not in ("none", checkpoint["model_args"].get("halt")):
-        overrides = dict(halt_threshold=None, think_threshold=None) | overrides
     model = build(checkpoint["model_args"])
     load_weights(model, checkpoint.get("ema") or checkpoint["model"])
     if overrides and not isinstance(model, LoopGPT):
         raise ValueError(f"{', '.join(overrides)}: this checkpoint is a plain GPT, which has no loops")
+    if overrides.get("halt", "none") not in ("none", checkpoint["model_args"].get("halt")):
+        overrides = dict(halt_threshold=None, think_threshold=None) | overrides
     for key, value in overrides.items():
         setattr(model.config, key, value)
     if isinstance(model, LoopGPT):

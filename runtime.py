@@ -128,10 +128,10 @@ class StopSignal:
         return mean_over_ranks(flag, world).item() > 0
 
 
-def open_output(path):
-    """path opened for writing text; SystemExit with one line if that cannot be."""
+def open_output(path, mode="w"):
+    """path opened for writing text, or appending with mode "a"; SystemExit with one line if that cannot be."""
     try:
-        return open(path, "w", newline="", encoding="utf-8")
+        return open(path, mode, newline="", encoding="utf-8")
     except OSError as e:
         raise SystemExit(f"{path} cannot be written: {e.strerror}") from None
 

@@ -166,7 +166,8 @@ try:
     model = from_checkpoint(saved, **{k: v for k, v in overrides.items() if k in given}).to(device)
 except (ValueError, RuntimeError) as e:
     raise SystemExit(f"{path}: {e}") from None
-tracing = bool(trace_file or trace_png or (meta.kind == "rows" if trace is None else trace))
+printing = meta.kind == "rows" if trace is None else trace
+tracing = bool(trace_file or trace_png or printing)
 if tracing and not isinstance(model, LoopGPT):
     if trace or trace_file or trace_png:
         raise SystemExit(f"{path} is a plain GPT, which has no loops to trace")
@@ -185,7 +186,7 @@ with runtime.autocast(device, dtype), torch.no_grad():
             if tracing:
                 context = model.config.block_size if model.learned_positions else len(sequence)  # of generate, too
                 traces.append(trace_rows(sequence[-context:], written[-context:], len(traces)))
-                if trace or (trace is None and meta.kind == "rows"):
+                if printing:
                     print_trace(traces[-1])
 if trace_file:
     with runtime.open_output(trace_file) as f:

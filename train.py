@@ -226,8 +226,8 @@ def require_finite(loss):
 
 
 def save(path):
-    """Write a checkpoint of the run as it stands; rank 0 does."""
-    if master:
+    """Write a checkpoint of the run as it stands; rank 0 does, unless it only evaluates."""
+    if writes:
         runtime.save_checkpoint(path, dict(
             model=raw_model.state_dict(), optimizer=optimizer.state_dict(), model_args=model_args, iter_num=it,
             best_val_loss=best_val_loss, config=settings, meta=vars(data.meta),
@@ -417,7 +417,7 @@ while True:
         log_evaluation(losses, halted_after)
         if losses["val"][-1] < best_val_loss:
             best_val_loss = losses["val"][-1]
-            if it > 0 and not eval_only:
+            if it > 0:
                 save(best_path)
         since, since_it = time.time(), it
     if it >= max_iters or eval_only:

@@ -88,6 +88,22 @@ def test_evaluate_counts_loops_of_prompt_and_answer_apart(scripts, trained):
     assert "Spearman" in run.out
 
 
+@pytest.mark.parametrize("track", ["next", "slots"])
+def test_random_control_of_a_constant_rule_changes_nothing(scripts, trained, track):
+    """If every token takes the same loops, loops drawn from them are the same loops, and so are the answers."""
+    scripts("evaluate.py", f"--checkpoint={trained[track]}", "--digits=[1]", "--problems=200", "--eval_iters=0",
+            "--halt=none", "--prompt_loops=0", "--control=True", "--csv_file=e.csv")
+    for row in read_csv(scripts, "e.csv"):
+        assert 0 < float(row["accuracy"]) < 1
+        assert row["accuracy_random"] == row["accuracy"]
+
+
+def test_a_failed_evaluation_leaves_the_old_table(scripts, trained):
+    (scripts.folder / "old.csv").write_text("old")
+    scripts("evaluate.py", f"--checkpoint={trained['next']}", "--digits=[9]", "--csv_file=old.csv", status=None)
+    assert (scripts.folder / "old.csv").read_text() == "old"
+
+
 def test_halting_settings_of_a_run_override_the_checkpoint(scripts, trained):
     scripts("evaluate.py", f"--checkpoint={trained['next']}", "--digits=[1]", "--problems=20", "--eval_iters=0",
             "--halt=none", "--num_loops=5", "--prompt_loops=0", "--think_loops=7", "--csv_file=e.csv")
