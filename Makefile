@@ -1,10 +1,11 @@
 # make demo: set up, train, evaluate and look at a thinking model (about 5 minutes on 2 cores)
 # make test: set up and run the tests
+# make compile-all: compile every variant of every kernel for every GPU generation; needs no GPU
 PYTHON ?= python3
 BIN := .venv/bin
 OUT := out/demo_addition
 
-.PHONY: demo test lint clean
+.PHONY: demo test compile-all lint clean
 
 .venv/ready: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "LoopLM needs Python 3.11 or later: make PYTHON=python3.x")'
@@ -22,6 +23,9 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest
+
+compile-all: .venv/ready
+	$(BIN)/python tests/compile_all.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -13,6 +13,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from looplm_kernels import attention
+
 MASK_FLOOR = -1e20  # finite, so that a row of masked scores can never turn into NaN
 
 
@@ -51,11 +53,16 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # q, k, v of all heads at once
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
+        self.config = config  # of a LoopGPT it has a backend
         self.flash = True  # False takes the manual path: slower, but one can look at the attention weights
 
     def forward(self, x, q_angle=None, k_angle=None):
         B, T, C = x.shape
-        q, k, v = (y.view(B, T, self.n_head, -1).transpose(1, 2) for y in self.c_attn(x).split(C, 2))  # (B,nh,T,hs)
+        qkv = self.c_attn(x)  # (B,T,3C)
+        if self.flash and not torch.is_grad_enabled() and not self.training:
+            backend = getattr(self.config, "backend", "auto")
+            return self.c_proj(attention(qkv, self.n_head, q_angle, k_angle, backend))
+        q, k, v = (y.view(B, T, self.n_head, -1).transpose(1, 2) for y in qkv.split(C, 2))  # (B,nh,T,hs)
         if q_angle is not None:
             q = rotate(q, q_angle)
         if k_angle is not None:

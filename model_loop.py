@@ -24,17 +24,27 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from looplm_kernels import HALTS_ABOVE, NEEDS_LOGITS, RULES, halt_update, relative_change, softmax_statistics
+from looplm_kernels import (
+    HALTS_ABOVE,
+    NEEDS_LOGITS,
+    RULES,
+    adaptive_loop,
+    halt_update,
+    relative_change,
+    softmax_statistics,
+)
 from model import GPT, GPTConfig, rope_angles
 
 CHOICES = dict(pos=("learned", "none", "rope", "place"), inject=("add", "none", "concat", "decay"),
                step_encoding=("none", "learned", "sinusoid", "rope"), update=("replace", "euler"),
-               supervise=("last", "half", "all"), halt=RULES, halt_head=("none", "joint", "after"))
+               supervise=("last", "half", "all"), halt=RULES, halt_head=("none", "joint", "after"),
+               backend=("auto", "cutile", "torch"))
 
 # where a rule halts by default: confidence and gate at or above it, the others at or below; delta as in Huginn
 THRESHOLDS = dict(none=0.0, confidence=0.9, entropy=0.1, delta=0.03, kl=1e-3, gate=0.9)
 # settings that may differ after training, and fields that the dataset sets, not the user
-HALTING = ("num_loops", "halt", "halt_threshold", "think_threshold", "min_loops", "prompt_loops", "think_loops")
+HALTING = ("num_loops", "halt", "halt_threshold", "think_threshold", "min_loops", "prompt_loops", "think_loops",
+           "backend")
 FACTS = ("vocab_size", "pad_token", "think_token", "number_tokens", "longest_number")
 
 
@@ -58,6 +68,7 @@ class LoopConfig(GPTConfig):
     min_loops: int = 1          # no rule halts a token earlier
     prompt_loops: int = 0       # tokens before the think token take exactly this many loops; 0: by the rule
     think_loops: int = 0        # tokens from the think token on take exactly this many, beyond num_loops too; 0: rule
+    backend: str = "auto"       # kernels at inference: auto, cutile, torch
     # FACTS, which train.py takes from the dataset
     pad_token: int | None = None  # pads start halted and take 0 loops
     think_token: int | None = None  # from this token on the answer is written
@@ -243,6 +254,13 @@ class LoopGPT(GPT):
             h = self.loop(h, x0, l)
             yield h
 
+    def last_state(self, idx, num_loops=None):
+        """h_L (B,T,C), in one launch where a kernel does it."""
+        x0, L = self.embed(idx), self.loops_asked(num_loops)
+        every = torch.ones_like(idx, dtype=torch.bool)
+        done = adaptive_loop(self, x0, every, every.float(), L, L, "none", backend=self.config.backend)
+        return list(self.states(idx, num_loops))[-1] if done is None else done[0]
+
     def forward(self, idx, targets=None, num_loops=None, trace=False, exact_loops=None):
         """Logits and loss, as GPT.forward; with trace=True also the dict that `think` describes.
 
@@ -257,8 +275,7 @@ class LoopGPT(GPT):
         if adaptive or trace:
             h, record = self.think(idx, num_loops, trace, exact_loops)
         else:
-            for state in self.states(idx, num_loops):
-                h = state
+            h = self.last_state(idx, num_loops)
         logits = self.readout(h if targets is not None or trace else h[:, [-1]])
         loss = None if targets is None else self.loss(logits, targets)
         return (logits, loss, record) if trace else (logits, loss)
@@ -330,9 +347,23 @@ class LoopGPT(GPT):
         active, threshold, limit, L = self.halting_plan(idx, L)
         if exact_loops is not None:
             active, limit, L = active & (exact_loops > 0), exact_loops, max(1, int(exact_loops.max()))
-        x0 = h = self.embed(idx)
-        loops, logits, rows = torch.zeros_like(idx), None, []
-        last = self.readout(h).argmax(-1) if trace else None  # what pads go on saying
+        x0 = self.embed(idx)
+        last = self.readout(x0).argmax(-1) if trace else None  # what pads go on saying
+        done = adaptive_loop(self, x0, active, threshold, limit, L, rule, last, trace, c.backend)
+        if done is not None:
+            return done[0], dict(done[2] or {}, loops=done[1])
+        return self.loops_in_torch(x0, active, threshold, limit, L, rule, last, trace, leave=True)
+
+    def loops_in_torch(self, x0, active=None, threshold=None, limit=None, L=1, rule="none", last=None, trace=False,
+                       leave=False):
+        """All loops from x0 (B,T,C) on, as `think` and adaptive_loop describe them: the states and, if leave is on and
+        the loop ends with the last active token, the dict of `think`, else the loops taken, None at a fixed depth."""
+        h = x0
+        if active is None:
+            for l in range(1, L + 1):
+                h = self.loop(h, x0, l)
+            return h, None
+        c, loops, logits, rows = self.config, torch.zeros_like(active, dtype=torch.long), None, []
         for l in range(1, L + 1):
             new, previous = self.loop(h, x0, l), logits
             logits = self.readout(new) if trace or rule in NEEDS_LOGITS else None
@@ -341,12 +372,15 @@ class LoopGPT(GPT):
             alpha = torch.as_tensor(self.alpha(h, x0)).abs().squeeze(-1) if scaled else 1.0
             before, was_active = h, active
             h, active, loops, score = halt_update(rule, h, new, active, loops, l, threshold, limit, c.min_loops,
-                                                  logits=logits, previous=previous, gate=gate, alpha=alpha)
+                                                  c.backend if leave else "torch", logits=logits, previous=previous,
+                                                  gate=gate, alpha=alpha)
             if trace:
                 rows.append(trace_row(before, new, logits, was_active, score, last))
                 last = rows[-1]["prediction"]
-            if not active.any():  # the one flag of a loop that crosses to the host
+            if leave and not active.any():  # the one flag of a loop that crosses to the host
                 break
+        if not leave:
+            return h, loops
         record = dict(loops=loops)
         if trace:
             silent = {key: torch.full_like(x, torch.nan) for key, x in rows[0].items() if key != "prediction"}

@@ -1,0 +1,503 @@
+"""Time every kernel of LoopLM against what one would use instead, after checking that both compute the same.
+
+    python bench.py                                     all tables, into results/bench_<gpu>.csv
+    python bench.py --quick=True                        fewer shapes, within two minutes
+    python bench.py --tables=loop --only=64x128x16      some of it
+    python bench.py --device=cpu                        tiny shapes in torch: that the script works, nothing else
+
+A time is the median over replays of a CUDA graph where the path can be one, in microseconds a call; a ratio is that
+time over the time of the path named beside it, for most rows the kernel's. Inputs that would fit in the L2 cache are
+rotated, but for the loop table, whose states and weights live there in use as well. Each group of cases has a process
+of its own: all get ready side by side (compilers take longest), then one after the other times, so that a group that
+fails or hangs costs its own rows only. Rows go to the CSV as they come.
+"""
+import copy
+import csv
+import functools
+import math
+import multiprocessing
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+import looplm_kernels as kernels
+import runtime
+from configurator import configure
+from model_loop import LoopConfig, LoopGPT
+
+tables = "halt,head,attention,loop"  # which tables, with commas
+only = ""                       # only cases whose name contains this, 64x128x16 for example
+quick = False                   # fewer shapes: within two minutes on one H100
+out = ""                        # the CSV; empty: results/bench_<gpu>.csv
+device = "auto"                 # auto, cuda; cpu: a dry run
+replays = 30                    # timed replays of each path
+workers = 10                    # groups that get ready side by side
+seconds = 90                    # for a group to get ready, and for each of its rows after that
+
+COLUMNS = ("table", "case", "path", "microseconds", "per_loop", "ratio", "ratio_to", "bar", "note")
+TOLERANCE = 2e-2                # relative error of a bf16 result
+LOOPS = 12
+HALT = [(8192, 50304, 50304, 384), (8192, 50257, 50304, 384), (2048, 65, 65, 128)]  # N, V, row stride, C
+HEAD = [(8192, 384, 50304)]     # N, C, V
+ATTENTION = [(8, 6, 256, 64), (64, 4, 64, 32), (8, 6, 1024, 64), (16, 6, 2048, 64), (4, 16, 4096, 64),
+             (4, 8, 4096, 128)]  # B, nh, T, hs
+LOOP = [(64, 128, 16), (64, 128, 128), (64, 256, 64), (64, 128, 64), (64, 256, 128), (256, 128, 8),
+        (64, 384, 16)]          # T, C, B
+
+
+@dataclass
+class Path:
+    """One way to compute a case: run() makes `calls` calls; it is None if the path failed, and note says why."""
+    name: str
+    run: object
+    note: str
+    calls: int = 1
+    loops: int = 0              # loops a call takes, in the loop table
+    against: tuple = ()         # (case, path) that its ratio is to; the case's first path by default
+    bars: tuple = ()            # (quantity, "<=" or ">=", bound), quantities as in `row_of`
+
+
+@dataclass
+class Case:
+    table: str
+    name: str
+    paths: list
+    bytes: int = 0              # that a call has to move
+    flops: int = 0              # that a call has to do
+
+
+# paths ---------------------------------------------------------------------------------------------------------------
+def on_gpu():
+    return device.startswith("cuda")
+
+
+def backend():
+    return "cutile" if on_gpu() else "torch"
+
+
+def compiled(f):
+    return torch.compile(f, fullgraph=True, dynamic=False) if on_gpu() else f
+
+
+def captured(calls):
+    """Calls as one CUDA graph: (replay, what the first of them returns). On a CPU they just run."""
+    def run():
+        first = calls[0]()
+        for call in calls[1:]:
+            call()
+        return first
+    if not on_gpu():
+        return run, run()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # warm-up: libraries and compilers set themselves up outside of the capture
+        run()
+        run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = run()
+    return graph.replay, result
+
+
+def plain(call):
+    """A call as it is, for paths that wait for the host: (call, what it returns)."""
+    return call, call()
+
+
+def difference(x, y):
+    x, y = x.double(), y.double()
+    return ((x - y).norm() / y.norm().clamp(min=1e-9)).item()
+
+
+def too_slow(*signal_frame):
+    raise TimeoutError(f"not ready within {seconds * 2 // 3} s")
+
+
+def path(name, make, reference, **facts):
+    """A Path, made and checked: make() gives (run, results), reference the first of those that are right."""
+    signal.signal(signal.SIGALRM, too_slow)  # a compiler that takes too long costs its path, not the group
+    signal.alarm(seconds * 2 // 3)
+    try:
+        run, results = make()
+        run()
+        error = max(map(difference, results, reference), key=lambda e: math.inf if math.isnan(e) else e)
+        if not error <= TOLERANCE:
+            return Path(name, None, f"WRONG: relative error {error:.1e}")
+        return Path(name, run, f"error {error:.0e}", **facts)
+    except Exception as e:  # whatever a compiler or a driver throws: the row says it, the others go on
+        return Path(name, None, f"FAILED: {type(e).__name__}: {str(e).strip().splitlines()[0][:120] if str(e) else ''}")
+    finally:
+        signal.alarm(0)
+
+
+def rotation(nbytes):
+    """How many sets of inputs of so many bytes to rotate, so that none is still in the L2 cache when it comes again."""
+    cache = torch.cuda.get_device_properties(device).L2_cache_size if on_gpu() else 0
+    return max(1, min(64, -(-2 * cache // nbytes)))
+
+
+def repeated(f, sets):
+    """One call of f a set of arguments, and four at least."""
+    return [functools.partial(f, *sets[i % len(sets)]) for i in range(max(len(sets), 4))]
+
+
+# the tables ----------------------------------------------------------------------------------------------------------
+def normal(*shape, scale=1.0):
+    return (scale * torch.randn(*shape, device=device)).bfloat16()
+
+
+def tokens(N, C):
+    """h, new (N,C), active, loops, the loop, threshold and limit of N active tokens that do not halt."""
+    return (normal(N, C), normal(N, C), torch.ones(N, dtype=torch.bool, device=device),
+            torch.zeros(N, dtype=torch.int64, device=device), 1, torch.full((N,), 2.0, device=device),
+            torch.full((N,), 99, device=device))
+
+
+def ceiling_cases():
+    n, m = (2**29, 8192) if on_gpu() else (2**16, 64)
+    x, y, a = normal(n), normal(n), normal(m, m)
+    product = Path("torch", captured([lambda: a @ a] * 4)[0], "", calls=4)
+    return [Case("ceiling", "copy", [Path("torch", captured([lambda: y.copy_(x)])[0], "")], bytes=4 * n),
+            Case("ceiling", "matrix product", [product], flops=2 * m**3)]
+
+
+def halt_case(N, V, stride, C):
+    def inputs():
+        return *tokens(N, C), normal(N, stride, scale=4)[:, :V]
+
+    def kernel(*args):
+        return kernels.halt_update("confidence", *args[:-1], logits=args[-1], backend=backend(), inplace=True)
+
+    def reference(*args):
+        return kernels.halt_update_reference("confidence", *args[:-1], logits=args[-1])
+
+    sets = [inputs() for _ in range(rotation(2 * N * stride + 4 * N * C))]
+    right, calls, fused = reference(*sets[0]), max(len(sets), 4), compiled(reference)
+    large = V > 1000
+    bars, facts = ([("copy", ">=", 0.6)] if large else []), {}
+    if V != stride:
+        facts["against"] = f"{N}x{stride}", "kernel"
+        bars.append(("ratio", "<=", 1.25))
+    return Case("halt", f"{N}x{V}", [
+        path("kernel", lambda: captured(repeated(kernel, sets)), right, calls=calls, bars=bars, **facts),
+        path("torch.compile", lambda: captured(repeated(fused, sets)), right, calls=calls,
+             bars=[("ratio", ">=", 2.0 if large else 1.0)]),
+        path("eager", lambda: captured(repeated(reference, sets)), right, calls=calls),
+    ], bytes=2 * N * V + 4 * N * C + 34 * N)
+
+
+def head_case(N, C, V):
+    state, head, weight = tokens(N, C), normal(V, C, scale=0.05), torch.ones(C, device=device).bfloat16()
+    said = torch.zeros(N, dtype=torch.int64, device=device)
+
+    def kernel():
+        return kernels.head_halt("confidence", *state, head, weight, backend=backend(), inplace=True, prediction=said)
+
+    def pair():
+        logits = F.linear(F.layer_norm(state[1], (C,), weight), head)
+        return kernels.halt_update("confidence", *state, logits=logits, backend=backend(), inplace=True)
+
+    right = kernels.head_halt_reference("confidence", *state, head, weight)[:6]  # arg-maxes of ties may differ
+    ours = path("kernel", lambda: captured([kernel] * 4), right, calls=4)
+    if ours.run and on_gpu():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        kernel()
+        extra = torch.cuda.max_memory_allocated() - before
+        ours.note += f", takes {extra / 1e6:.0f} MB (N x V: {2e-6 * N * V:.0f}): " + (
+            "met" if extra < N * V // 2 else "MISSED")
+    theirs = path("cuBLAS + halt update", lambda: captured([pair] * 4), right[:4], calls=4,
+                  bars=[("ratio", ">=", round(1 / 0.7, 2))])
+    return Case("head", f"{N}x{C}x{V}", [ours, theirs], flops=2 * N * C * V)
+
+
+def attention_case(B, nh, T, hs):
+    def kernel(qkv):
+        return (kernels.attention(qkv, nh, backend=backend()),)
+
+    def model(qkv):  # as CausalSelfAttention has it
+        q, k, v = (y.view(B, T, nh, hs).transpose(1, 2) for y in qkv.split(nh * hs, 2))
+        return (F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(B, T, nh * hs),)
+
+    sets = [(normal(B, T, 3 * nh * hs),) for _ in range(rotation(8 * B * T * nh * hs))]
+    right, calls = model(sets[0][0]), max(len(sets), 4)
+    return Case("attention", f"{B}x{nh}x{T}x{hs}", [
+        path("kernel", lambda: captured(repeated(kernel, sets)), right, calls=calls),
+        path("SDPA", lambda: captured(repeated(model, sets)), right, calls=calls,
+             bars=[("ratio", ">=", 1.0 if T <= 256 else 0.9)]),
+    ], flops=2 * B * nh * T * T * hs)
+
+
+def all_loops(model, x0, state, halt, stop=False):
+    """LOOPS loops in torch: h, and loops unless the depth is fixed; halt: the halt update, None for a fixed depth.
+
+    stop: whether the host looks after each loop if a token is still active.
+    """
+    active, threshold, limit = state
+    h, active, loops = x0.clone(), active.clone(), torch.zeros_like(limit)  # the halt update may be in place
+    for l in range(1, LOOPS + 1):
+        new = model.loop(h, x0, l)
+        if halt is None:
+            h = new
+            continue
+        h, active, loops, _ = halt("confidence", h, new, active, loops, l, threshold, limit, logits=model.readout(new))
+        if stop and not active.any():
+            break
+    return (h,) if halt is None else (h, loops)
+
+
+def graph_a_loop(model, x0, state, adaptive):
+    """A compiled loop as a CUDA graph that is replayed for each loop, the flag read by the host after it."""
+    start, threshold, limit = state
+    h, active, loops = x0.clone(), start.clone(), torch.zeros_like(limit)
+    number, flag = torch.ones((), dtype=torch.int64, device=device), torch.ones((), dtype=torch.bool, device=device)
+
+    def loop(l):
+        new = model.loop(h, x0, l)  # the second loop stands for all that follow: no step encoding tells them apart
+        if not adaptive:
+            h.copy_(new)
+            return
+        values = kernels.halt_update_reference("confidence", h, new, active, loops, number, threshold, limit,
+                                               logits=model.readout(new))
+        h.copy_(values[0])
+        active.copy_(values[1])
+        loops.copy_(values[2])
+        flag.copy_(values[1].any())
+        number.add_(1)
+
+    fused = compiled(loop)
+
+    def first():
+        h.copy_(x0)
+        active.copy_(start)
+        loops.zero_()
+        number.fill_(1)
+        fused(1)
+
+    graphs = captured([first])[0], captured([lambda: fused(2)])[0]
+
+    def run():
+        for l in range(LOOPS):
+            graphs[l > 0]()
+            if adaptive and not flag.item():
+                break
+        return (h, loops) if adaptive else (h,)
+    return plain(run)
+
+
+def loop_case(T, C, B, mode):
+    adaptive, facts = mode == "adaptive", dict(loops=LOOPS)
+    rule = "confidence" if adaptive else "none"
+    model = LoopGPT(LoopConfig(vocab_size=65, n_head=C // 32, n_embd=C, num_loops=LOOPS, block_size=T, halt=rule))
+    model = model.to(device).bfloat16().eval().requires_grad_(False)  # with gradients on, its attention is SDPA
+    x0 = model.embed(torch.randint(65, (B, T), device=device))
+    whole, half = ((torch.ones(B, T, dtype=torch.bool, device=device), torch.full((B, T), 2.0, device=device),
+                    torch.full((B, T), n, device=device)) for n in (LOOPS, LOOPS // 2))
+
+    def kernel(state):
+        if not on_gpu():
+            return all_loops(model, x0, state, kernels.halt_update_reference)
+        limit = state[2] if adaptive else LOOPS  # a number tells the kernel that the depth is fixed
+        return kernels.adaptive_loop(model, x0, *state[:2], limit, LOOPS, rule, backend=backend())[:2]
+
+    update = functools.partial(kernels.halt_update, backend=backend(), inplace=True) if adaptive else None
+    reference = kernels.halt_update_reference if adaptive else None
+    exact = copy.deepcopy(model).float()  # of the same weights
+    right = all_loops(exact, x0.float(), whole, kernels.halt_update_reference)
+    short, name = T == 64 and C == 128, f"{T}x{C}x{B} {mode}"
+    least = 2.0 if short else 1.5 if T == 64 and C == 256 else None
+    fused = compiled(lambda: all_loops(model, x0, whole, reference))
+    paths = [
+        path("loop kernel", lambda: captured([lambda: kernel(whole)]), right, **facts,
+             bars=[("per_loop", "<=", 15.0)] if short else []),
+        path("a eager", lambda: plain(lambda: all_loops(model, x0, whole, update, stop=adaptive)), right, **facts,
+             bars=[("ratio", ">=", 10.0)] if B * T <= 8192 else []),
+        path("b torch.compile, graph", lambda: captured([fused]), right, **facts,
+             bars=[("ratio", ">=", least)] if least else []),
+        path("c graph a loop" + ", check" * adaptive, lambda: graph_a_loop(model, x0, whole, adaptive), right,
+             **facts, bars=[("ratio", ">=", 3.0)] if short and adaptive else [])]
+    if adaptive:
+        right = all_loops(exact, x0.float(), half, kernels.halt_update_reference, stop=True)
+        paths.insert(1, path("loop kernel, half", lambda: captured([lambda: kernel(half)]), right, loops=LOOPS // 2,
+                             bars=[("ratio", "<=", 0.6)]))
+    return Case("loop", name, paths)
+
+
+# timing --------------------------------------------------------------------------------------------------------------
+def clock(run):
+    """Median microseconds of run()."""
+    for _ in range(3):
+        run()
+    if not on_gpu():
+        times = []
+        for _ in range(replays):
+            start = time.perf_counter()
+            run()
+            times.append(1e6 * (time.perf_counter() - start))
+        return statistics.median(times)
+    pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(replays)]
+    torch.cuda.synchronize()
+    for start, end in pairs:
+        start.record()
+        run()
+        end.record()
+    torch.cuda.synchronize()
+    return statistics.median(1e3 * start.elapsed_time(end) for start, end in pairs)
+
+
+def row_of(case, p, times, ceilings):
+    """Time a path: its row. times: microseconds of the paths so far by (case, path); ceilings: bytes and FLOP/s."""
+    row = dict(table=case.table, case=case.name, path=p.name, note=p.note)
+    if p.run is None:
+        return row
+    us = times[case.name, p.name] = clock(p.run) / p.calls
+    against = p.against or (case.name, case.paths[0].name)
+    seen = dict(ratio=us / times[against] if against in times else math.nan, copy=math.nan,
+                per_loop=us / p.loops if p.loops else math.nan)
+    row.update(microseconds=round(us, 2), per_loop=round(us / p.loops, 2) if p.loops else "")
+    if against in times and against != (case.name, p.name):
+        row.update(ratio=round(seen["ratio"], 3), ratio_to=" ".join(p.against) or against[1])
+    for work, unit, scale, ceiling in ((case.bytes, "GB/s", 1e9, "copy"), (case.flops, "TFLOP/s", 1e12,
+                                                                           "matrix product")):
+        if work:
+            row["rate"] = work / us * 1e6
+            seen[ceiling] = row["rate"] / ceilings.get(ceiling, math.nan)
+            share = f", {100 * seen[ceiling]:.0f}% of the {ceiling}" if case.table != "ceiling" else ""
+            row["note"] = "; ".join(filter(None, (f"{row['rate'] / scale:.0f} {unit}{share}", p.note)))
+    row["bar"] = ", ".join(f"{what.replace('_', ' ')} {sign} {bound} "
+                           + ("met" if (seen[what] <= bound if sign == "<=" else seen[what] >= bound) else "MISSED")
+                           for what, sign, bound in p.bars)
+    return row
+
+
+def work(job, pipe):
+    """A group's process: gets its cases ready, waits for the ceilings, then times, a row a message, None at last."""
+    table, shapes = job
+    torch.manual_seed(0)
+    cases = ceiling_cases() if table == "ceiling" else [globals()[f"{table}_case"](*shape) for shape in shapes]
+    pipe.send("ready")
+    ceilings, times = pipe.recv(), {}
+    for case in cases:
+        for p in case.paths:
+            pipe.send(row_of(case, p, times, ceilings))
+    pipe.send(None)
+
+
+# the run -------------------------------------------------------------------------------------------------------------
+def jobs():
+    """Groups (table, shapes), the ceilings first."""
+    halt, head, attention, loop = HALT, HEAD, ATTENTION[:3] if quick else ATTENTION, LOOP[:3] if quick else LOOP
+    if not on_gpu():
+        halt, head = [(32, 128, 128, 32), (32, 120, 128, 32), (8, 65, 65, 32)], [(32, 32, 128)]
+        attention, loop = [(2, 2, 16, 32)], [(16, 64, 2)]
+    groups = [("halt", halt), ("head", head), ("attention", attention)]
+    groups += [("loop", [(*shape, mode)]) for shape in loop for mode in ("fixed", "adaptive")]
+    chosen = tables.split(",")
+    if unknown := set(chosen) - {table for table, _ in groups}:
+        raise SystemExit(f"--tables={tables}: there is no table {', '.join(sorted(unknown))}")
+    groups = [(table, [s for s in shapes if only in "x".join(map(str, s))]) for table, shapes in groups
+              if table in chosen]
+    return [("ceiling", [()])] + [(table, shapes) for table, shapes in groups if shapes]
+
+
+def receive(process, pipe, until):
+    """The next message of a group's process. RuntimeError if none comes."""
+    if not pipe.poll(max(0.0, until - time.monotonic())):
+        raise RuntimeError(f"no answer within {seconds} s")
+    try:
+        return pipe.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"its process ended with {process.exitcode}, see above") from None
+
+
+def run_batch(batch, ceilings, emit):
+    """Run some groups, which get ready side by side; emit(row) for each row."""
+    context, running = multiprocessing.get_context("spawn"), []
+    try:
+        for job in batch:
+            pipe, theirs = context.Pipe()
+            running.append((job, context.Process(target=work, args=(job, theirs)), pipe))
+            running[-1][1].start()
+            theirs.close()
+        until, failed = time.monotonic() + seconds, {}
+        for i, (_, process, pipe) in enumerate(running):
+            try:
+                receive(process, pipe, until)
+            except RuntimeError as e:
+                failed[i] = e
+                process.kill()  # before the others time
+        for i, ((table, shapes), process, pipe) in enumerate(running):
+            try:
+                if i in failed:
+                    raise failed[i]
+                pipe.send(ceilings)
+                while row := receive(process, pipe, time.monotonic() + seconds):
+                    emit(row)
+            except (RuntimeError, OSError) as e:
+                process.kill()
+                emit(dict(table=table, case=" ".join("x".join(map(str, s)) for s in shapes), note=f"FAILED: {e}"))
+    finally:
+        for _, process, _ in running:
+            process.kill()
+
+
+def versions():
+    """GPU name, and one line of it and the versions."""
+    name = torch.cuda.get_device_name() if on_gpu() else "CPU"
+    tile = "none" if kernels.MISSING else kernels.ct.__version__
+    driver = "none"
+    if on_gpu():
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        driver = subprocess.run(query, capture_output=True, text=True).stdout.split("\n")[0]
+    return name, f"{name}, torch {torch.__version__}, cuda-tile {tile}, driver {driver}"
+
+
+def main():
+    name, line = versions()
+    target = out or f"results/bench_{re.sub(r'[^a-z0-9]+', '_', name.lower().removeprefix('nvidia '))}.csv"
+    os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
+    groups, ceilings, rows = jobs(), {}, []
+    threads = max(1, 2 * os.cpu_count() // min(len(groups), workers))  # of each group's torch.compile
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(threads))
+    began = time.monotonic()
+    with runtime.open_output(target) as f:
+        writer = csv.DictWriter(f, COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+
+        def emit(row):
+            rows.append(row)
+            if row["table"] == "ceiling" and "rate" in row:
+                ceilings[row["case"]] = row["rate"]
+            writer.writerow(row)
+            f.flush()
+            ratio = f"{row['ratio']:.2f}x {row['ratio_to']}" if "ratio" in row else ""
+            print(f"{row['table']:<10}{row['case']:<20} {row.get('path', ''):<24}{row.get('microseconds', ''):>10}"
+                  f"{row.get('per_loop', ''):>9}  {ratio:<26}{row.get('bar', ''):<24} {row['note']}", flush=True)
+
+        print(line)
+        print(f"{'table':<10}{'case':<20} {'path':<24}{'us':>10}{'us/loop':>9}  {'ratio':<26}{'bar':<24}")
+        writer.writerow(dict(table="run", note=line))
+        for i in range(0, len(groups), workers):
+            run_batch(groups[i:i + workers], ceilings, emit)
+    missed = sum(row.get("bar", "").count("MISSED") + row["note"].count("MISSED") for row in rows)
+    failed = sum("WRONG" in row["note"] or "FAILED" in row["note"] for row in rows)
+    print(f"{missed} bars missed, {failed} rows failed, {time.monotonic() - began:.0f} s; table: {target}")
+    sys.exit(failed > 0)
+
+
+if __name__ in ("__main__", "__mp_main__"):  # the processes of the groups read the same arguments
+    globals().update(configure(__file__)[0])
+    device = runtime.choose_device(device)
+if __name__ == "__main__":
+    main()

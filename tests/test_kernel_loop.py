@@ -1,0 +1,572 @@
+"""The loop kernel against LoopGPT.think in torch: its source on the CPU stand-in, the kernel itself on a GPU, and a
+trained checkpoint on both paths. On a GPU the backend is forced, so that a fallback cannot pass for a kernel.
+"""
+import copy
+import os
+from pathlib import Path
+
+import cutile_cpu
+import numpy as np
+import pytest
+import torch
+
+import addition
+import looplm_kernels as real
+import model_loop
+import runtime
+from looplm_kernels import HALTS_ABOVE, RULES
+from model_loop import LoopConfig, LoopGPT, from_checkpoint
+
+ROOT = Path(real.__file__).parent
+WHY = real.why_not_cutile(torch.device("cuda")) if torch.cuda.is_available() else "there is no GPU"
+GPU = [pytest.mark.gpu, pytest.mark.skipif(bool(WHY), reason=f"needs a GPU that cuTile runs on: {WHY}")]
+STATISTICS = ("entropy", "confidence", "delta", "score")
+PAD, THINK = 0, 1
+
+
+@pytest.fixture(autouse=True)
+def seed(rng):
+    torch.manual_seed(int(rng.integers(2 ** 31)))
+
+
+@pytest.fixture(scope="module")
+def standin():
+    """The kernels' source on the CPU, where cuTile counts as able to run."""
+    module = cutile_cpu.load_module(real.__file__)
+    module.why_not_cutile = lambda device: ""
+    return module
+
+
+@pytest.fixture
+def on_cpu(standin, monkeypatch):
+    """Models run the stand-in's loop kernel, and nothing else can run with backend cutile. Memory is poisoned."""
+    monkeypatch.setattr(model_loop, "adaptive_loop", standin.adaptive_loop)
+    torch.use_deterministic_algorithms(True)
+    yield standin
+    torch.use_deterministic_algorithms(False)
+
+
+# ---- models, thresholds and what is the same
+
+@torch.no_grad()
+def make(rule="none", T=13, V=13, C=64, L=4, n_head=2, gain=4.0, device="cpu", **settings):
+    """A model far from its initial state, in which every token would be undecided."""
+    head = "joint" if rule == "gate" else "none"
+    model = LoopGPT(LoopConfig(vocab_size=V, n_head=n_head, n_embd=C, num_loops=L, block_size=T, halt=rule,
+                               halt_head=head, **settings)).eval().requires_grad_(False)
+    for p in model.parameters():
+        p.mul_(gain) if p.dim() > 1 else p.add_(0.1 * torch.randn_like(p))
+    return model.to(device)
+
+
+def twin(model):
+    """The same model on the torch path, in float32."""
+    other = copy.deepcopy(model).float()
+    other._loop_weights, other.config.backend = (None,), "torch"
+    return other
+
+
+def scored(model, idx, **given):
+    """Scores (B,T,L) of active tokens by the torch path, and the thresholds (B,T,1) that they are compared with."""
+    return (twin(model).think(idx, trace=True, **given)[1]["score"],
+            model.halting_plan(idx, model.trained_loops)[1][..., None])
+
+
+def set_threshold(model, idx, margin=1e-4):
+    """A threshold near the median of all scores, so that tokens halt in different loops, with no score next to it."""
+    c = model.config
+    if c.halt == "none":
+        return
+    c.halt_threshold = float("inf") if c.halt in HALTS_ABOVE else float("-inf")
+    score = scored(model, idx)[0]
+    score = score[score.isfinite()].sort().values
+    score = score[len(score) // 5:-len(score) // 5] if len(score) > 20 else score  # empty for kl in a single loop
+    gap, between = score.diff(), (score[1:] + score[:-1]) / 2
+    wide = (gap > 4 * margin * (between.abs() + 0.01)).nonzero()[:, 0]
+    for i in sorted(wide.tolist(), key=lambda i: abs(i - len(gap) / 2)):
+        c.halt_threshold = between[i].item()
+        score, threshold = scored(model, idx)
+        if not ((score - threshold).abs() < margin * (threshold.abs() + 0.01)).any():
+            return
+    assert not len(score), "no threshold is far from every score"
+
+
+@torch.no_grad()
+def close_calls(model, h, tolerance):
+    """Whether the two largest logits of the states h (...,C) are too near to each other for a certain arg-max."""
+    top = LoopGPT.readout(model, h).float().topk(2, dim=-1).values
+    return top[..., 0] - top[..., 1] < tolerance
+
+
+def think_of(model, idx, trace, tie=1e-4, follow=False, **given):
+    """think by the kernel and by the torch path; and (B,T,L) whether a prediction so far was a close call.
+
+    follow: in the torch path tokens halt in the loops in which they did in the kernel.
+    """
+    model.config.backend, reference, seen = "cutile", twin(model), []
+    got = model.think(idx, trace=trace, **given)
+    reference.readout = lambda h: seen.append(close_calls(reference, h, tie)) or LoopGPT.readout(reference, h)
+    want = reference.think(idx, trace=trace, **(dict(exact_loops=got[1]["loops"]) if follow else given))
+    if not trace:
+        return got, want, None
+    ties = torch.stack(seen + [seen[-1]] * (want[1]["score"].size(-1) + 1 - len(seen)), -1)
+    return got, want, ties.cummax(-1).values[..., 1:]
+
+
+def far(got, want):
+    """The largest relative distance of a token's state."""
+    return ((got - want).norm(dim=-1) / want.norm(dim=-1)).max().item()
+
+
+def same_thinking(got, want, ties, h_tolerance, tolerance):
+    (h, record), (wanted, expected) = got, want
+    assert h.shape == wanted.shape
+    assert h.isfinite().all()
+    assert far(h.float(), wanted) < h_tolerance
+    assert record["loops"].dtype == torch.int64
+    assert torch.equal(record["loops"], expected["loops"])
+    assert set(record) == set(expected)
+    if ties is not None:
+        for key in STATISTICS:
+            torch.testing.assert_close(record[key], expected[key], rtol=tolerance, atol=tolerance, equal_nan=True,
+                                       msg=lambda text, key=key: f"{key}: {text}")
+        differs = record["prediction"] != expected["prediction"]
+        assert not (differs & ~ties).any()
+
+
+def tokens(model, B, T):
+    device = model.lm_head.weight.device
+    idx = torch.randint(2, model.config.vocab_size, (B, T), device=device)
+    if model.config.think_token is not None:
+        for b in range(B):
+            idx[b, int(torch.randint(1, max(2, T - 1), ()))] = THINK
+    if model.config.pad_token is not None:  # at the end of rows, all of one row, none of another
+        for b in range(B):
+            idx[b, T - (b % 3) * T // 4:] = PAD
+        idx[-1] = PAD
+    return idx
+
+
+# ---- the source on the stand-in
+
+CASES = [
+    dict(B=2, rule="none", T=5, L=2),
+    dict(B=17, rule="confidence", T=5, L=12),  # 8 sequences a block
+    dict(B=3, rule="entropy", T=13, V=65, C=128, L=12, n_head=4, inject="none"),  # two tiles of the vocabulary
+    dict(B=2, rule="delta", T=64, L=2, inject="decay", loop_norm=True),
+    dict(B=2, rule="kl", T=70, V=65, inject="concat", L=3),
+    dict(B=2, rule="gate", T=130, step_encoding="learned", L=3),
+    dict(B=2, rule="entropy", T=130, L=2, step_encoding="sinusoid", n_head=1),
+    dict(B=2, rule="delta", T=70, L=3, update="euler", alpha=0.5, loop_norm=True),
+    dict(B=5, rule="delta", T=13, update="euler", alpha="learned", inject="concat"),
+    dict(B=3, rule="kl", T=5, L=12, min_loops=3, inject="decay", tie_weights=False),
+    dict(B=2, rule="gate", T=64, C=128, n_head=2, step_encoding="sinusoid", min_loops=2),
+    dict(B=2, rule="confidence", T=70, L=1, V=65),
+    dict(B=3, rule="kl", T=13, L=1),
+    dict(B=2, rule="entropy", T=5, C=256, n_head=8, L=2, inject="concat", loop_norm=True),
+    dict(B=2, rule="gate", T=5, C=384, n_head=6, L=2, pos="none"),
+    dict(B=6, rule="confidence", T=13, pad_token=PAD, think_token=THINK, prompt_loops=2),
+    dict(B=5, rule="entropy", T=16, L=3, pad_token=PAD, think_token=THINK, think_loops=5),
+    dict(B=4, rule="delta", T=70, L=3, pad_token=PAD, think_token=THINK, prompt_loops=1, think_loops=2),
+]
+
+
+def label(case):
+    return "-".join(str(x) for x in case.values())
+
+
+@pytest.mark.parametrize("case", CASES, ids=label)
+def test_source(on_cpu, monkeypatch, case):
+    """Every rule and option, the trace on and off, with blocks of several sequences and sequences of several blocks."""
+    case = dict(case)
+    if case["rule"] == "kl":  # a NaN would hide that the first loop reads what no loop wrote
+        monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
+    B, T = case.pop("B"), case["T"]
+    model = make(**case)
+    if case.get("alpha") == "learned":
+        model.step_size.fill_(-0.7)  # delta is divided by its size
+    idx = tokens(model, B, T)
+    set_threshold(model, idx)
+    with cutile_cpu.schedule("random" if T > 64 else "forward", int(torch.randint(1000, ()))):
+        same_thinking(*think_of(model, idx, True), 1e-5, 5e-5)
+    if case["rule"] in ("confidence", "entropy") and case.get("L", 4) > 2:
+        loops = model.think(idx, trace=False)[1]["loops"]
+        assert len(loops.unique()) > 1  # else the case would show little
+    same_thinking(*think_of(model, idx, False), 1e-5, 5e-5)
+
+
+@pytest.mark.parametrize("case", [dict(T=13, L=12), dict(T=70, L=2, C=128, loop_norm=True, update="euler", alpha=0.3),
+                                  dict(T=130, L=1)], ids=label)
+def test_fixed_depth(on_cpu, case):
+    """No rule, and no flags in the kernel: the last of all states."""
+    model = make("none", **case, backend="cutile")
+    idx = tokens(model, 3, case["T"])
+    with cutile_cpu.schedule("reverse"):
+        got = model.last_state(idx)
+    want = list(twin(model).states(idx))[-1]
+    assert far(got, want) < 1e-5
+    with torch.no_grad():
+        torch.testing.assert_close(model.logits(idx), model.readout(want), rtol=1e-4, atol=1e-4)
+    h, loops, _ = model_loop.adaptive_loop(model, model.embed(idx), idx > 0, idx.float(), case["L"], case["L"], "none",
+                                           backend="cutile")
+    assert torch.equal(h, got)
+    assert (loops == case["L"]).all()
+
+
+@pytest.mark.parametrize("T", [13, 70])
+def test_limits(on_cpu, T):
+    """Tokens that halt after a number of loops of their own, 0 of them included, or before the first."""
+    model = make("confidence", T=T, L=3)
+    idx = tokens(model, 3, T)
+    exact = torch.randint(5, idx.shape)
+    for loops in (exact, 0 * exact):
+        same_thinking(*think_of(model, idx, True, exact_loops=loops), 1e-5, 5e-5)
+        assert torch.equal(model.think(idx, trace=False, exact_loops=loops)[1]["loops"], loops)
+    x0, L, few = model.embed(idx), 3, torch.full_like(idx, 1)
+    never = torch.full(idx.shape, 2.0)
+    short, long = (model_loop.adaptive_loop(model, x0, idx >= 0, never, few, n, "confidence", backend="cutile")
+                   for n in (1, L))
+    assert torch.equal(short[0], long[0])
+    assert (long[1] == 1).all()
+
+
+def test_weights_that_change(on_cpu):
+    """What the kernel reads is kept from call to call, until a weight or the rule changes."""
+    model = make("gate", L=2)
+    idx = tokens(model, 2, 13)
+    model.config.halt = "confidence"
+    for rule in ("confidence", "gate"):
+        model.config.halt = rule
+        set_threshold(model, idx)
+        same_thinking(*think_of(model, idx, True), 1e-5, 5e-5)
+    with torch.no_grad():
+        model.transformer.h[0].mlp.c_fc.weight.mul_(-1)
+    set_threshold(model, idx)
+    same_thinking(*think_of(model, idx, False), 1e-5, 5e-5)
+
+
+def recorded(monkeypatch, kernels, model, idx, trace):
+    """The arguments of the operator in a call of think."""
+    calls, op = [], kernels.loop_op
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "loop_op", lambda *args: calls.append(args) or op(*args))
+        model.config.backend = "cutile"
+        model.think(idx, trace=trace)
+    return calls[-1]
+
+
+@pytest.mark.parametrize("trace", [False, True])
+@pytest.mark.parametrize("T", [13, 70])
+def test_operator(on_cpu, monkeypatch, T, trace):
+    """The operator, here with the stand-in's launch, is what its schema and its fake say, and compiles."""
+    model = make("confidence", T=T, L=2)
+    x0, *others = recorded(monkeypatch, on_cpu, model, tokens(model, 2, T), trace)
+    monkeypatch.setattr(real, "launch_loop", on_cpu.launch_loop)
+    torch.library.opcheck(real.loop_op, (x0, *others), test_utils=("test_schema", "test_faketensor"))
+
+    def call(x0):
+        return real.loop_op(x0 + 0, *others)
+    got = torch.compile(call, fullgraph=True, backend="aot_eager")(x0)
+    torch.testing.assert_close(got[:2], call(x0)[:2], rtol=1e-6, atol=1e-6)
+
+
+# ---- what the kernel does not do
+
+@pytest.mark.parametrize(("says", "case"), [
+    ("n_layer above 1", dict(n_layer=2)), ("biases", dict(bias=True)), ("rope", dict(pos="rope")),
+    ("rope", dict(step_encoding="rope")), ("300 tokens", dict(T=300)), ("n_embd 96", dict(C=96, n_head=3)),
+    ("heads of 8 channels", dict(n_head=8)), ("alpha 'gate'", dict(update="euler", alpha="gate")),
+    ("logits of 200 tokens", dict(V=200)), ("float64", dict(double=True)), ("", dict(V=200, rule="delta"))],
+    ids=lambda x: x if isinstance(x, str) else "")
+def test_falls_back(on_cpu, capfd, says, case):
+    """loop_cannot names the reason, auto gives what torch gives, and cutile refuses."""
+    case = dict(rule="confidence", L=2) | case
+    model = make(**{key: x for key, x in case.items() if key != "double"})
+    model = model.double() if "double" in case else model
+    idx = tokens(model, 2, case.get("T", 13))
+    cannot = real.loop_cannot(model, model.embed(idx), 4, case["rule"], False)
+    assert says in cannot
+    assert bool(says) == bool(cannot)
+    if not says:
+        return
+    on_cpu.choose_backend.cache_clear()
+    results = {}
+    for backend in ("auto", "torch"):
+        model.config.backend = backend
+        results[backend] = model.think(idx, trace=False)
+    assert torch.equal(results["auto"][0], results["torch"][0])
+    assert torch.equal(results["auto"][1]["loops"], results["torch"][1]["loops"])
+    assert says in capfd.readouterr().err
+    model.config.backend = "cutile"
+    with pytest.raises(RuntimeError, match="cutile cannot run here"):
+        model.think(idx, trace=False)
+
+
+def test_falls_back_to_train():
+    model = make("confidence")
+    x0 = model.embed(tokens(model, 2, 13))
+    assert real.loop_cannot(model, x0, 4, "confidence", False) == ""
+    assert "training" in real.loop_cannot(model.train(), x0, 4, "confidence", False)
+    assert "gradient" in real.loop_cannot(model.eval(), x0.requires_grad_(), 4, "confidence", False)
+    with torch.no_grad():
+        assert real.loop_cannot(model, x0, 4, "confidence", False) == ""
+
+
+# ---- L2: the kernel on a GPU
+
+BARRIER = [*GPU, pytest.mark.timeout(120, method="thread")]  # blocks that wait for each other for ever end the run
+MIXES = dict(
+    none=dict(inject="none", pad_token=PAD, think_token=THINK, prompt_loops=2), confidence=dict(V=65),
+    entropy=dict(inject="decay", loop_norm=True), kl=dict(inject="concat", min_loops=2),
+    delta=dict(update="euler", alpha="learned", loop_norm=True, step_encoding="sinusoid"),
+    gate=dict(step_encoding="learned", update="euler", alpha=0.5))
+
+
+@pytest.mark.parametrize(("rule", "T"), [
+    *(pytest.param(rule, 13, marks=GPU, id=f"{rule}-13") for rule in RULES),
+    *(pytest.param(rule, 70, marks=BARRIER, id=f"{rule}-70") for rule in ("none", "confidence", "kl"))])
+def test_kernel_in_float32(rule, T):
+    """L2 in float32: one variant of the kernel a rule and length, every option in one of them."""
+    for L in (1, 2, 12, 24):
+        model = make(rule, T=T, L=L, device="cuda", **MIXES[rule])
+        idx = tokens(model, 5, T)
+        set_threshold(model, idx)
+        same_thinking(*think_of(model, idx, True), 1e-4, 1e-4)
+
+
+def judged_alike(record, model, idx, **given):
+    """The loops of a trace are those that its own scores ask for."""
+    active, threshold, limit, L = model.halting_plan(idx, model.trained_loops)
+    score, l = record["score"], torch.arange(1, L + 1, device=idx.device)
+    passes = score >= threshold[..., None] if model.config.halt in HALTS_ABOVE else score <= threshold[..., None]
+    halts = (passes & (l >= model.config.min_loops)) | (l >= limit[..., None])
+    assert torch.equal(record["loops"], torch.where(active, halts.float().argmax(-1) + 1, 0))
+    for key in STATISTICS[:3]:
+        assert torch.equal(record[key].isnan(), l > record["loops"][..., None])
+
+
+@pytest.mark.parametrize("rule", [pytest.param(rule, marks=GPU) for rule in RULES])
+def test_kernel_in_bfloat16(rule):
+    """L2 in bf16: the loops are those that the kernel's own scores ask for, and all else is that of the same weights
+    in float32 whose tokens halt in the same loops, since rounding moves a score past its threshold."""
+    model = make(rule, T=64, V=65, C=128, L=12, n_head=4, gain=2.0, device="cuda").bfloat16()
+    idx = tokens(model, 16, 64)
+    set_threshold(model, idx, margin=0)
+    (h, record), (wanted, expected), ties = think_of(model, idx, True, tie=0.1, follow=True)
+    assert h.dtype == torch.bfloat16
+    judged_alike(record, model, idx)
+    assert torch.equal(record["loops"], expected["loops"])
+    assert (h.float() - wanted).norm() / wanted.norm() < 2e-2
+    L = int(record["loops"].max())  # the torch path's trace ends there
+    for key in STATISTICS[:3]:
+        assert (record[key][..., :L] - expected[key]).nan_to_num().abs().mean() < 2e-2, key
+    assert not ((record["prediction"][..., :L] != expected["prediction"]) & ~ties).any()
+
+
+@pytest.mark.parametrize("T", [pytest.param(64, marks=GPU), pytest.param(200, marks=BARRIER)])
+def test_kernel_leaves_early(T):
+    """A limit of L / 2 gives to the bit what num_loops L / 2 gives, adaptive and at fixed depth."""
+    model = make("confidence", T=T, V=65, C=128, L=12, n_head=4, gain=2.0, device="cuda").bfloat16()
+    idx = tokens(model, 8, T)
+    never, limit, x0 = torch.full(idx.shape, 2.0, device="cuda"), torch.full_like(idx, 6), model.embed(idx)
+    long, short = (real.adaptive_loop(model, x0, idx >= 0, never, limit, L, "confidence", backend="cutile")
+                   for L in (12, 6))
+    assert torch.equal(long[0], short[0])
+    assert (long[1] == 6).all()
+    model.config.backend = "cutile"
+    fixed = model.last_state(idx, 6)
+    assert (fixed.float() - long[0].float()).norm() / fixed.float().norm() < 1e-2
+
+
+@pytest.mark.parametrize("B", [pytest.param(B, marks=[*GPU, pytest.mark.timeout(60, method="thread")])
+                               for B in (8, 33, 150)])
+def test_kernel_with_a_barrier(B):
+    """Sequences of four blocks each, 600 blocks in the last case, more than run at once: halting ends none too soon
+    and none waits for ever, in the first run and in those after it."""
+    model = make("confidence", T=200, V=65, C=128, L=12, n_head=4, gain=2.0, device="cuda").bfloat16()
+    idx = tokens(model, B, 200)
+    set_threshold(model, idx, margin=0)
+    got, (wanted, expected), _ = think_of(model, idx, False, follow=True)
+    assert len(expected["loops"].unique()) > 1
+    assert (got[0].float() - wanted).norm() / wanted.norm() < 2e-2
+    for _ in range(20):
+        h, record = model.think(idx, trace=False)
+        assert torch.equal(h, got[0])
+        assert torch.equal(record["loops"], got[1]["loops"])
+
+
+@pytest.mark.parametrize("T", [pytest.param(64, marks=GPU), pytest.param(200, marks=BARRIER)])
+def test_kernel_compiled_and_captured(monkeypatch, T):
+    """The operator under torch.compile(fullgraph=True) and in CUDA graphs, with fresh inputs in each replay."""
+    model = make("confidence", T=T, V=65, C=128, L=12, n_head=4, gain=2.0, device="cuda").bfloat16()
+    idx = tokens(model, 8, T)
+    set_threshold(model, idx, margin=0)
+    x0, *others = recorded(monkeypatch, real, model, idx, True)
+
+    def call(x0):
+        return real.loop_op(x0 + 0, *others)
+    torch.library.opcheck(real.loop_op, (x0, *others), test_utils=("test_schema", "test_faketensor"))
+    want = call(x0)
+    for function in (call, torch.compile(call, fullgraph=True)):
+        torch.testing.assert_close(function(x0), want, rtol=0, atol=0, equal_nan=True)
+        graph, place = torch.cuda.CUDAGraph(), x0.clone()
+        with torch.cuda.graph(graph):
+            got = function(place)
+        for _ in range(3):
+            place.copy_(model.embed(tokens(model, 8, T)))
+            graph.replay()
+            torch.testing.assert_close(got, call(place), rtol=0, atol=0, equal_nan=True)
+
+
+# ---- L3: a trained checkpoint
+
+CHECKPOINT = Path(os.environ.get("LOOPLM_CHECKPOINT", "out/demo_addition/ckpt_last.pt"))
+PROBLEMS = 1000
+trained = pytest.mark.skipif(
+    not (ROOT / CHECKPOINT).exists(), reason=f"needs a checkpoint: no {CHECKPOINT}, which make demo or "
+    "LOOPLM_CHECKPOINT would name")
+
+
+@pytest.fixture(scope="module")
+def problems():
+    """A trained model on the GPU; and its 1,000 random additions: as written down (N,T), what to read and say."""
+    checkpoint = runtime.load_checkpoint(ROOT / CHECKPOINT)
+    meta = checkpoint["meta"]
+    model = from_checkpoint(checkpoint).requires_grad_(False)
+    seed = int.from_bytes(os.urandom(4), "little")
+    print(f"problems of seed {seed}")
+    digits = meta["max_digits"]
+    problem = addition.random_problems(np.random.default_rng(seed), PROBLEMS, digits)
+    rows = addition.write_rows(*problem, addition.row_length(digits, meta["track"]), meta["track"], meta["plain"])
+    X, Y = map(torch.from_numpy, addition.inputs_and_targets(rows, meta["track"]))
+    return model, problem, X, Y, meta
+
+
+def answers(model, problem, meta, device):
+    """What a model writes after each problem, greedily; prompts of one length go together."""
+    prompts = [addition.prompt_tokens([x[i:i + 1] for x in problem], meta["track"], meta["plain"])
+               for i in range(PROBLEMS)]
+    said, most = [None] * PROBLEMS, addition.row_length(meta["max_digits"], meta["track"])
+    for length in {len(p) for p in prompts}:
+        same = [i for i, p in enumerate(prompts) if len(p) == length]
+        idx = torch.from_numpy(np.stack([prompts[i] for i in same])).to(device)
+        written = model.generate(idx, most - length, temperature=0, stop=addition.ID[addition.END])[:, length:]
+        for i, row in zip(same, written.tolist(), strict=True):
+            said[i] = "".join(addition.VOCAB[t] for t in row).split(addition.END)[0]
+    return said
+
+
+def first_difference_is_a_tie(loops, others, score, threshold, within=1e-4):
+    """In each row (T) whose loops differ from the others, the first loop in which one path halts a token and the
+    other does not: there the score (B,T,L) must be near the threshold (B,T). What follows in the row follows from it.
+    """
+    differs, sooner = loops != others, torch.minimum(loops, others)
+    first = torch.where(differs, sooner, 10 ** 6).amin(1, keepdim=True)
+    at = (sooner.clamp(min=1) - 1)[..., None]
+    near = (score.gather(-1, at)[..., 0] - threshold).abs() < within
+    assert near[differs & (sooner == first)].all()
+
+
+def check_in_float32(model, problem, X, meta, device):
+    """Loops of all tokens, predictions of those that write, and greedy answers, by the kernel and by the torch path."""
+    model = model.to(device)
+    reference, X = twin(model), X.to(device)
+    model.config.backend = "cutile"
+    (h, record), (wanted, expected) = model.think(X), reference.think(X)
+    first_difference_is_a_tie(record["loops"], expected["loops"], expected["score"], reference.halting_plan(X, 1)[1])
+    same = (record["loops"] == expected["loops"]).all(1)
+    assert same.float().mean() > 0.99
+    assert far(h[same], wanted[same]) < 1e-3
+    assert torch.equal(model.readout(h).argmax(-1)[same], reference.readout(wanted).argmax(-1)[same])
+    if meta["track"] == "next":
+        assert answers(model, problem, meta, device) == answers(reference, problem, meta, device)
+
+
+@trained
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=GPU)])
+def test_checkpoint_in_float32(problems, device):
+    model, problem, X, _, meta = problems
+    check_in_float32(copy.deepcopy(model), problem, X, meta, device)
+
+
+def check_in_bfloat16(model, X, Y, device):
+    """At least 99.5% of the answers' tokens are equal under autocast, and the others are ties within rounding.
+
+    What counts as one: bf16 moves each logit by e at most, measured on the torch path as the largest difference of
+    its logits from those in float32, tokens halting in the same loops. Where two paths with such errors say different
+    tokens i and j, the float32 logits of i and j are not 2 e apart, and if one path is right, nor are the largest two.
+    """
+    model = model.to(device)
+    reference, X, write = twin(model), X.to(device), (Y >= 0).to(device)
+    model.config.backend = "cutile"
+    h, record = reference.think(X, trace=False)
+    exact = reference.readout(h).float()
+    with torch.autocast(device, torch.bfloat16), torch.no_grad():
+        said, heard = (m.readout(m.think(X, trace=False)[0]).argmax(-1) for m in (model, reference))
+        rounded = reference.readout(reference.think(X, trace=False, exact_loops=record["loops"])[0]).float()
+    differs = (said != heard) & write
+    assert differs.sum() <= 0.005 * write.sum()
+    e = (rounded - exact)[write].abs().max().item()
+    assert e < 0.05 * exact[write].abs().max()
+    top = exact.topk(2, dim=-1).values
+    assert ((top[..., 0] - top[..., 1])[differs] <= 2 * e).all()
+
+
+@trained
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=GPU)])
+def test_checkpoint_in_bfloat16(problems, device):
+    model, _, X, Y, _ = problems
+    check_in_bfloat16(copy.deepcopy(model), X, Y, device)
+
+
+# ---- which path auto takes
+
+def test_auto_takes_the_faster_path_from_the_third_call_on(monkeypatch):
+    """A graph is worth its capture for shapes that come again; it never gives way to a kernel that is slower."""
+    taken = []
+    monkeypatch.setattr(real, "choose_backend", lambda *args: "cutile")
+    monkeypatch.setattr(real, "kernel_path", lambda *args: taken.append("kernel"))
+    monkeypatch.setattr(real, "graph_path", lambda *args: taken.append("graph"))
+    monkeypatch.setattr(real, "fastest", lambda case, *args: taken.append(case) or "graph")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(real, "seen", {})
+    model = make("confidence", C=64)
+    x0, some = torch.zeros(3, 13, 64), torch.ones(3, 13)
+    for _ in range(3):
+        real.adaptive_loop(model, x0, some > 0, some, some.long(), 4, "confidence")
+    real.adaptive_loop(model, x0, some > 0, some, some.long(), 4, "confidence", backend="cutile")
+    real.adaptive_loop(model, x0[:2], some[:2] > 0, some[:2], 4, 4, "none")
+    assert taken == ["kernel", "kernel", "C64 T64 tokens256 adaptive", "graph", "kernel", "kernel"]
+
+
+def test_a_case_is_measured_once(monkeypatch, tmp_path, capfd):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    monkeypatch.setattr(real, "milliseconds", lambda call: call())
+    real.measured.cache_clear()
+    case = real.loop_case(128, 64, 64, False)
+    assert case == "C128 T64 tokens4096 fixed"
+    assert real.fastest(case, "cuda", lambda: 2.0, lambda: 1.0) == "graph"
+    assert "measured for C128 T64 tokens4096 fixed: kernel 2.000 ms, graph 1.000 ms" in capfd.readouterr().err
+    real.measured.cache_clear()  # as a new process would find it
+    assert real.fastest(case, "cuda", None, None) == "graph"
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    assert real.fastest("C384 T64 tokens1024 fixed", "cuda", None, None) == "graph"
+    real.measured.cache_clear()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_loops_that_never_leave_are_the_same(rule):
+    """What the graph captures, which cannot ask the host whether a token is still active, gives what think gives."""
+    model = make(rule, L=4)
+    idx = tokens(model, 3, 13)
+    set_threshold(model, idx)
+    active, threshold, limit, L = model.halting_plan(idx, 4)
+    with torch.no_grad():
+        (h, loops), (wanted, record) = (model.loops_in_torch(model.embed(idx), active, threshold, limit, L, rule),
+                                        model.think(idx, trace=False))
+        fixed, none = model.loops_in_torch(model.embed(idx), L=4)
+        assert torch.equal(fixed, list(model.states(idx, 4))[-1])
+    assert none is None
+    assert torch.equal(h, wanted)
+    assert torch.equal(loops, record["loops"])
