@@ -19,6 +19,7 @@ import re
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -184,8 +185,12 @@ def hinted(kernel, **hints):
 
 def launch(kernel, grid, args, device, **hints):
     """Start a kernel on the current stream; hints that are None are the compiler's choice."""
-    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
-    ct.launch(stream, grid, hinted(kernel, **hints) if hints else kernel, args)
+    kernel = hinted(kernel, **hints) if hints else kernel
+    if device.type != "cuda":  # the tests' stand-in
+        ct.launch(None, grid, kernel, args)
+        return
+    with torch.cuda.device(device):
+        ct.launch(torch.cuda.current_stream(), grid, kernel, args)
 
 
 def wide(x):
@@ -1247,7 +1252,7 @@ def looplm_loop_kernel(x0, injected, h_out, wqkv, wproj, wfc, wout, vectors, ste
     """All L loops of S sequences of up to TP rows (R = 1), or of TP rows of one sequence with R blocks a sequence.
 
     x0, injected, h_out (B,T,C); active_in, loops_out, threshold, limit, last_in (B,T); the rest as loop_weights and
-    loop_buffers make it. W channels are a tile, GW of them the heads of one step of the attention, FT hidden units
+    launch_loop make it. W channels are a tile, GW of them the heads of one step of the attention, FT hidden units
     one step of the MLP, sized so that shared memory holds several tiles of weights ahead.
     """
     bid = ct.bid(0)
@@ -1310,6 +1315,11 @@ def looplm_loop_kernel(x0, injected, h_out, wqkv, wproj, wfc, wout, vectors, ste
 LOOP_SIZES = ("R", "S", "TP", "W", "C", "HS", "GW", "FT", "VT", "RULE", "INJECT")  # as the kernel takes them, then
 LOOP_FLAGS = ("STEPS", "EULER", "NORM", "ADAPT", "TRACE", "EXACT")
 INJECTS = ("none", "add", "decay", "concat")  # as `inject` in the kernel counts them
+started = set()  # variants of the loop kernel that were launched
+prepared = weakref.WeakKeyDictionary()  # model -> what loop_weights made of it
+graphs = weakref.WeakKeyDictionary()  # model -> the CUDA graphs of graph_path; a copy of a model starts anew
+GRAPHS = 8  # that a model may have
+OFTEN = 20  # calls of a shape from which on a graph is worth its capture
 LOOP_VOCABULARY = 128  # above it the readout of every loop is the head kernel's work
 
 
@@ -1318,10 +1328,12 @@ def loop_cannot(model, x0, L, rule, trace):
     c, (_, T, C), hs = model.config, x0.shape, model.config.n_embd // model.config.n_head
     asks = {"n_layer above 1": c.n_layer > 1, "biases": c.bias, "rope": "rope" in (c.pos, c.step_encoding),
             f"heads of {hs} channels": hs & (hs - 1) or not 16 <= hs <= 128,
-            f"n_embd {C}": C not in (64, 128, 256, 384), f"{T} tokens, more than 256": T > 256,
+            f"n_embd {C}": C not in (64, 128, 256, 384), "more than 256 tokens": T > 256,
+            "float16": torch.float16 in (x0.dtype, model.lm_head.weight.dtype),
             "alpha 'gate'": c.alpha == "gate",
             "loops beyond the learned step encoding": c.step_encoding == "learned" and len(model.step_bias) < L,
-            "training": model.training and torch.is_grad_enabled(),
+            "training": model.training,
+            "gradients": torch.is_grad_enabled() and any(p.requires_grad for p in model.parameters()),
             f"halting by the logits of {c.vocab_size} tokens": (
                 (trace or rule in NEEDS_LOGITS) and c.vocab_size > LOOP_VOCABULARY)}
     return next((f"the loop kernel does not do {what}" for what, asked in asks.items() if asked), "") or unsupported(x0)
@@ -1333,23 +1345,26 @@ def loop_plan(c, T, rule, adapt, trace, dtype, w_dtype):
     exact = w_dtype == torch.float32
     FT = 64 if C > 128 or exact else 128 if adapt or T > 64 or dtype == torch.float32 else 256
     steps = c.step_encoding in ("learned", "sinusoid")
-    return dict(R=-(-T // TP), S=64 // TP, TP=TP, W=min(C, 128), C=C, HS=hs, GW=max(64, hs), FT=FT,
-                VT=max(16, power(V)), RULE=RULES.index(rule), INJECT=INJECTS.index(c.inject), STEPS=steps,
+    VT = max(16, power(V)) if rule == "kl" else 16  # the other rules take the vocabulary in tiles
+    return dict(R=-(-T // TP), S=64 // TP, TP=TP, W=min(C, 128), C=C, HS=hs, GW=max(64, hs), FT=FT, VT=VT,
+                RULE=RULES.index(rule), INJECT=INJECTS.index(c.inject), STEPS=steps,
                 EULER=c.update == "euler", NORM=c.loop_norm, ADAPT=adapt, TRACE=trace, EXACT=exact)
 
 
 @torch.no_grad()
 def loop_weights(model, L, dtype):
-    """What the kernel reads of a model: tensors by name, and two numbers. Kept on the model until a
-    weight or the rule changes."""
-    key = (L, dtype, model.config.halt, *((p.data_ptr(), p._version) for p in model.parameters()))
-    if getattr(model, "_loop_weights", (None,))[0] == key:
-        return model._loop_weights[1:]
+    """What the kernel reads of a model: tensors, and two numbers; kept until the model's train or eval is
+    called, or a weight or the rule is seen to change (a CUDA graph changes weights unseen)."""
+    key = (L, dtype, model.config.halt, model.config.alpha,
+           *((p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()))
+    if model in prepared and prepared[model][0] == key:
+        return prepared[model][1:]
     c, block, C = model.config, model.transformer.h[0], model.config.n_embd
     one = torch.ones(C, device=model.lm_head.weight.device)
     steps = [model.step_encoding(l) for l in range(1, L + 1)]
     steps = torch.stack(steps).float() if steps[0] is not None else 0 * one[None]
     concat, gate = c.inject == "concat", c.halt == "gate"
+    head = model.lm_head.weight if c.vocab_size <= LOOP_VOCABULARY else one[None]
     mix = model.inject.mix.weight if concat else torch.cat((one, one))[None]
     read, out = (model.halt_head[0], model.halt_head[2]) if gate else (None, None)
     made = dict(
@@ -1358,13 +1373,13 @@ def loop_weights(model, L, dtype):
         vectors=torch.stack([x.float() for x in (
             block.ln_1.weight, block.ln_2.weight, model.transformer.ln_f.weight,
             model.loop_norm.weight if c.loop_norm else one, model.inject.a.sigmoid() if c.inject == "decay" else one)]),
-        steps=steps, mix=mix[:, :C].to(dtype), head=model.lm_head.weight.to(dtype),
+        steps=steps, mix=mix[:, :C].to(dtype), head=head.to(dtype),
         gate_w=read.weight[:, :C].to(dtype) if gate else one[None].to(dtype),
         gate_s=(steps.expand(L, C) @ read.weight[:, C:].float().T + read.bias.float()) if gate else one[None].clone(),
         gate_v=out.weight.float() if gate else one[None].clone())
     tensors = [x.detach().contiguous() for x in made.values()]
     numbers = (model.step_size.item() if c.alpha == "learned" else float(c.alpha), out.bias.item() if gate else 0.0)
-    model._loop_weights = key, tensors, numbers
+    prepared[model] = key, tensors, numbers
     return tensors, numbers
 
 
@@ -1417,9 +1432,13 @@ def kernel_path(model, x0, active, threshold, limit, L, rule, last, trace, force
     (B, T, _), V, x0 = x0.shape, model.config.vocab_size, x0.contiguous()
     k = loop_plan(model.config, T, rule, adapt, trace, x0.dtype, dtype)
     weights, numbers = loop_weights(model, L, dtype)
+    if (variant := (*k.values(), dtype, x0.dtype)) not in started and x0.is_cuda:
+        print(f"kernels: the loop kernel for n_embd {k['C']}, {T} tokens, rule {rule}, {dtype} compiles, or comes from "
+              "the disk; some seconds, in float32 up to a minute ...", file=sys.stderr)
+        started.add(variant)
     last = active.new_zeros(B, T, dtype=torch.int32) if last is None else last.int()
     limit = limit if isinstance(limit, Tensor) else active.new_full((B, T), limit, dtype=torch.int32)
-    out = run("loop", forced, x0.device, lambda: loop_op(
+    out = run(f"loop of n_embd {k['C']}", forced, x0.device, lambda: loop_op(
         x0, injected_by(model, x0, dtype), weights, active, threshold, limit, last,
         [int(k[name]) for name in LOOP_SIZES + LOOP_FLAGS], list(numbers), L, model.config.min_loops, V), lambda: None)
     if out is None:
@@ -1432,30 +1451,33 @@ def kernel_path(model, x0, active, threshold, limit, L, rule, last, trace, force
     return h, loops, dict(named, prediction=predictions.permute(1, 2, 0).long())
 
 
+@torch.no_grad()
 def graph_path(model, x0, active, threshold, limit, L, rule):
     """adaptive_loop by torch.compile and one CUDA graph over all L loops, captured at the first call for a shape.
 
-    The graph reads the weights where they are, and is captured anew where they moved. A few shapes are kept.
+    The graph reads the weights where they are, and is captured anew where they moved. It takes all loops: it cannot
+    end with the last active token. RuntimeError beyond a few shapes.
     """
     fixed = not isinstance(limit, Tensor)
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
     key = (x0.shape, x0.dtype, dtype, L, rule, limit if fixed else None, model.config.min_loops,
            *(p.data_ptr() for p in model.parameters()))
-    kept = model.__dict__.setdefault("_loop_graphs", {})
-    given = (x0,) if fixed else (x0, active, threshold, limit)
+    kept, given = graphs.setdefault(model, {}), (x0,) if fixed else (x0, active, threshold, limit)
     if key not in kept:
+        if len(kept) >= GRAPHS:
+            raise RuntimeError(f"{GRAPHS} shapes have a graph already")
         loops = torch.compile(lambda *inputs: model.loops_in_torch(*inputs, L=L, rule=rule), dynamic=False)
-        inputs, side = [x.clone() for x in given], torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            loops(*inputs), loops(*inputs)  # compiles
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            outputs = loops(*inputs)
+        # without autocast's cache of weights, which would be freed while the graph goes on reading them
+        with torch.cuda.device(x0.device), torch._dynamo.config.patch(recompile_limit=64), \
+                torch.autocast("cuda", dtype, dtype is not None, cache_enabled=False):
+            inputs, side, graph = [x.clone() for x in given], torch.cuda.Stream(), torch.cuda.CUDAGraph()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                loops(*inputs), loops(*inputs)  # compiles
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                outputs = loops(*inputs)
         kept[key] = graph, inputs, outputs
-        if len(kept) > 8:
-            del kept[next(iter(kept))]
     graph, inputs, outputs = kept[key]
     for mine, x in zip(inputs, given, strict=True):
         mine.copy_(x)
@@ -1465,52 +1487,70 @@ def graph_path(model, x0, active, threshold, limit, L, rule):
 
 
 # which path is fastest -----------------------------------------------------------------------------------------------
-TABLE = Path(__file__).with_suffix(".json")  # {GPU's name: {case: path}}, measured by bench.py
+TABLE = Path(__file__).with_suffix(".json")  # {GPU's name: {case: path}}, by the measurements in root.md
 seen = {}  # shape -> how often it was asked for
 
 
-def loop_case(C, B, T, adapt):
+def loop_case(C, B, T, rule, dtype):
     """The row of the table that a call belongs to: sizes are rounded up, tokens to powers of four."""
     tokens = next(n for n in (256, 1024, 4096, 16384, INF) if B * T <= n)
-    return f"C{C} T{64 if T <= 64 else 128 if T <= 128 else 256} tokens{tokens} {'adaptive' if adapt else 'fixed'}"
+    return f"C{C} T{64 if T <= 64 else 128 if T <= 128 else 256} tokens{tokens} {rule} {str(dtype)[6:]}"
+
+
+def read_table(path):
+    """The object in a JSON file, an empty one if it cannot be read."""
+    try:
+        table = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return table if isinstance(table, dict) else {}
+
+
+def own_table(name):
+    """Where the measurements of a GPU are kept."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(cache) / "looplm" / f"{name.replace(' ', '_')}.json"
 
 
 @functools.cache
-def measured(name):
-    """Two tables of a GPU: the one that comes with the kernels, and the file and content of its user's own."""
-    own = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "looplm" / f"{name.replace(' ', '_')}.json"
-    try:
-        kept = json.loads(own.read_text())
-    except (OSError, ValueError):
-        kept = {}
-    return json.loads(TABLE.read_text()).get(name, {}), own, kept
+def known(name):
+    """{case: path} of a GPU: the table that comes with the kernels, and above it what was measured here."""
+    return read_table(TABLE).get(name, {}) | read_table(own_table(name))
 
 
 def milliseconds(call, times=5):
-    """Median time of a call on the GPU, after two that warm up."""
+    """Median time of a call on the GPU, after two that warm up; infinite if it fails."""
     spans = []
-    for n in range(times + 2):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        call()
-        end.record()
-        torch.cuda.synchronize()
-        spans += [start.elapsed_time(end)] if n > 1 else []
-    return sorted(spans)[times // 2]
+    try:
+        for n in range(times + 2):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            done = call()
+            end.record()
+            torch.cuda.synchronize()
+            spans += [start.elapsed_time(end)] if n > 1 else []
+    except RuntimeError as error:  # of the compiler, or out of memory
+        print(f"kernels: {str(error).splitlines()[0]}", file=sys.stderr)
+        return INF
+    return INF if done is None else sorted(spans)[times // 2]
 
 
 def fastest(case, device, kernel, graph):
     """'kernel' or 'graph', by the table; a case that it lacks is measured once and kept in the user's cache."""
-    table, own, kept = measured(torch.cuda.get_device_name(device))
-    path = table.get(case) or kept.get(case)
-    if path is None:
-        spans = {name: milliseconds(call) for name, call in (("kernel", kernel), ("graph", graph))}
-        path = kept[case] = min(spans, key=spans.get)
-        print(f"kernels: measured for {case}: " + ", ".join(f"{n} {t:.3f} ms" for n, t in spans.items()) +
-              f"; kept in {own}", file=sys.stderr)
-        own.parent.mkdir(parents=True, exist_ok=True)
-        own.write_text(json.dumps(kept, indent=1))
-    return path
+    name = torch.cuda.get_device_name(device)
+    if case not in known(name):
+        print(f"kernels: which path is the faster one for {case}? A minute, once ...", file=sys.stderr)
+        spans = {path: milliseconds(call) for path, call in (("kernel", kernel), ("graph", graph))}
+        known(name)[case] = min(spans, key=spans.get)
+        print("kernels: " + ", ".join(f"{path} {t:.3f} ms" for path, t in spans.items()), file=sys.stderr)
+        if max(spans.values()) < INF:
+            own = own_table(name)
+            with contextlib.suppress(OSError):  # then the next process measures again
+                own.parent.mkdir(parents=True, exist_ok=True)
+                part = own.with_suffix(f".{os.getpid()}")
+                part.write_text(json.dumps(read_table(own) | {case: known(name)[case]}, indent=1))
+                part.replace(own)
+    return known(name)[case]
 
 
 def adaptive_loop(model, x0, active, threshold, limit, L, rule, last=None, trace=False, backend="auto"):
@@ -1518,30 +1558,58 @@ def adaptive_loop(model, x0, active, threshold, limit, L, rule, last=None, trace
 
     active (B,T) bool, threshold (B,T) float32, limit (B,T) int: as halt_update takes them; last (B,T) int: what the
     readout of x0 says, which pads go on saying in the trace. Rule 'none' and limit a number: the fixed depth.
-    backend auto takes the kernel or, for a shape that comes for the third time, a CUDA graph of the compiled loops
-    where that one is faster on this GPU.
+    backend auto takes the kernel or, for a shape that comes often, a CUDA graph of the compiled loops where that one is
+    faster on this GPU; not where deterministic algorithms are asked for, since the two round differently.
 
     Returns h (B,T,C), loops (B,T) int64, and with trace the dict of LoopGPT.think, else None. Returns None where no
     kernel does it: then the loop is to be run in torch. ValueError and RuntimeError as choose_backend.
     """
-    if choose_backend(backend, x0.device, loop_cannot(model, x0, L, rule, trace)) == "torch" or "loop" in broken:
+    if torch.compiler.is_compiling():  # a compiled model runs the loop as it is compiled
+        return None
+    forced = backend == "cutile"
+    if choose_backend(backend, x0.device, loop_cannot(model, x0, L, rule, trace)) == "torch" or (
+            not forced and f"loop of n_embd {x0.size(2)}" in broken):
         return None
 
     def kernel():
-        return kernel_path(model, x0, active, threshold, limit, L, rule, last, trace, backend == "cutile")
+        return kernel_path(model, x0, active, threshold, limit, L, rule, last, trace, forced)
 
     def graph():
         return graph_path(model, x0, active, threshold, limit, L, rule)
 
     shape = (*x0.shape, L, rule)
     seen[shape] = seen.get(shape, 0) + 1
-    if backend == "cutile" or trace or seen[shape] < 3 or torch.cuda.is_current_stream_capturing():
+    if (forced or trace or seen[shape] < OFTEN or "graph" in broken or torch.cuda.is_current_stream_capturing()
+            or torch.are_deterministic_algorithms_enabled()):
         return kernel()
-    case = loop_case(x0.size(2), x0.size(0), x0.size(1), isinstance(limit, Tensor))
-    return kernel() if fastest(case, x0.device, kernel, graph) == "kernel" else graph()
+    case = loop_case(x0.size(2), x0.size(0), x0.size(1), rule if isinstance(limit, Tensor) else "fixed", x0.dtype)
+    if fastest(case, x0.device, kernel, graph) == "kernel":
+        return kernel()
+    try:
+        return graph()
+    except RuntimeError as error:  # of the compiler, out of memory, too many shapes: the kernel does it too
+        broken["graph"] = str(error).splitlines()[0]
+        print(f"kernels: the loop kernel takes over from CUDA graphs: {broken['graph']}", file=sys.stderr)
+        return kernel()
 
 
 # what this machine can run -------------------------------------------------------------------------------------------
+def smallest_loop(device):
+    """Arguments of launch_loop: one sequence of three tokens, one loop of a block whose weights are zero."""
+    if reason := why_not_cutile(device):
+        raise RuntimeError(reason)
+    zeros, C = functools.partial(torch.zeros, device=device), 64
+    config = SimpleNamespace(n_embd=C, n_head=2, vocab_size=13, step_encoding="none", inject="add", update="replace",
+                             loop_norm=False)
+    k = loop_plan(config, 3, "none", False, False, torch.bfloat16, torch.bfloat16)
+    shapes = ((3 * C, C), (C, C), (4 * C, C), (C, 4 * C), (5, C), (1, C), (1, C), (13, C), (1, C), (1, C), (1, C))
+    float32 = {4, 5, 9, 10}  # those of layer norms, steps and the halt head
+    weights = [zeros(shape, dtype=torch.float32 if i in float32 else torch.bfloat16) for i, shape in enumerate(shapes)]
+    x0, one = zeros(1, 3, C, dtype=torch.bfloat16), zeros(1, 3, dtype=torch.int32)
+    return (x0, x0.new_empty(1, 1, 16), weights, one > 0, one.float(), one, one.clone(),
+            [int(k[name]) for name in LOOP_SIZES + LOOP_FLAGS], (1.0, 0.0), 1, 1, 13)
+
+
 def report():
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     compiler = tileiras_version()
@@ -1555,7 +1623,8 @@ def report():
     calls = {"halt_update": lambda: halt_update("delta", *tokens, backend="cutile"),
              "head_halt": lambda: head_halt("entropy", *tokens, torch.ones(5, 32, device=device), h[0, 0],
                                             backend="cutile"),
-             "attention": lambda: attention(torch.ones(1, 3, 96, device=device), 1, backend="cutile")}
+             "attention": lambda: attention(torch.ones(1, 3, 96, device=device), 1, backend="cutile"),
+             "loop": lambda: launch_loop(*smallest_loop(device))}
     for name, call in calls.items():
         try:
             call()

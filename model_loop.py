@@ -29,7 +29,10 @@ from looplm_kernels import (
     NEEDS_LOGITS,
     RULES,
     adaptive_loop,
+    choose_backend,
     halt_update,
+    head_halt,
+    prepared,
     relative_change,
     softmax_statistics,
 )
@@ -164,6 +167,7 @@ class LoopGPT(GPT):
 
     def train(self, mode=True):
         super().train(mode)
+        prepared.pop(self, None)  # what the kernels keep of the weights
         if self.config.halt_head == "after":
             self.transformer.eval()  # the halt head learns what the frozen model does without dropout
         return self
@@ -364,8 +368,19 @@ class LoopGPT(GPT):
                 h = self.loop(h, x0, l)
             return h, None
         c, loops, logits, rows = self.config, torch.zeros_like(active, dtype=torch.long), None, []
+        head, norm = self.lm_head.weight, self.transformer.ln_f
+        if torch.is_autocast_enabled(x0.device.type):
+            head = head.to(torch.get_autocast_dtype(x0.device.type))
+        fused = (leave and not trace and rule in ("confidence", "entropy") and head.dtype != torch.float32
+                 and choose_backend(c.backend, x0.device) == "cutile")  # a head that writes no logits
         for l in range(1, L + 1):
             new, previous = self.loop(h, x0, l), logits
+            if fused:
+                h, active, loops, *_ = head_halt(rule, h, new, active, loops, l, threshold, limit, head, norm.weight,
+                                                 norm.bias, c.min_loops, c.backend)
+                if not active.any():
+                    break
+                continue
             logits = self.readout(new) if trace or rule in NEEDS_LOGITS else None
             gate = self.halt_logits(new, l).float().sigmoid() if rule == "gate" else None
             scaled = rule == "delta" and c.update == "euler"

@@ -130,14 +130,16 @@ def assert_as_asked(model, idx, threshold=None, limit=None, loops_asked=L, **thi
 
 
 def halfway(model, idx, rule):
-    """Sets the rule and a threshold that half of the tokens pass before the last loop, so loops differ."""
+    """Sets the rule and a threshold that about half of the tokens pass before the last loop, so loops differ; in the
+    widest gap between their scores, which float32 may round."""
     c = model.config
     c.halt, c.halt_threshold = rule, NEVER[rule]
     score = model.think(idx)[1]["score"][..., c.min_loops - 1:L - 1]  # (B,T,l)
     score = score[~score.isnan().all(-1)]
     best = score.nan_to_num(-torch.inf).amax(-1) if rule in HALTS_ABOVE else score.nan_to_num(torch.inf).amin(-1)
-    low, high = best.sort().values[len(best) // 2 - 1:len(best) // 2 + 1].tolist()
-    c.halt_threshold = torch.tensor((low + high) / 2).item()  # as float32 has it
+    middle = best.sort().values[len(best) // 3:-(len(best) // 3)]
+    i = middle.diff().argmax()
+    c.halt_threshold = middle[i:i + 2].mean().float().item()  # as float32 has it
     return model
 
 
