@@ -1,7 +1,7 @@
 """Time every kernel of LoopLM against what one would use instead, after checking that both compute the same.
 
     python bench.py                                     all tables, into results/bench_<gpu>.csv
-    python bench.py --quick=True                        fewer shapes, within two minutes
+    python bench.py --quick=True                        fewer shapes
     python bench.py --tables=loop --only=64x128x16      some of it
     python bench.py --device=cpu                        tiny shapes in torch: that the script works, nothing else
 
@@ -35,7 +35,7 @@ from model_loop import LoopConfig, LoopGPT
 
 tables = "halt,head,attention,loop"  # which tables, with commas
 only = ""                       # only cases whose name contains this, 64x128x16 for example
-quick = False                   # fewer shapes: within two minutes on one H100
+quick = False                   # fewer shapes
 out = ""                        # the CSV; empty: results/bench_<gpu>.csv
 device = "auto"                 # auto, cuda; cpu: a dry run
 replays = 30                    # timed replays of each path
