@@ -1104,7 +1104,7 @@ def readout(xs, vectors, head, V, C: Int, ENTROPY_TOO: Flag, BEST_TOO: Flag):
     mixed, best = ct.zeros((M, 1), ct.float32), ct.zeros((M, 1), ct.int32)
     for j in range(0, ct.cdiv(V, VOCABULARY_TILE)):
         z = linear(a, head, j, VOCABULARY_TILE)
-        z = ct.where(column < V - j * VOCABULARY_TILE, ct.maximum(z, FLOOR, propagate_nan=True), 2 * FLOOR)
+        z = ct.where(column < V - j * VOCABULARY_TILE, finite(z), 2 * FLOOR)
         peak = ct.max(z, axis=1, keepdims=True)
         higher = ct.maximum(top, peak)
         down, t = (top - higher) * LOG2E, (z - higher) * LOG2E
@@ -1126,7 +1126,7 @@ def log_softmax(xs, vectors, head, V, VT: Int, C: Int):
     """(M,VT) of states xs, for small vocabularies; columns from V on are far below every other."""
     z = linear(cast(layer_norm(xs, vectors, LN_F, C), head.dtype), head, 0, VT)
     column = ct.arange(VT, dtype=ct.int32)[None, :]
-    z = ct.where(column < V, ct.maximum(z, FLOOR, propagate_nan=True), 2 * FLOOR)
+    z = ct.where(column < V, finite(z), 2 * FLOOR)
     z = z - ct.max(z, axis=1, keepdims=True)
     return z - LN2 * ct.log2(ct.sum(ct.exp2(z * LOG2E), axis=1, keepdims=True))
 
@@ -1383,6 +1383,12 @@ def loop_weights(model, L, dtype):
     return tensors, numbers
 
 
+def product_dtype(weight):
+    """What a product with a weight computes in: its own dtype, or that of autocast."""
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
 def injected_by(model, x0, dtype):
     """What x0 (B,T,C) contributes to the input of every loop from the second on, where that is not x0 itself."""
     if model.config.inject == "decay":
@@ -1425,9 +1431,7 @@ def loop_op(x0: Tensor, injected: Tensor, weights: list[Tensor], active: Tensor,
 
 def kernel_path(model, x0, active, threshold, limit, L, rule, last, trace, forced):
     """adaptive_loop by looplm_loop_kernel, None if its launch fails and it is not forced."""
-    dtype = model.lm_head.weight.dtype
-    if torch.is_autocast_enabled(x0.device.type):
-        dtype = torch.get_autocast_dtype(x0.device.type)
+    dtype = product_dtype(model.lm_head.weight)
     adapt = trace or rule != "none" or isinstance(limit, Tensor)
     (B, T, _), V, x0 = x0.shape, model.config.vocab_size, x0.contiguous()
     k = loop_plan(model.config, T, rule, adapt, trace, x0.dtype, dtype)

@@ -33,6 +33,7 @@ from looplm_kernels import (
     halt_update,
     head_halt,
     prepared,
+    product_dtype,
     relative_change,
     softmax_statistics,
 )
@@ -263,7 +264,7 @@ class LoopGPT(GPT):
         x0, L = self.embed(idx), self.loops_asked(num_loops)
         every = torch.ones_like(idx, dtype=torch.bool)
         done = adaptive_loop(self, x0, every, every.float(), L, L, "none", backend=self.config.backend)
-        return list(self.states(idx, num_loops))[-1] if done is None else done[0]
+        return (done or self.loops_in_torch(x0, L=L))[0]
 
     def forward(self, idx, targets=None, num_loops=None, trace=False, exact_loops=None):
         """Logits and loss, as GPT.forward; with trace=True also the dict that `think` describes.
@@ -369,26 +370,23 @@ class LoopGPT(GPT):
             return h, None
         c, loops, logits, rows = self.config, torch.zeros_like(active, dtype=torch.long), None, []
         head, norm = self.lm_head.weight, self.transformer.ln_f
-        if torch.is_autocast_enabled(x0.device.type):
-            head = head.to(torch.get_autocast_dtype(x0.device.type))
-        fused = (leave and not trace and rule in ("confidence", "entropy") and head.dtype != torch.float32
+        fused = (leave and not trace and rule in ("confidence", "entropy") and product_dtype(head) != torch.float32
                  and choose_backend(c.backend, x0.device) == "cutile")  # a head that writes no logits
+        head = head.to(product_dtype(head)) if fused else None
         for l in range(1, L + 1):
             new, previous = self.loop(h, x0, l), logits
             if fused:
                 h, active, loops, *_ = head_halt(rule, h, new, active, loops, l, threshold, limit, head, norm.weight,
                                                  norm.bias, c.min_loops, c.backend)
-                if not active.any():
-                    break
-                continue
-            logits = self.readout(new) if trace or rule in NEEDS_LOGITS else None
-            gate = self.halt_logits(new, l).float().sigmoid() if rule == "gate" else None
-            scaled = rule == "delta" and c.update == "euler"
-            alpha = torch.as_tensor(self.alpha(h, x0)).abs().squeeze(-1) if scaled else 1.0
-            before, was_active = h, active
-            h, active, loops, score = halt_update(rule, h, new, active, loops, l, threshold, limit, c.min_loops,
-                                                  c.backend if leave else "torch", logits=logits, previous=previous,
-                                                  gate=gate, alpha=alpha)
+            else:
+                logits = self.readout(new) if trace or rule in NEEDS_LOGITS else None
+                gate = self.halt_logits(new, l).float().sigmoid() if rule == "gate" else None
+                scaled = rule == "delta" and c.update == "euler"
+                alpha = torch.as_tensor(self.alpha(h, x0)).abs().squeeze(-1) if scaled else 1.0
+                before, was_active = h, active
+                h, active, loops, score = halt_update(rule, h, new, active, loops, l, threshold, limit, c.min_loops,
+                                                      c.backend if leave else "torch", logits=logits,
+                                                      previous=previous, gate=gate, alpha=alpha)
             if trace:
                 rows.append(trace_row(before, new, logits, was_active, score, last))
                 last = rows[-1]["prediction"]
