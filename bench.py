@@ -6,10 +6,11 @@
     python bench.py --device=cpu                        tiny shapes in torch: that the script works, nothing else
 
 A time is the median over replays of a CUDA graph where the path can be one, in microseconds a call; a ratio is that
-time over the time of the path named beside it, for most rows the kernel's. Inputs that would fit in the L2 cache are
-rotated, but for the loop table, whose states and weights live there in use as well. Each group of cases has a process
-of its own: all get ready side by side (compilers take longest), then one after the other times, so that a group that
-fails or hangs costs its own rows only. Rows go to the CSV as they come.
+time over the time of the path named beside it, for most rows the kernel's. Paths named "called" are calls from Python,
+as a model makes them: what backend auto takes is held against both of its paths, called alike. Inputs that would fit in
+the L2 cache are rotated, but for the loop table, whose states and weights live there in use as well. Each group of
+cases has a process of its own: all get ready side by side (compilers take longest), then one after the other times, so
+that a group that fails or hangs costs its own rows only. Rows go to the CSV as they come.
 """
 import copy
 import csv
@@ -105,7 +106,10 @@ def captured(calls):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         result = run()
-    return graph.replay, result
+
+    def replay(kept=run):  # what the calls refer to must live as long as the graph that reads it
+        graph.replay()
+    return replay, result
 
 
 def plain(call):
@@ -326,6 +330,15 @@ def loop_case(T, C, B, mode):
              bars=[("ratio", ">=", least)] if least else []),
         path("c graph a loop" + ", check" * adaptive, lambda: graph_a_loop(model, x0, whole, adaptive), right,
              **facts, bars=[("ratio", ">=", 3.0)] if short and adaptive else [])]
+    if on_gpu():
+        limit, few = whole[2] if adaptive else LOOPS, 1 + adaptive
+        ways = {
+            "kernel": lambda: kernels.kernel_graph(model, x0, *whole[:2], limit, LOOPS, rule)[:few],
+            "graph": lambda: kernels.torch_graph(model, x0, *whole[:2], limit, LOOPS, rule)[:few],
+            "auto": lambda: kernels.adaptive_loop(model, x0, *whole[:2], limit, LOOPS, rule)[:few]}
+        often = kernels.OFTEN  # calls from which on auto asks its table
+        paths += [path(f"called: {way}", lambda call=call: [plain(call) for _ in range(often)][-1], right, **facts,
+                       bars=[("best called", "<=", 1.05)] if way == "auto" else []) for way, call in ways.items()]
     if adaptive:
         right = all_loops(exact, x0.float(), half, kernels.halt_update_reference, stop=True)
         paths.insert(1, path("loop kernel, half", lambda: captured([lambda: kernel(half)]), right, loops=LOOPS // 2,
@@ -364,6 +377,8 @@ def row_of(case, p, times, ceilings):
     against = p.against or (case.name, case.paths[0].name)
     seen = dict(ratio=us / times[against] if against in times else math.nan, copy=math.nan,
                 per_loop=us / p.loops if p.loops else math.nan)
+    called = [t for (name, way), t in times.items() if name == case.name and way.startswith("called")]
+    seen["best called"] = us / min(called, default=us)
     row.update(microseconds=round(us, 2), per_loop=round(us / p.loops, 2) if p.loops else "")
     if against in times and against != (case.name, p.name):
         row.update(ratio=round(seen["ratio"], 3), ratio_to=" ".join(p.against) or against[1])

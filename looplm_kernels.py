@@ -937,8 +937,7 @@ def attention(qkv, n_head, q_angle=None, k_angle=None, backend="auto"):
 
 
 # the whole loop: kernel ----------------------------------------------------------------------------------------------
-VOCABULARY_TILE = 64  # columns of the readout at once
-LN_1, LN_2, LN_F, LOOP_NORM, DECAY = range(5)  # rows of `vectors`
+LOOP_NORM, DECAY = range(2)  # rows of `vectors`
 
 
 def dot(a, b, acc):
@@ -965,8 +964,8 @@ def pair_sum(a, b, c, d):
     return a + c, b + d
 
 
-def layer_norm(xs, vectors, row: Int, C: Int):
-    """Layer norm over the C channels of xs, tiles (M,W), with the weights vectors[row]."""
+def layer_norm(xs, C: Int):
+    """Layer norm over the C channels of xs, tiles (M,W); its weights are in the product that follows."""
     total = square = ct.zeros((xs[0].shape[0], 1), ct.float32)
     for x in ct.static_iter(xs):
         s, q = ct.reduce((x, x * x), 1, pair_sum, (0.0, 0.0), keepdims=True)  # one exchange between warps, not two
@@ -975,7 +974,15 @@ def layer_norm(xs, vectors, row: Int, C: Int):
     scale = ct.rsqrt(ct.maximum(square / C - mean * mean, 0.0) + 1e-5)
     out = ()
     for i in ct.static_iter(range(len(xs))):
-        out += ((xs[i] - mean) * scale * ct.load(vectors, (row, i), (1, xs[i].shape[1])),)
+        out += ((xs[i] - mean) * scale,)
+    return out
+
+
+def times(xs, vectors, row: Int):
+    """The channels of xs times vectors[row]."""
+    out = ()
+    for i in ct.static_iter(range(len(xs))):
+        out += (xs[i] * ct.load(vectors, (row, i), (1, xs[i].shape[1])),)
     return out
 
 
@@ -1092,39 +1099,30 @@ def inject(h, x0, injected, mix, vectors, l, b, r, INJECT: Int, S: Int, TP: Int,
     return out
 
 
-def readout(xs, vectors, head, V, C: Int, ENTROPY_TOO: Flag, BEST_TOO: Flag):
-    """Softmax statistics (M,1) of the readout of states xs: confidence, and if asked for entropy and arg-max, else 0.
-
-    Online over tiles of the vocabulary, so that no logit leaves the block (Milakov & Gimelshein 2018, 1805.02867).
-    """
-    a = cast(layer_norm(xs, vectors, LN_F, C), head.dtype)
-    column = ct.arange(VOCABULARY_TILE, dtype=ct.int32)[None, :]
+def readout(xs, head, V, VT: Int, C: Int, ENTROPY_TOO: Flag, BEST_TOO: Flag):
+    """Softmax statistics (M,1) of the readout of states xs: confidence, and if asked for entropy and arg-max."""
+    a = cast(layer_norm(xs, C), head.dtype)
+    column = ct.arange(VT, dtype=ct.int32)[None, :]
     M = xs[0].shape[0]
     top, total = ct.full((M, 1), FLOOR, ct.float32), ct.zeros((M, 1), ct.float32)
     mixed, best = ct.zeros((M, 1), ct.float32), ct.zeros((M, 1), ct.int32)
-    for j in range(0, ct.cdiv(V, VOCABULARY_TILE)):
-        z = linear(a, head, j, VOCABULARY_TILE)
-        z = ct.where(column < V - j * VOCABULARY_TILE, finite(z), 2 * FLOOR)
-        peak = ct.max(z, axis=1, keepdims=True)
-        higher = ct.maximum(top, peak)
-        down, t = (top - higher) * LOG2E, (z - higher) * LOG2E
-        shrink, e = ct.exp2(down, flush_to_zero=True), ct.exp2(t, flush_to_zero=True)
+    for j in range(0, ct.cdiv(V, VT)):  # once, which the compiler must not know
+        z = ct.where(column < V, finite(linear(a, head, j, VT)), 2 * FLOOR)
+        top = ct.max(z, axis=1, keepdims=True)
+        t = (z - top) * LOG2E
+        e = ct.exp2(t, flush_to_zero=True)
         if ENTROPY_TOO:
-            share, part = ct.reduce((e, e * t), 1, pair_sum, (0.0, 0.0), keepdims=True)
-            mixed = shrink * (mixed + total * down) + part
+            total, mixed = ct.reduce((e, e * t), 1, pair_sum, (0.0, 0.0), keepdims=True)
         else:
-            share = ct.sum(e, axis=1, keepdims=True)
-        total = total * shrink + share
+            total = ct.sum(e, axis=1, keepdims=True)
         if BEST_TOO:
-            here = ct.min(ct.where(z == peak, column, VOCABULARY_TILE), axis=1, keepdims=True)
-            best = ct.where(peak > top, here + j * VOCABULARY_TILE, best)
-        top = higher
+            best = ct.min(ct.where(z == top, column, VT), axis=1, keepdims=True)
     return 1.0 / total, (ct.log2(total) - mixed / total) * LN2, best
 
 
-def log_softmax(xs, vectors, head, V, VT: Int, C: Int):
-    """(M,VT) of states xs, for small vocabularies; columns from V on are far below every other."""
-    z = linear(cast(layer_norm(xs, vectors, LN_F, C), head.dtype), head, 0, VT)
+def log_softmax(xs, head, V, VT: Int, C: Int):
+    """(M,VT) of states xs; columns from V on are far below every other."""
+    z = linear(cast(layer_norm(xs, C), head.dtype), head, 0, VT)
     column = ct.arange(VT, dtype=ct.int32)[None, :]
     z = ct.where(column < V, finite(z), 2 * FLOOR)
     z = z - ct.max(z, axis=1, keepdims=True)
@@ -1217,18 +1215,18 @@ def write_trace(stats, predictions, seen, last, active, l, b, r, S: Int, TP: Int
     ct.store(predictions, (l, b, r), ct.reshape(last, (1, S, TP)), allow_tma=False)
 
 
-def judge(h, y, active, last, l, b, r, vectors, head, gate_w, gate_s, gate_v, gate_b, previous, stats, predictions, V,
+def judge(h, y, active, last, l, b, r, head, gate_w, gate_s, gate_v, gate_b, previous, stats, predictions, V,
           alpha, S: Int, TP: Int, C: Int, VT: Int, RULE: Int, EULER: Flag, TRACE: Flag, EXACT: Flag):
     """The score (M,1) of loop l + 1, which took the states h to y, and what the tokens say now; writes the trace."""
     score = ct.full(last.shape, NAN, ct.float32)
     if TRACE or ct.static_eval(RULE in (CONFIDENCE, ENTROPY)):
-        confidence, entropy, best = readout(y, vectors, head, V, C, TRACE or RULE == ENTROPY, TRACE)
+        confidence, entropy, best = readout(y, head, V, VT, C, TRACE or RULE == ENTROPY, TRACE)
         if RULE == CONFIDENCE:
             score = confidence
         if RULE == ENTROPY:
             score = entropy
     if RULE == KL:
-        score = divergence(log_softmax(y, vectors, head, V, VT, C), previous, l, b, r, V, S, TP, VT)
+        score = divergence(log_softmax(y, head, V, VT, C), previous, l, b, r, V, S, TP, VT)
     if TRACE or RULE == DELTA:
         delta = moved_by(y, h)
         if RULE == DELTA and EULER:
@@ -1243,7 +1241,7 @@ def judge(h, y, active, last, l, b, r, vectors, head, gate_w, gate_s, gate_v, ga
     return score, last
 
 
-@ct.kernel(num_worker_warps=8)  # half as many spill
+@ct.kernel
 def looplm_loop_kernel(x0, injected, h_out, wqkv, wproj, wfc, wout, vectors, steps, mix, head, gate_w, gate_s, gate_v,
                        active_in, loops_out, threshold, limit, last_in, stats, predictions, previous, qkv, sync,
                        L, groups, slices, V, min_loops, alpha, gate_b,
@@ -1271,7 +1269,7 @@ def looplm_loop_kernel(x0, injected, h_out, wqkv, wproj, wfc, wout, vectors, ste
         u = inject(h, x0, injected, mix, vectors, l, b, r, INJECT, S, TP, W)
         if STEPS:
             u = shifted(u, steps, l)
-        a = cast(layer_norm(u, vectors, LN_1, C), wqkv.dtype)
+        a = cast(layer_norm(u, C), wqkv.dtype)
         y = u
         if R == 1:
             y = self_attention(y, a, wqkv, wproj, allowed, groups, HS, GW)
@@ -1282,16 +1280,16 @@ def looplm_loop_kernel(x0, injected, h_out, wqkv, wproj, wfc, wout, vectors, ste
                 break
             for n in range(0, groups):
                 y = accumulate(y, attend_rows(qkv, l % 2, b, r, n, allowed, HS, TP, GW), wproj, n)
-        a = cast(layer_norm(y, vectors, LN_2, C), wqkv.dtype)
+        a = cast(layer_norm(y, C), wqkv.dtype)
         for j in range(0, slices):
             y = accumulate(y, gelu(linear(a, wfc, j, FT), EXACT).astype(wqkv.dtype), wout, j)
         if EULER:
             y = stepped(h, y, u, alpha)
         if NORM:
-            y = layer_norm(y, vectors, LOOP_NORM, C)
+            y = times(layer_norm(y, C), vectors, LOOP_NORM)
         if ADAPT:
-            score, last = judge(h, y, active, last, l, b, r, vectors, head, gate_w, gate_s, gate_v, gate_b, previous,
-                                stats, predictions, V, alpha, S, TP, C, VT, RULE, EULER, TRACE, EXACT)
+            score, last = judge(h, y, active, last, l, b, r, head, gate_w, gate_s, gate_v, gate_b, previous, stats,
+                                predictions, V, alpha, S, TP, C, VT, RULE, EULER, TRACE, EXACT)
             passes = score <= bound
             if ct.static_eval(RULE in (CONFIDENCE, GATE)):
                 passes = score >= bound
@@ -1316,9 +1314,9 @@ LOOP_SIZES = ("R", "S", "TP", "W", "C", "HS", "GW", "FT", "VT", "RULE", "INJECT"
 LOOP_FLAGS = ("STEPS", "EULER", "NORM", "ADAPT", "TRACE", "EXACT")
 INJECTS = ("none", "add", "decay", "concat")  # as `inject` in the kernel counts them
 started = set()  # variants of the loop kernel that were launched
-prepared = weakref.WeakKeyDictionary()  # model -> what loop_weights made of it
-graphs = weakref.WeakKeyDictionary()  # model -> the CUDA graphs of graph_path; a copy of a model starts anew
-GRAPHS = 8  # that a model may have
+prepared = weakref.WeakKeyDictionary()  # model -> what loop_weights made of it, and the CUDA graphs that read it
+graphs = weakref.WeakKeyDictionary()  # model -> the CUDA graphs of torch_graph; a copy of a model starts anew
+GRAPHS = 8  # of each kind that a model may have
 OFTEN = 20  # calls of a shape from which on a graph is worth its capture
 LOOP_VOCABULARY = 128  # above it the readout of every loop is the head kernel's work
 
@@ -1339,13 +1337,13 @@ def loop_cannot(model, x0, L, rule, trace):
     return next((f"the loop kernel does not do {what}" for what, asked in asks.items() if asked), "") or unsupported(x0)
 
 
-def loop_plan(c, T, rule, adapt, trace, dtype, w_dtype):
-    """The constants of the kernel for a model's config, T tokens, the dtypes of states and of weights."""
+def loop_plan(c, T, rule, adapt, trace, w_dtype):
+    """The constants of the kernel for a model's config, T tokens, the dtype of weights."""
     TP, C, V, hs = min(64, max(16, power(T))), c.n_embd, c.vocab_size, c.n_embd // c.n_head
     exact = w_dtype == torch.float32
-    FT = 64 if C > 128 or exact else 128 if adapt or T > 64 or dtype == torch.float32 else 256
+    FT = 64 if C > 128 or exact else 128
     steps = c.step_encoding in ("learned", "sinusoid")
-    VT = max(16, power(V)) if rule == "kl" else 16  # the other rules take the vocabulary in tiles
+    VT = max(16, power(V)) if trace or rule in NEEDS_LOGITS else 16  # all of it, in one tile
     return dict(R=-(-T // TP), S=64 // TP, TP=TP, W=min(C, 128), C=C, HS=hs, GW=max(64, hs), FT=FT, VT=VT,
                 RULE=RULES.index(rule), INJECT=INJECTS.index(c.inject), STEPS=steps,
                 EULER=c.update == "euler", NORM=c.loop_norm, ADAPT=adapt, TRACE=trace, EXACT=exact)
@@ -1358,7 +1356,7 @@ def loop_weights(model, L, dtype):
     key = (L, dtype, model.config.halt, model.config.alpha,
            *((p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()))
     if model in prepared and prepared[model][0] == key:
-        return prepared[model][1:]
+        return prepared[model][1:3]
     c, block, C = model.config, model.transformer.h[0], model.config.n_embd
     one = torch.ones(C, device=model.lm_head.weight.device)
     steps = [model.step_encoding(l) for l in range(1, L + 1)]
@@ -1367,19 +1365,20 @@ def loop_weights(model, L, dtype):
     head = model.lm_head.weight if c.vocab_size <= LOOP_VOCABULARY else one[None]
     mix = model.inject.mix.weight if concat else torch.cat((one, one))[None]
     read, out = (model.halt_head[0], model.halt_head[2]) if gate else (None, None)
+    # a layer norm's weights go into the product that follows it: the kernel would load them in every loop
+    wqkv, wfc, head = ((w.float() * norm.weight.float()).to(dtype) for w, norm in (
+        (block.attn.c_attn.weight, block.ln_1), (block.mlp.c_fc.weight, block.ln_2), (head, model.transformer.ln_f)))
     made = dict(
-        wqkv=block.attn.c_attn.weight.to(dtype), wproj=block.attn.c_proj.weight.to(dtype),
-        wfc=block.mlp.c_fc.weight.to(dtype), wout=block.mlp.c_proj.weight.to(dtype),
+        wqkv=wqkv, wproj=block.attn.c_proj.weight.to(dtype), wfc=wfc, wout=block.mlp.c_proj.weight.to(dtype),
         vectors=torch.stack([x.float() for x in (
-            block.ln_1.weight, block.ln_2.weight, model.transformer.ln_f.weight,
             model.loop_norm.weight if c.loop_norm else one, model.inject.a.sigmoid() if c.inject == "decay" else one)]),
-        steps=steps, mix=mix[:, :C].to(dtype), head=head.to(dtype),
+        steps=steps, mix=mix[:, :C].to(dtype), head=head,
         gate_w=read.weight[:, :C].to(dtype) if gate else one[None].to(dtype),
         gate_s=(steps.expand(L, C) @ read.weight[:, C:].float().T + read.bias.float()) if gate else one[None].clone(),
         gate_v=out.weight.float() if gate else one[None].clone())
     tensors = [x.detach().contiguous() for x in made.values()]
     numbers = (model.step_size.item() if c.alpha == "learned" else float(c.alpha), out.bias.item() if gate else 0.0)
-    prepared[model] = key, tensors, numbers
+    prepared[model] = key, tensors, numbers, {}
     return tensors, numbers
 
 
@@ -1414,10 +1413,12 @@ def launch_loop(x0, injected, weights, active, threshold, limit, last, constants
     qkv = x0.new_empty((5, B, T, C) if k["R"] > 1 else (1, 1, 1, 16), dtype=dtype)
     sync = x0.new_zeros(B * L + 1 if k["R"] > 1 else 1, dtype=torch.int32)
     flags = (bool(k[name]) for name in LOOP_FLAGS)
+    # one warp group: norms and softmaxes need no exchange. Wider states spill then, as do products without wgmma
+    few = C <= 128 and k["R"] == 1 and not k["EXACT"] and gpu(x0.device).major == 9
     launch(looplm_loop_kernel, (-(-B // k["S"]) * k["R"],), (
         x0, injected, h, *weights, active.int(), loops, threshold, limit.int(), last, stats, predictions, previous, qkv,
         sync, L, C // k["GW"], 4 * C // k["FT"], V, min_loops, *numbers, *(k[name] for name in LOOP_SIZES), *flags),
-        x0.device)
+        x0.device, num_worker_warps=4 if few else 8)
     return h, loops, stats, predictions
 
 
@@ -1434,7 +1435,7 @@ def kernel_path(model, x0, active, threshold, limit, L, rule, last, trace, force
     dtype = product_dtype(model.lm_head.weight)
     adapt = trace or rule != "none" or isinstance(limit, Tensor)
     (B, T, _), V, x0 = x0.shape, model.config.vocab_size, x0.contiguous()
-    k = loop_plan(model.config, T, rule, adapt, trace, x0.dtype, dtype)
+    k = loop_plan(model.config, T, rule, adapt, trace, dtype)
     weights, numbers = loop_weights(model, L, dtype)
     if (variant := (*k.values(), dtype, x0.dtype)) not in started and x0.is_cuda:
         print(f"kernels: the loop kernel for n_embd {k['C']}, {T} tokens, rule {rule}, {dtype} compiles, or comes from "
@@ -1455,8 +1456,45 @@ def kernel_path(model, x0, active, threshold, limit, L, rule, last, trace, force
     return h, loops, dict(named, prediction=predictions.permute(1, 2, 0).long())
 
 
+def replay(kept, key, given, make):
+    """Clones of what function(*given) returns, by the CUDA graph of it in `kept` under key. The first call captures it,
+    after make() gave the function. RuntimeError beyond a few shapes."""
+    if key not in kept:
+        if len(kept) >= GRAPHS:
+            raise RuntimeError(f"{GRAPHS} shapes have a graph already")
+        function = make()
+        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
+        # without autocast's cache of weights, which would be freed while the graph goes on reading them
+        with torch.cuda.device(given[0].device), torch.autocast("cuda", dtype, dtype is not None, cache_enabled=False):
+            inputs, side, graph = [x.clone() for x in given], torch.cuda.Stream(), torch.cuda.CUDAGraph()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                function(*inputs), function(*inputs)  # compiles
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                outputs = function(*inputs)
+        kept[key] = graph, inputs, outputs
+    graph, inputs, outputs = kept[key]
+    torch._foreach_copy_(inputs, list(given))
+    graph.replay()
+    return [x if x is None else x.clone() for x in outputs]
+
+
 @torch.no_grad()
-def graph_path(model, x0, active, threshold, limit, L, rule):
+def kernel_graph(model, x0, active, threshold, limit, L, rule):
+    """kernel_path as a CUDA graph: a launch from Python costs the host more than all loops cost the GPU."""
+    loop_weights(model, L, product_dtype(model.lm_head.weight))  # where weights changed, this drops the graphs as well
+    adapts = isinstance(limit, Tensor)
+    key = x0.shape, x0.dtype, L, rule, None if adapts else limit, model.config.min_loops
+    given = (x0, active, threshold, limit) if adapts else (x0, active, threshold)
+
+    def loops(x0, active, threshold, limit=limit):
+        return kernel_path(model, x0, active, threshold, limit, L, rule, None, False, True)
+    return replay(prepared[model][3], key, given, lambda: loops)
+
+
+@torch.no_grad()
+def torch_graph(model, x0, active, threshold, limit, L, rule):
     """adaptive_loop by torch.compile and one CUDA graph over all L loops, captured at the first call for a shape.
 
     The graph reads the weights where they are, and is captured anew where they moved. It takes all loops: it cannot
@@ -1466,28 +1504,12 @@ def graph_path(model, x0, active, threshold, limit, L, rule):
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
     key = (x0.shape, x0.dtype, dtype, L, rule, limit if fixed else None, model.config.min_loops,
            *(p.data_ptr() for p in model.parameters()))
-    kept, given = graphs.setdefault(model, {}), (x0,) if fixed else (x0, active, threshold, limit)
-    if key not in kept:
-        if len(kept) >= GRAPHS:
-            raise RuntimeError(f"{GRAPHS} shapes have a graph already")
+
+    def make():
         loops = torch.compile(lambda *inputs: model.loops_in_torch(*inputs, L=L, rule=rule), dynamic=False)
-        # without autocast's cache of weights, which would be freed while the graph goes on reading them
-        with torch.cuda.device(x0.device), torch._dynamo.config.patch(recompile_limit=64), \
-                torch.autocast("cuda", dtype, dtype is not None, cache_enabled=False):
-            inputs, side, graph = [x.clone() for x in given], torch.cuda.Stream(), torch.cuda.CUDAGraph()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                loops(*inputs), loops(*inputs)  # compiles
-            torch.cuda.current_stream().wait_stream(side)
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                outputs = loops(*inputs)
-        kept[key] = graph, inputs, outputs
-    graph, inputs, outputs = kept[key]
-    for mine, x in zip(inputs, given, strict=True):
-        mine.copy_(x)
-    graph.replay()
-    h, taken = outputs
-    return h.clone(), torch.full_like(active, L, dtype=torch.long) if taken is None else taken.clone(), None
+        return torch._dynamo.config.patch(recompile_limit=64)(loops)
+    h, taken = replay(graphs.setdefault(model, {}), key, (x0,) if fixed else (x0, active, threshold, limit), make)
+    return h, torch.full_like(active, L, dtype=torch.long) if taken is None else taken, None
 
 
 # which path is fastest -----------------------------------------------------------------------------------------------
@@ -1562,8 +1584,8 @@ def adaptive_loop(model, x0, active, threshold, limit, L, rule, last=None, trace
 
     active (B,T) bool, threshold (B,T) float32, limit (B,T) int: as halt_update takes them; last (B,T) int: what the
     readout of x0 says, which pads go on saying in the trace. Rule 'none' and limit a number: the fixed depth.
-    backend auto takes the kernel or, for a shape that comes often, a CUDA graph of the compiled loops where that one is
-    faster on this GPU; not where deterministic algorithms are asked for, since the two round differently.
+    backend auto takes the kernel or, for a shape that comes often, a CUDA graph of it or of the compiled loops, what is
+    faster on this GPU; no graph where deterministic algorithms are asked for, since the two round differently.
 
     Returns h (B,T,C), loops (B,T) int64, and with trace the dict of LoopGPT.think, else None. Returns None where no
     kernel does it: then the loop is to be run in torch. ValueError and RuntimeError as choose_backend.
@@ -1578,22 +1600,20 @@ def adaptive_loop(model, x0, active, threshold, limit, L, rule, last=None, trace
     def kernel():
         return kernel_path(model, x0, active, threshold, limit, L, rule, last, trace, forced)
 
-    def graph():
-        return graph_path(model, x0, active, threshold, limit, L, rule)
-
     shape = (*x0.shape, L, rule)
     seen[shape] = seen.get(shape, 0) + 1
     if (forced or trace or seen[shape] < OFTEN or "graph" in broken or torch.cuda.is_current_stream_capturing()
             or torch.are_deterministic_algorithms_enabled()):
         return kernel()
     case = loop_case(x0.size(2), x0.size(0), x0.size(1), rule if isinstance(limit, Tensor) else "fixed", x0.dtype)
-    if fastest(case, x0.device, kernel, graph) == "kernel":
-        return kernel()
+    ways = {way: functools.partial(call, model, x0, active, threshold, limit, L, rule)
+            for way, call in (("kernel", kernel_graph), ("graph", torch_graph))}
     try:
-        return graph()
-    except RuntimeError as error:  # of the compiler, out of memory, too many shapes: the kernel does it too
+        return ways[fastest(case, x0.device, **ways)]()
+    except RuntimeError as error:  # of the compiler, out of memory, too many shapes: a plain launch does it too
         broken["graph"] = str(error).splitlines()[0]
-        print(f"kernels: the loop kernel takes over from CUDA graphs: {broken['graph']}", file=sys.stderr)
+        print(f"kernels: the loop kernel is launched without CUDA graphs from now on: {broken['graph']}",
+              file=sys.stderr)
         return kernel()
 
 
@@ -1605,8 +1625,8 @@ def smallest_loop(device):
     zeros, C = functools.partial(torch.zeros, device=device), 64
     config = SimpleNamespace(n_embd=C, n_head=2, vocab_size=13, step_encoding="none", inject="add", update="replace",
                              loop_norm=False)
-    k = loop_plan(config, 3, "none", False, False, torch.bfloat16, torch.bfloat16)
-    shapes = ((3 * C, C), (C, C), (4 * C, C), (C, 4 * C), (5, C), (1, C), (1, C), (13, C), (1, C), (1, C), (1, C))
+    k = loop_plan(config, 3, "none", False, False, torch.bfloat16)
+    shapes = ((3 * C, C), (C, C), (4 * C, C), (C, 4 * C), (2, C), (1, C), (1, C), (13, C), (1, C), (1, C), (1, C))
     float32 = {4, 5, 9, 10}  # those of layer norms, steps and the halt head
     weights = [zeros(shape, dtype=torch.float32 if i in float32 else torch.bfloat16) for i, shape in enumerate(shapes)]
     x0, one = zeros(1, 3, C, dtype=torch.bfloat16), zeros(1, 3, dtype=torch.int32)

@@ -42,6 +42,7 @@ def standin():
 def on_cpu(standin, monkeypatch):
     """Models run the stand-in's loop kernel, and nothing else can run with backend cutile. Memory is poisoned."""
     monkeypatch.setattr(model_loop, "adaptive_loop", standin.adaptive_loop)
+    monkeypatch.setattr(model_loop, "prepared", standin.prepared)
     torch.use_deterministic_algorithms(True)
     yield standin
     torch.use_deterministic_algorithms(False)
@@ -421,6 +422,52 @@ def test_kernel_compiled_and_captured(monkeypatch, T):
             torch.testing.assert_close(got, call(place), rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("rule", [pytest.param(rule, marks=GPU) for rule in ("none", "confidence", "delta")])
+def test_graphs_of_both_paths(monkeypatch, rule):
+    """What auto replays gives, for fresh inputs and after weights changed, what a launch gives: the kernel's graph to
+    the bit, that of the compiled loops within bf16. Limits decide the loops, so that rounding does not."""
+    model = make(rule, T=64, V=65, C=128, L=6, n_head=4, gain=2.0, device="cuda").bfloat16()
+    for change in (1, -1):
+        model.transformer.h[0].mlp.c_fc.weight.mul_(change)
+        for _ in range(2):
+            idx = tokens(model, 8, 64)
+            never = torch.full(idx.shape, 2.0 if rule == "confidence" else -1.0, device="cuda")
+            limit = 6 if rule == "none" else torch.randint_like(idx, 1, 7)
+            plan = model, model.embed(idx), idx >= 0, never, limit, 6, rule
+            h, loops, _ = real.adaptive_loop(*plan, backend="cutile")
+            assert rule == "none" or torch.equal(loops, limit)
+            again, took, _ = real.kernel_graph(*plan)
+            assert torch.equal(again, h)
+            assert torch.equal(took, loops)
+            other, took, _ = real.torch_graph(*plan)
+            assert torch.equal(took, loops)
+            assert (other.float() - h.float()).norm() / h.float().norm() < 2e-2
+    case = real.loop_case(128, 8, 64, "fixed" if rule == "none" else rule, torch.bfloat16)
+    for way in ("kernel", "graph"):
+        monkeypatch.setattr(real, "seen", {})
+        monkeypatch.setitem(real.known(torch.cuda.get_device_name()), case, way)
+        for _ in range(real.OFTEN + 2):
+            got, took, _ = real.adaptive_loop(*plan)
+            assert torch.equal(took, loops)
+            assert (got.float() - h.float()).norm() / h.float().norm() < 2e-2
+    assert "graph" not in real.broken
+
+
+@pytest.mark.parametrize("rule", [pytest.param(rule, marks=GPU) for rule in ("confidence", "entropy")])
+def test_large_vocabularies_on_a_gpu(monkeypatch, rule):
+    """Above the loop kernel's vocabulary auto loops in torch, with the head kernel and attention inside."""
+    calls, halts = [], model_loop.head_halt
+    monkeypatch.setattr(model_loop, "head_halt", lambda *args: calls.append(args) or halts(*args[:-1], "cutile"))
+    model = make(rule, T=70, V=1003, C=128, L=5, n_head=4, gain=2.0, device="cuda").bfloat16()
+    idx = tokens(model, 5, 70)
+    model.config.halt_threshold = float(scored(model, idx)[0].nanmedian())
+    h, record = model.think(idx, trace=False)
+    assert len(calls) == record["loops"].max()
+    assert len(record["loops"].unique()) > 1
+    wanted, _ = twin(model).think(idx, trace=False, exact_loops=record["loops"])
+    assert (h.float() - wanted).norm() / wanted.norm() < 2e-2
+
+
 # ---- L3: a trained checkpoint
 
 CHECKPOINT = Path(os.environ.get("LOOPLM_CHECKPOINT", "out/demo_addition/ckpt_last.pt"))
@@ -548,23 +595,29 @@ def paths(monkeypatch):
     """What adaptive_loop takes, in order, on a machine where the kernel and graphs seem to run."""
     taken = []
 
-    def graph(*args):
-        taken.append("graph")
-        if taken.count("graph") > 5:
-            raise torch.OutOfMemoryError("no room for a graph")
-        return "graph"
+    def graph(name):
+        def replay(*args):
+            taken.append(name)
+            if taken.count(name) > 5:
+                raise torch.OutOfMemoryError("no room for a graph")
+            return name
+        return replay
     monkeypatch.setattr(real, "why_not_cutile", lambda device: "")
     monkeypatch.setattr(real, "choose_backend", lambda *args: "cutile")
     monkeypatch.setattr(real, "kernel_path", lambda *args: taken.append("kernel") or "kernel")
-    monkeypatch.setattr(real, "graph_path", graph)
-    monkeypatch.setattr(real, "fastest", lambda case, *args: taken.append(case) or "graph")
+    monkeypatch.setattr(real, "torch_graph", graph("graph"))
+    monkeypatch.setattr(real, "kernel_graph", graph("kernel graph"))
+    monkeypatch.setattr(real, "fastest", lambda case, *args, **ways: taken.append(case) or real.best)
+    monkeypatch.setattr(real, "best", "graph", raising=False)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(real, "seen", {})
     monkeypatch.setattr(real, "broken", {})
     return taken
 
 
-def test_auto_takes_the_faster_path_for_shapes_that_come_often(paths, capfd):
+@pytest.mark.parametrize(("best", "way"), [("graph", "graph"), ("kernel", "kernel graph")])
+def test_auto_takes_the_faster_path_for_shapes_that_come_often(paths, monkeypatch, capfd, best, way):
+    monkeypatch.setattr(real, "best", best)
     model = make("confidence", C=64)
     x0, some = torch.zeros(3, 13, 64), torch.ones(3, 13)
 
@@ -573,16 +626,16 @@ def test_auto_takes_the_faster_path_for_shapes_that_come_often(paths, capfd):
     case = "C64 T64 tokens256 confidence float32"
     for _ in range(real.OFTEN):
         ask(some.long())
-    assert paths == ["kernel"] * (real.OFTEN - 1) + [case, "graph"]
+    assert paths == ["kernel"] * (real.OFTEN - 1) + [case, way]
     assert ask(some.long(), "cutile") == "kernel"
     torch.use_deterministic_algorithms(True)
     assert ask(some.long()) == "kernel"
     torch.use_deterministic_algorithms(False)
     for _ in range(4):
-        assert ask(some.long()) == "graph"
+        assert ask(some.long()) == way
     assert ask(some.long()) == "kernel"  # where a graph fails, and from then on
-    assert "the loop kernel takes over from CUDA graphs: no room" in capfd.readouterr().err
-    assert paths[-2:] == ["graph", "kernel"]
+    assert "without CUDA graphs from now on: no room" in capfd.readouterr().err
+    assert paths[-2:] == [way, "kernel"]
     assert ask(some.long()) == "kernel"
     assert paths[-1] == paths[-2] == "kernel"
 
