@@ -26,6 +26,7 @@ wide: float | str = 1.0  # a number or a word
 some: int | list[int] = 8  # one or more
 maybe: float | None = None  # a number or None
 lengths: list[int] = [1, 2]  # a list
+words: list[str] = []   # texts
 CONSTANT = 5            # none of them
 
 
@@ -72,7 +73,7 @@ def refused(script, *argv):
 def test_defaults(script):
     own, further, given = script()
     assert own == {"name": "plain", "count": 3, "rate": 1e-3, "flag": False, "wide": 1.0, "some": 8, "maybe": None,
-                   "lengths": [1, 2]}
+                   "lengths": [1, 2], "words": []}
     assert (further, given) == ({}, set())
 
 
@@ -81,7 +82,7 @@ def test_defaults(script):
     ("rate", "-1e-3", -1e-3), ("rate", "1 / 4", 0.25), ("rate", "3", 3.0), ("rate", "--2", 2.0),
     ("flag", "True", True), ("flag", "False", False), ("wide", "2", 2.0), ("some", "4", 4),
     ("some", "[4, 6, 2 * 4]", [4, 6, 8]), ("some", "(4, 6)", [4, 6]), ("maybe", "None", None), ("maybe", "0.5", 0.5),
-    ("maybe", "1", 1.0), ("lengths", "[]", [])])
+    ("maybe", "1", 1.0), ("lengths", "[]", []), ("words", "['a: --b=[1]', '']", ["a: --b=[1]", ""])])
 def test_constant_expressions(script, config, key, text, value):
     for argument in (config(f"{key} = {text}"), f"--{key}={text}"):
         own, _, given = script(argument)
@@ -153,7 +154,7 @@ def test_wrong_types_both_ways(script, config, key, text):
 @pytest.mark.parametrize(("key", "text"), [
     ("name", "3"), ("name", "None"), ("name", "['a']"), ("name", "b'a'"), ("name", "'a' + 'b'"), ("name", "'a' * 2"),
     ("count", "'3'"), ("rate", "'0.1'"), ("flag", "'True'"), ("some", "['1']"), ("wide", "True"),
-    ("lengths", "[1] * 3")])
+    ("lengths", "[1] * 3"), ("words", "'a'"), ("words", "['a', 1]"), ("words", "['a'.upper()]")])
 def test_wrong_types_in_a_file(script, config, key, text):
     assert refused(script, config(f"{key} = {text}")).startswith(f"some.py:1: {key}: ")
 
@@ -230,7 +231,7 @@ def test_class_settings_of_the_models(cls):
     assert all(s.comment for s in found.values())
 
 
-@pytest.mark.parametrize("name", ["train.py", "sample.py", "evaluate.py", "data/addition/prepare.py",
+@pytest.mark.parametrize("name", ["train.py", "sample.py", "evaluate.py", "sweep.py", "data/addition/prepare.py",
                                   "data/shakespeare/prepare.py", "data/shakespeare_char/prepare.py"])
 def test_help_shows_every_key(scripts, name):
     if not (ROOT / name).exists():

@@ -1,0 +1,267 @@
+"""sweep.py: the same numbers as train.py by itself, whatever fails, stops or is called again; and the tables."""
+import csv
+import json
+import multiprocessing
+import os
+import re
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+import sweep
+
+SMALL = """n_embd = 16
+n_head = 2
+batch_size = 8
+num_loops = [1, 2]
+pos = "place"
+dropout = 0.1
+ema_decay = 0.9
+fresh_rows = True
+eval_iters = 1
+eval_interval = 100
+max_iters = 150
+log_interval = 1
+device = "cpu"
+"""
+FILE = """# A small one.
+base = "small.py"
+seeds = [3, 4]
+overrides = ["--warmup_iters=5"]
+rows = [
+    "broken @1: --place_subset=99",
+    "plain, 1/2 @1: --learning_rate=2e-3",
+]
+evaluate = ["--digits=[1,2] --problems=30 --eval_iters=0 --halt=none --prompt_loops=0"]
+parallel = 2
+"""
+PLAIN = ("small.py", "--warmup_iters=5", "--learning_rate=2e-3", "--seed=3")  # its second row
+
+
+@pytest.fixture(scope="module")
+def folder(scripts):
+    (scripts.folder / "small.py").write_text(SMALL)
+    (scripts.folder / "sweep_small.py").write_text(FILE)
+    (scripts.folder / "config").symlink_to(ROOT / "config")
+    return scripts.folder
+
+
+@pytest.fixture(scope="module")
+def alone(scripts, folder):
+    """The folder of the same training without a sweep."""
+    scripts("train.py", *PLAIN, "--out_dir=alone")
+    return folder / "alone"
+
+
+@pytest.fixture(scope="module")
+def swept(scripts, folder):
+    return scripts("sweep.py", "sweep_small.py", status=1)
+
+
+def read_csv(path):
+    with open(path, newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def files(folder):
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and not p.match("run*.std*")}
+
+
+def weights(folder):
+    checkpoint = torch.load(folder / "ckpt_last.pt", weights_only=True)
+    return {(kind, k): v for kind in ("model", "ema") for k, v in checkpoint[kind].items()}
+
+
+# ---- runs
+
+def test_a_run_equals_train_by_itself(folder, swept, alone):
+    run = folder / "out/sweep_small/plain_1_2/seed3"
+    losses, wanted = ([r["loss"] for r in read_csv(p / "log.csv") if r["loss"]] for p in (run, alone))
+    assert len(losses) == 150
+    assert losses[:20] == wanted[:20]
+    assert losses == wanted
+    assert all(torch.equal(v, weights(alone)[k]) for k, v in weights(run).items())
+
+
+def test_a_failing_row_stops_no_other_and_both_are_in_the_tables(folder, swept):
+    failed, good = sorted(read_csv(folder / "results/sweep_small.csv"), key=lambda r: r["row"])
+    assert (failed["row"], failed["seed"], failed["val_loss"]) == ("broken", "3", "")
+    assert "place_subset 99" in failed["error"]
+    assert swept.out.strip().splitlines()[-1] == "failed: broken, seed 3 (out/sweep_small/broken/seed3/train.log)"
+    assert "place_subset 99" in (folder / "out/sweep_small/broken/seed3/train.log").read_text()
+    assert (good["row"], good["seed"], good["error"]) == ("plain, 1/2", "3", "")
+    run = folder / "out/sweep_small/plain_1_2/seed3"
+    said = dict(re.findall(r"^(\w+): (.*)$", (run / "train.log").read_text(), re.MULTILINE))
+    assert said["device"] == "cpu"
+    assert {k: good[k] for k in sweep.FIRST[2:]} == {k: said[k] for k in sweep.FIRST[2:]}
+    measured = read_csv(run / "evaluate.csv")
+    assert len(measured) == 4
+    for r in measured:
+        assert float(good[f"{r['kind']}_{r['n']}"]) == pytest.approx(float(r["accuracy"]), abs=1e-6)
+        if r["kind"] == "uniform":
+            assert float(good[f"loops_answer_{r['n']}"]) == pytest.approx(float(r["loops_answer"]), abs=1e-6) == 2
+    text = (folder / "results/sweep_small.md").read_text()
+    assert text.startswith(f"`python sweep.py sweep_small.py`; cpu, torch {torch.__version__}; seeds 3, 4; 2 at once\n")
+    assert "| broken | 0/1 |  |  |  |\n" in text
+    assert f"| plain, 1/2 | 1/1 | {float(said['val_loss']):.4f} | {100 * float(good['uniform_1']):.1f} |" in text
+    assert list(good)[-1] == "error"
+
+
+def test_a_second_call_runs_nothing_and_other_settings_run_anew(scripts, folder, swept):
+    run = folder / "out/sweep_small/plain_1_2/seed3"
+    before = files(run)
+    only = "--rows=['plain, 1/2 @1: --learning_rate=2e-3']"
+    again = scripts("sweep.py", "sweep_small.py", only, "--results=again")
+    assert "finished_before: 1" in again.out
+    assert files(run) == before
+    assert read_csv(folder / "again.csv") == read_csv(folder / "results/sweep_small.csv")[1:]
+    # what the config file says is part of the settings; of the other ones nothing is resumed
+    (folder / "small.py").write_text(SMALL + "place_subset = 8\n")
+    scripts("sweep.py", "sweep_small.py", only, "--results=again", "--timeout=0.1", status=1)
+    (folder / "small.py").write_text(SMALL)
+    assert not (run / "ckpt_last.pt").exists()
+    assert (run / "ckpt_last.pt.old").exists()
+    log = (run / "train.log").read_text()
+    assert log.count("$ python train.py small.py") == 2
+    assert "resume" not in log
+
+
+def test_an_interrupted_sweep_goes_on(scripts, folder, alone):
+    """SIGTERM in the middle of the run; then the same command, and the same weights as without."""
+    args = ("sweep.py", "sweep_small.py", "--rows=['plain @1: --learning_rate=2e-3']", "--evaluate=[]",
+            "--out_dir=cut", "--results=tables/cut")
+    run = folder / "cut/plain/seed3"
+
+    def interrupt():
+        while not (run / "log.csv").exists() or (run / "log.csv").read_text().count("\n") < 20:
+            time.sleep(0.01)
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGTERM)  # sweep.py, not train.py
+
+    thread = threading.Thread(target=interrupt, daemon=True)
+    thread.start()
+    first = scripts(*args, status=130)
+    thread.join()
+    assert first.err.splitlines() == ["SIGTERM: the runs save and end; the same command goes on later"]
+    assert 15 <= torch.load(run / "ckpt_last.pt", weights_only=True)["iter_num"] < 150
+    assert json.loads((run / "row.json").read_text())["done"] == {}
+    scripts(*args)
+    commands = [x for x in (run / "train.log").read_text().splitlines() if x.startswith("$")]
+    assert ["--init_from=resume" in x for x in commands] == [False, True]
+    assert all(torch.equal(v, weights(alone)[k]) for k, v in weights(run).items())
+    rows, wanted = ([r["loss"] for r in read_csv(p / "log.csv") if r["loss"]] for p in (run, alone))
+    assert rows == wanted
+    row, = read_csv(folder / "tables/cut.csv")
+    assert (row["seconds"], row["error"]) == ("", "")  # train.py's seconds are those after the interruption
+
+
+def test_a_run_that_takes_too_long(scripts, folder):
+    out = scripts("sweep.py", "sweep_small.py", "--rows=['slow @1:']", "--timeout=0.3", "--out_dir=slow",
+                  "--results=slow", status=1).out
+    assert read_csv(folder / "slow.csv")[0]["error"] == "timeout after 0.3 s"
+    assert out.strip().splitlines()[-1].startswith("failed: slow, seed 3 (slow/slow/seed3/train.log)")
+
+
+# ---- the plan
+
+def test_dry_run(scripts, folder):
+    (folder / "other.py").write_text("n_embd = 24\n")
+    (folder / "sweep_dry.py").write_text("""base = "small.py"
+seeds = [7, 5]
+overrides = ["--max_iters=9", "--n_embd=32 --cuda_graph=False"]
+rows = ["a @1: --n_embd=48 --wandb_project='two words'", "b: other.py", "c d:"]
+evaluate = ["--digits=[1]", "long: --num_loops=9 --digits=[2,3]"]
+""")
+    before = files(folder)
+    lines = scripts("sweep.py", "sweep_dry.py", "--dry_run").out.splitlines()
+    common = "--max_iters=9 --n_embd=32 --cuda_graph=False"
+    wanted = []
+    for row, seed, words in (("a", 7, f"small.py {common} --n_embd=48 '--wandb_project=two words'"),
+                             ("b", 7, f"other.py {common}"), ("c_d", 7, f"small.py {common}"),
+                             ("b", 5, f"other.py {common}"), ("c_d", 5, f"small.py {common}")):
+        out = f"out/sweep_dry/{row}/seed{seed}"
+        wanted += [f"python train.py {words} --seed={seed} --out_dir={out}",
+                   f"python evaluate.py '--digits=[1]' --checkpoint={out}/ckpt_last.pt --csv_file={out}/evaluate.csv",
+                   f"python evaluate.py --num_loops=9 '--digits=[2,3]' --checkpoint={out}/ckpt_last.pt "
+                   f"--csv_file={out}/long_evaluate.csv"]
+    assert lines == wanted
+    assert files(folder) == before
+
+
+@pytest.mark.parametrize(("old", "new", "words"), [
+    ("--learning_rate", "--learning_rat", ["sweep_bad.py:7: --learning_rat: ", "did you mean 'learning_rate'"]),
+    ("--place_subset=99", "--place_subset=1.5", ["sweep_bad.py:6: --place_subset", "int"]),
+    ("--warmup_iters=5", "--warmup=5", ["sweep_bad.py:4: --warmup", "'warmup_iters'"]),
+    ("--problems=30", "--problem=30", ["sweep_bad.py:9: --problem", "'problems'"]),
+    ("overrides", "overide", ["sweep_bad.py:4: ", "'overide'", "'overrides'"]),
+    ("small.py", "smal.py", ["sweep_bad.py:2: smal.py"]),
+    ("@1: --place", "@1: smal.py --place", ["sweep_bad.py:6: smal.py"]),
+    ("[3, 4]", "[3, 3]", ["sweep_bad.py: ", "seeds"]),
+    ("@1: --learning", "@3: --learning", ["sweep_bad.py:7: ", "2"]),
+    ("broken @1:", "", ["sweep_bad.py:6: ", "name"]),
+    ("broken", "plain? 1/2", ["sweep_bad.py:7: ", "once"]),  # it would have the other one's folder
+    ("--learning_rate=2e-3", "--seed=1", ["sweep_bad.py:7: ", "seed"]),
+    ("--halt=none", "--checkpoint=x.pt", ["sweep_bad.py:9: ", "checkpoint"]),
+    ("--halt=none", "--halt='none", ["sweep_bad.py:9: ", "quotation"]),
+    ("parallel = 2", "parallel = -2", ["parallel"]),
+])
+def test_mistakes_stop_before_anything_runs(scripts, folder, old, new, words):
+    assert old in FILE
+    (folder / "sweep_bad.py").write_text(FILE.replace(old, new))
+    err = scripts("sweep.py", "sweep_bad.py", status=None).err
+    assert len(err.strip().splitlines()) == 1
+    assert [word for word in words if word not in err] == []
+    assert not (folder / "out/sweep_bad").exists()
+    assert not (folder / "results/sweep_bad.csv").exists()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("sweep_*.py")), ids=lambda p: p.stem)
+def test_committed_sweeps(scripts, folder, path):
+    """Every row, with every key, of every committed tuning file."""
+    lines = scripts("sweep.py", f"config/{path.name}", "--dry_run").out.splitlines()
+    assert lines
+    assert all(re.match(r"python (train\.py config/|evaluate\.py .*ckpt_last\.pt)", line) for line in lines)
+
+
+# ---- the tables
+
+def test_the_markdown_table(rng):
+    """Against medians by numpy, with rows that failed, lack a column, or are not there yet."""
+    seeds = [rng.permutation(5)[:n] for n in (5, 4, 1)]
+    found = [dict(row=f"row {i}", seed=int(s), error="", val_loss=f"{rng.random():.4f}",
+                  **{k: round(float(rng.random()), 6) for k in ("uniform_8", "hard_8", "long_uniform_12")})
+             for i, own in enumerate(seeds) for s in own]
+    del found[0]["long_uniform_12"]
+    found[1]["error"] = "an evaluation failed"
+    found = [found[i] for i in rng.permutation(len(found))]
+    wanted = [f"row {i}" for i in (0, 1, 2, 3) for _ in range(5)]
+    tables = {kind: [[c.strip() for c in line.strip("|").split("|")] for line in
+                     sweep.markdown(kind, found, wanted).splitlines() if line.startswith("|")]
+              for kind in ("uniform", "hard")}
+    columns = dict(zip(("uniform_8", "long_uniform_12", "hard_8"), ("8", "long 12", "8"), strict=True))
+    assert set(tables["uniform"][0]) == {"row", "seeds", "val loss", "8", "long 12"}
+    assert tables["hard"][0] == ["row", "seeds", "8"]
+    for kind, (head, _, *lines) in tables.items():
+        assert [line[:2] for line in lines] == [["row 0", "4/5"], ["row 1", "4/5"], ["row 2", "1/5"], ["row 3", "0/5"]]
+        for line in lines:
+            own = [r for r in found if r["row"] == line[0]]
+            for key in ("val_loss", *columns):
+                if key != "val_loss" and kind not in key or key == "val_loss" and kind == "hard":
+                    continue
+                x = np.array([float(r[key]) for r in own if key in r])
+                text = line[head.index(columns.get(key, "val loss"))]
+                scale, half = (1, 5.1e-5) if key == "val_loss" else (100, 5.1e-2)
+                shown = [float(part) for part in re.findall(r"\d+\.\d+", text)]
+                assert len(shown) == (0 if not len(x) else 1 if len(x) == 1 else 3)
+                if len(x):
+                    numbers = [np.median(x), x.min(), x.max()][:len(shown)]
+                    np.testing.assert_allclose(shown, scale * np.array(numbers), atol=half)
+
+
+def test_a_bar_in_a_name_does_not_break_the_table():
+    row = dict(row="a|b", seed=1, error="", val_loss="1.5")
+    assert "| a\\|b | 1/1 | 1.5000 |\n" in sweep.markdown("uniform", [row], ["a|b"])
