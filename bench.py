@@ -337,8 +337,10 @@ def loop_case(T, C, B, mode):
             "graph": lambda: kernels.torch_graph(model, x0, *whole[:2], limit, LOOPS, rule)[:few],
             "auto": lambda: kernels.adaptive_loop(model, x0, *whole[:2], limit, LOOPS, rule)[:few]}
         often = kernels.OFTEN  # calls from which on auto asks its table
-        paths += [path(f"called: {way}", lambda call=call: [plain(call) for _ in range(often)][-1], right, **facts,
-                       bars=[("best called", "<=", 1.05)] if way == "auto" else []) for way, call in ways.items()]
+        for way, call in ways.items():
+            call = torch.no_grad()(call)  # as LoopGPT.think is
+            paths.append(path(f"called: {way}", lambda call=call: [plain(call) for _ in range(often)][-1], right,
+                              **facts, bars=[("best called", "<=", 1.05)] if way == "auto" else []))
     if adaptive:
         right = all_loops(exact, x0.float(), half, kernels.halt_update_reference, stop=True)
         paths.insert(1, path("loop kernel, half", lambda: captured([lambda: kernel(half)]), right, loops=LOOPS // 2,
@@ -349,8 +351,11 @@ def loop_case(T, C, B, mode):
 # timing --------------------------------------------------------------------------------------------------------------
 def clock(run):
     """Median microseconds of run()."""
-    for _ in range(3):
+    until = time.perf_counter() + 0.05 * on_gpu()  # the clocks of an idle GPU take a while to rise
+    run()
+    while time.perf_counter() < until:
         run()
+        torch.cuda.synchronize()
     if not on_gpu():
         times = []
         for _ in range(replays):
