@@ -1,6 +1,6 @@
 """Time every kernel of LoopLM against what one would use instead, after checking that both compute the same.
 
-    python bench.py                                     all tables, into results/bench_<gpu>.csv
+    python bench.py                                     all tables, into results/bench_<gpu>.csv and .md
     python bench.py --quick=True                        fewer shapes
     python bench.py --tables=loop --only=64x128x16      some of it
     python bench.py --device=cpu                        tiny shapes in torch: that the script works, nothing else
@@ -126,8 +126,12 @@ def too_slow(*signal_frame):
     raise TimeoutError(f"not ready within {seconds * 2 // 3} s")
 
 
+tell = print                    # in a group's process: sends word to the parent
+
+
 def path(name, make, reference, **facts):
     """A Path, made and checked: make() gives (run, results), reference the first of those that are right."""
+    tell(name)
     signal.signal(signal.SIGALRM, too_slow)  # a compiler that takes too long costs its path, not the group
     signal.alarm(seconds * 2 // 3)
     try:
@@ -328,7 +332,7 @@ def loop_case(T, C, B, mode):
              bars=[("ratio", ">=", 10.0)] if B * T <= 8192 else []),
         path("b torch.compile, graph", lambda: captured([fused]), right, **facts,
              bars=[("ratio", ">=", least)] if least else []),
-        path("c graph a loop" + ", check" * adaptive, lambda: graph_a_loop(model, x0, whole, adaptive), right,
+        path("c graph a loop", lambda: graph_a_loop(model, x0, whole, adaptive), right,
              **facts, bars=[("ratio", ">=", 3.0)] if short and adaptive else [])]
     if on_gpu():
         limit, few = whole[2] if adaptive else LOOPS, 1 + adaptive
@@ -403,6 +407,7 @@ def row_of(case, p, times, ceilings):
 def work(job, pipe):
     """A group's process: gets its cases ready, waits for the ceilings, then times, a row a message, None at last."""
     table, shapes = job
+    globals().update(tell=pipe.send)
     torch.manual_seed(0)
     cases = ceiling_cases() if table == "ceiling" else [globals()[f"{table}_case"](*shape) for shape in shapes]
     pipe.send("ready")
@@ -452,10 +457,12 @@ def run_batch(batch, ceilings, emit):
             theirs.close()
         until, failed = time.monotonic() + seconds, {}
         for i, (_, process, pipe) in enumerate(running):
+            at = "its start"
             try:
-                receive(process, pipe, until)
+                while (message := receive(process, pipe, until)) != "ready":
+                    at = message
             except RuntimeError as e:
-                failed[i] = e
+                failed[i] = RuntimeError(f"{e}, at {at}")
                 process.kill()  # before the others time
         for i, ((table, shapes), process, pipe) in enumerate(running):
             try:
@@ -481,6 +488,29 @@ def versions():
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         driver = subprocess.run(query, capture_output=True, text=True).stdout.split("\n")[0]
     return name, f"{name}, torch {torch.__version__}, cuda-tile {tile}, driver {driver}"
+
+
+def markdown(rows):
+    """The tables of the README: a line a case, its first path in microseconds, the others as multiples of that."""
+    lines = []
+    for table in dict.fromkeys(row["table"] for row in rows if row["table"] != "ceiling"):
+        cases, names = {}, {}
+        for row in rows:
+            if row["table"] == table:
+                cases.setdefault(row["case"], []).append(row)
+                names |= {row["path"]: None} if "path" in row else {}
+        first, *others = names
+        lines += ["", f"| {' | '.join((table, first + ', us', *others))} | bars |", "| --- " * (len(names) + 2) + "|"]
+        for case, found in cases.items():
+            seen = {row.get("path"): row for row in found}
+            own = seen.get(first, found[0])
+            cells = [f"{own['microseconds']:.1f}" + (f", {own['per_loop']:.1f} a loop" if own.get("per_loop") else "")
+                     if own.get("microseconds") else own["note"]]
+            cells += [f"{seen[name]['ratio']:.2f}x" if "ratio" in seen.get(name, {}) else "" for name in others]
+            bars = [bar for row in found for bar in row.get("bar", "").split(", ") if bar]
+            missed = [bar.replace("MISSED", "missed") for bar in bars if "MISSED" in bar]
+            lines.append(f"| {case} | {' | '.join(cells)} | {', '.join(missed) or ('met' if bars else '')} |")
+    return "\n".join(lines) + "\n"
 
 
 def main():
@@ -510,6 +540,8 @@ def main():
         writer.writerow(dict(table="run", note=line))
         for i in range(0, len(groups), workers):
             run_batch(groups[i:i + workers], ceilings, emit)
+    with runtime.open_output(target.removesuffix(".csv") + ".md") as f:
+        f.write(f"`python {' '.join(sys.argv)}`: {line}\n{markdown(rows)}")
     missed = sum(row.get("bar", "").count("MISSED") + row["note"].count("MISSED") for row in rows)
     failed = sum("WRONG" in row["note"] or "FAILED" in row["note"] for row in rows)
     print(f"{missed} bars missed, {failed} rows failed, {time.monotonic() - began:.0f} s; table: {target}")
