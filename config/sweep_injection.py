@@ -1,0 +1,16 @@
+# What should re-enter the loop, and should the loops be told apart? C = 128; accuracy within and beyond the trained loops.
+# Data: python data/addition/prepare.py
+base = "config/train_addition.py"
+seeds = [1, 2]
+overrides = ["--n_embd=128 --n_head=4 --max_iters=6000 --halt=none --prompt_loops=0 --cuda_graph=True"]
+rows = [
+    "inject add:",
+    "inject none: --inject=none",
+    "inject concat: --inject=concat",
+    "inject decay: --inject=decay",
+    "add, learned step encoding: --step_encoding=learned",
+    "add, sinusoid step encoding: --step_encoding=sinusoid",
+    "add, rope step encoding: --step_encoding=rope",
+    "decay, sinusoid step encoding: --inject=decay --step_encoding=sinusoid",
+]
+evaluate = ["--digits=[4,8,12,16,20] --eval_iters=0 --backend=torch"]
