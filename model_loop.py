@@ -64,7 +64,8 @@ class LoopConfig(GPTConfig):
     update: str = "replace"     # replace: h = Block(u); euler: h = h + alpha * (Block(u) - u)
     alpha: float | str = 1.0    # step size of euler: a number, 'learned' (a scalar) or 'gate' (a token's own)
     loop_norm: bool = False     # layer norm of the state after every loop
-    supervise: str = "last"     # loops whose readout is trained: last, half (the second half), all
+    grad_loops: int = 0         # loops that gradients go back through, the last ones of a step; 0: all
+    supervise: str = "last"     # of those, the loops whose readout is trained: last, half (the second half), all
     halt_head: str = "none"     # learned halting: none, joint (trained along), after (on the frozen model)
     halt: str = "none"          # halting rule at inference: none, confidence, entropy, delta, kl, gate
     halt_threshold: float | None = None  # a token halts where its score passes this; None: the rule's own, THRESHOLDS
@@ -97,8 +98,11 @@ def check(config):
         raise ValueError(f"alpha {config.alpha!r} is neither a number nor 'learned' nor 'gate'")
     if config.halt == "gate" and config.halt_head == "none":
         raise ValueError("halt 'gate' needs a model trained with --halt_head=joint or after")
-    if min(config.prompt_loops, config.think_loops, config.min_loops - 1) < 0:
-        raise ValueError("prompt_loops and think_loops must be at least 0, min_loops at least 1")
+    if min(config.prompt_loops, config.think_loops, config.grad_loops, config.min_loops - 1) < 0:
+        raise ValueError("prompt_loops, think_loops and grad_loops must be at least 0, min_loops at least 1")
+    if config.inject == "none" and 0 < config.grad_loops < max(counts):
+        raise ValueError("grad_loops below num_loops needs an injection: inject 'none' reads the input in loop 1 "
+                         "alone, and no gradient would reach the embeddings")
     if (config.prompt_loops or config.think_loops) and config.think_token is None:
         raise ValueError("prompt_loops and think_loops need a dataset with a think token, as addition's '='")
     if config.pos == "place" and not config.number_tokens:
@@ -252,11 +256,13 @@ class LoopGPT(GPT):
             raise ValueError(f"num_loops {L} must be at least 1")
         return L
 
-    def states(self, idx, num_loops=None):
-        """h_1 ... h_L of tokens idx (B,T), one (B,T,C) after the other; every token takes every loop."""
+    def states(self, idx, num_loops=None, free=0):
+        """h_1 ... h_L of tokens idx (B,T), one (B,T,C) after the other; every token takes every loop, the first `free`
+        ones without a gradient."""
         x0 = h = self.embed(idx)
         for l in range(1, self.loops_asked(num_loops) + 1):
-            h = self.loop(h, x0, l)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and l > free):
+                h = self.loop(h, x0, l)
             yield h
 
     def last_state(self, idx, num_loops=None):
@@ -286,13 +292,15 @@ class LoopGPT(GPT):
         return (logits, loss, record) if trace else (logits, loss)
 
     def training_loss(self, idx, targets, num_loops=None):
-        """Logits of the last loop and the loss over the supervised ones, back-propagated through all loops."""
+        """Logits of the last loop and the loss over the supervised ones, back-propagated through the last grad_loops:
+        a state that drifts in long thinking is trained to stay, at the cost of a forward pass (Geiping et al. 2025)."""
         c, keep = self.config, self.config.halt_head == "after"
+        free = max(0, self.loops_asked(num_loops) - c.grad_loops) if c.grad_loops else 0
         with torch.set_grad_enabled(torch.is_grad_enabled() and not keep):
-            states = list(self.states(idx, num_loops))
+            states = list(self.states(idx, num_loops, free))
         if targets is None:
             return self.readout(states[-1][:, [-1]]), None
-        first = dict(last=-1, half=len(states) // 2, all=0)[c.supervise]
+        first = dict(last=len(states) - 1, half=(free + len(states)) // 2, all=free)[c.supervise]
         logits = self.readout(torch.stack(states[first:]))  # (S,B,T,V)
         loss = 0.0 if keep else self.loss(logits, targets.expand(logits.shape[:-1]))
         if c.halt_head != "none":

@@ -305,7 +305,9 @@ def log_step(loss, norm, loops):
     """The line of a log step; the time is the mean since the line before."""
     ms = (time.time() - since) / (it - since_it) * 1e3
     tokens_per_s = batch_size * micro_steps * world * T / ms * 1e3
-    mfu = raw_model.estimate_mfu(batch_size * micro_steps, T, ms / 1e3, peak, np.mean(loops or [1])) if peak else None
+    kept = settings["grad_loops"] or math.inf  # a loop without gradients costs a third of one with
+    whole = np.mean([min(n, kept) + max(0, n - kept) / 3 for n in loops or [1]])
+    mfu = raw_model.estimate_mfu(batch_size * micro_steps, T, ms / 1e3, peak, whole) if peak else None
     parts = [f"iter {it}/{max_iters} ({100 * it / max_iters:.1f}%): loss {loss:.4f}", f"{ms:.1f} ms",
              f"{tokens_per_s / 1e3:.1f}k tokens/s", f"MFU {100 * mfu:.1f}%" if mfu else None,
              f"loops {np.mean(loops):.1f}" if loops else None, f"ETA {span((max_iters - it) * ms / 1e3)}"]

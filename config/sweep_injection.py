@@ -1,4 +1,4 @@
-# What should re-enter the loop, and should the loops be told apart? C = 128; accuracy within and beyond the trained loops.
+# What should re-enter the loop, and should the loops be told apart? C = 128.
 # Data: python data/addition/prepare.py
 base = "config/train_addition.py"
 seeds = [1, 2]

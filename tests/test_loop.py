@@ -233,6 +233,48 @@ def test_a_cut_between_two_loops_is_found(settings, monkeypatch):
         check_gradients(make(**settings), tokens(), tokens())
 
 
+@pytest.mark.parametrize("settings", [GRADIENTS[0], GRADIENTS[1], GRADIENTS[3]], ids=["concat", "decay", "add"])
+@pytest.mark.parametrize("kept", [1, 2, 3, 9])
+def test_gradients_through_the_last_loops_alone(settings, kept):
+    """Those of a loop whose state is detached before the last `kept` loops, losses alike."""
+    model, idx, targets = make(grad_loops=kept, num_loops=4, **settings).train(), tokens(), tokens()
+    logits, loss = model(idx, targets, num_loops=4)
+    loss.backward()
+    got = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    free, h, states = max(0, 4 - kept), model.embed(idx), []
+    x0 = h
+    for l in range(1, 5):
+        h = model.loop(h.detach() if l == free + 1 and free else h, x0, l)
+        states.append(h)
+    first = {"last": 3, "half": 2 + free // 2, "all": free}[model.config.supervise]
+    wanted = sum(plain_loss(model, h, targets) for h in states[first:]) / (4 - first)
+    wanted.backward()
+    torch.testing.assert_close(loss, wanted)
+    torch.testing.assert_close(logits, model.readout(h))
+    for (name, p), grad in zip(model.named_parameters(), got, strict=True):
+        torch.testing.assert_close(grad, torch.zeros_like(p) if p.grad is None else p.grad, msg=name)
+
+
+def test_gradients_through_the_last_loops_under_autocast():
+    """autocast keeps rounded weights: those of the loops without a gradient must not serve the loops with one."""
+    model, idx, targets = make(grad_loops=2).float().train(), tokens(), tokens()
+    grads = []
+    for mixed in (True, False):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, mixed):
+            loss = model(idx, targets, num_loops=5)[1]
+        loss.backward()
+        grads.append(torch.cat([p.grad.flatten() for p in model.transformer.h.parameters()]))
+    assert (grads[0] - grads[1]).norm() < 0.1 * grads[1].norm()
+
+
+def test_loops_without_a_gradient_need_an_injection():
+    with pytest.raises(ValueError, match=r"grad_loops.*inject 'none'"):
+        make(inject="none", grad_loops=2, num_loops=[2, 3])
+    make(inject="none", grad_loops=3)
+
+
 # ---- the loss
 
 def plain_loss(model, h, targets):
