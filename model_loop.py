@@ -5,7 +5,8 @@
         u = (h if l == 1 else inject(h, x0)) + s_l
         candidate = Block(u)
         new = candidate                            (update = 'replace')
-        new = h + alpha * (candidate - u)          (update = 'euler': a step of dh/dt = G(h), G(u) = Block(u) - u)
+        new = h + alpha * (candidate - u)          (update = 'euler': a step of dh/dt = G(u), G(u) = Block(u) - u)
+        new = h + alpha * mean slope               (update = 'heun', 'rk4': 2 and 4 evaluations of Block a loop)
         new = loop_norm(new)                       (if on)
         h = where(active, new, h)
     logits = lm_head(ln_f(h))                      # the readout of every loop is the same
@@ -13,6 +14,7 @@
 x0 (B,T,C) the embedded input, the observation      h_l (B,T,C) the state after loop l
 s_l (C) the step encoding of loop l                 loops (B,T) the loops whose result is in a token's final state
 delta_l (B,T) norm(h_l - h_{l-1}) / norm(h_{l-1})   L, l the loops asked for, the loop index from 1
+slope (B,T,C) G(u) at the u of a state: dh/dt
 
 Weight-tied depth: Dehghani et al. 2019 (1807.03819); input injection and random depths: Geiping et al. 2025
 (2502.05171); halting a token at a time: Graves 2016 (1603.08983). Abacus positions: McLeish et al. 2024 (2405.17399),
@@ -40,9 +42,13 @@ from looplm_kernels import (
 from model import GPT, GPTConfig, rope_angles
 
 CHOICES = dict(pos=("learned", "none", "rope", "place"), inject=("add", "none", "concat", "decay"),
-               step_encoding=("none", "learned", "sinusoid", "rope"), update=("replace", "euler"),
+               step_encoding=("none", "learned", "sinusoid", "rope"), update=("replace", "euler", "heun", "rk4"),
                supervise=("last", "half", "all"), halt=RULES, halt_head=("none", "joint", "after"),
                backend=("auto", "cutile", "torch"))
+
+# explicit Runge-Kutta: of each stage after the first, how many steps it stands along the slope before it, and how much
+# its own slope weighs, the first one's being 1 (Hairer, Norsett & Wanner 1993, II.1)
+STAGES = dict(replace=(), euler=(), heun=((1, 1),), rk4=((0.5, 2), (0.5, 2), (1, 1)))
 
 # where a rule halts by default: confidence and gate at or above it, the others at or below; delta as in Huginn
 THRESHOLDS = dict(none=0.0, confidence=0.9, entropy=0.1, delta=0.03, kl=1e-3, gate=0.9)
@@ -61,8 +67,8 @@ class LoopConfig(GPTConfig):
     place_subset: int = 16      # ids a training row draws out of the table, sorted; 0 trains on 1, 2, 3, ...
     inject: str = "add"         # what re-enters from loop 2 on: add h + x0; none h; concat W [h; x0]; decay a*h + b*x0
     step_encoding: str = "none"  # what tells the loops apart: none, learned, sinusoid, rope (rotates the query)
-    update: str = "replace"     # replace: h = Block(u); euler: h = h + alpha * (Block(u) - u)
-    alpha: float | str = 1.0    # step size of euler: a number, 'learned' (a scalar) or 'gate' (a token's own)
+    update: str = "replace"     # replace: h = Block(u); a step of dh/dt = Block(u) - u by: euler, heun (2 x), rk4 (4 x)
+    alpha: float | str = 1.0    # step size of these three: a number, 'learned' (a scalar) or 'gate' (a token's own)
     loop_norm: bool = False     # layer norm of the state after every loop
     supervise: str = "last"     # loops whose readout is trained: last, half (the second half), all
     halt_head: str = "none"     # learned halting: none, joint (trained along), after (on the frozen model)
@@ -93,8 +99,8 @@ def check(config):
     counts = loop_counts(config.num_loops)
     if not counts or min(counts) < 1:
         raise ValueError(f"num_loops {config.num_loops} must be one or more counts of at least 1")
-    if isinstance(config.alpha, str) and config.alpha not in ("learned", "gate"):
-        raise ValueError(f"alpha {config.alpha!r} is neither a number nor 'learned' nor 'gate'")
+    if config.alpha not in ("learned", "gate") and (isinstance(config.alpha, str) or config.alpha <= 0):
+        raise ValueError(f"alpha {config.alpha!r} must be a number above 0, 'learned' or 'gate'")
     if config.halt == "gate" and config.halt_head == "none":
         raise ValueError("halt 'gate' needs a model trained with --halt_head=joint or after")
     if min(config.prompt_loops, config.think_loops, config.min_loops - 1) < 0:
@@ -109,9 +115,7 @@ def check(config):
         raise ValueError(f"place_subset {config.place_subset} must be 0 or at most place_ids {config.place_ids}, and "
                          f"the smaller one reach the {config.longest_number} digits of the longest number in training")
     if config.update == "replace" and config.alpha != 1.0:
-        raise ValueError(f"alpha {config.alpha!r} is the step size of update 'euler'; 'replace' has none")
-    if not isinstance(config.alpha, str) and config.alpha <= 0:
-        raise ValueError(f"alpha {config.alpha} must be above 0")
+        raise ValueError(f"alpha {config.alpha!r} is the step size of euler, heun and rk4; update 'replace' has none")
     if "rope" in (config.pos, config.step_encoding) and config.n_embd // config.n_head % 2:
         raise ValueError("rope needs an even head size n_embd / n_head")
 
@@ -226,24 +230,47 @@ class LoopGPT(GPT):
         return q, k
 
     def alpha(self, h, x0):
-        """Step size of euler: a number, a scalar tensor or (B,T,1)."""
+        """Step size of every update but replace: a number, a scalar tensor or (B,T,1)."""
         if self.config.alpha == "learned":
             return self.step_size
         if self.config.alpha == "gate":
             return self.step_gate(torch.cat((h, x0), -1)).sigmoid()
         return self.config.alpha
 
-    def loop(self, h, x0, l):
-        """Loop l (from 1) of every token: states h (B,T,C) -> new states (B,T,C)."""
-        u = h if l == 1 else self.inject(h, x0)  # loop 1 reads x0 once: h is x0 there
+    def evaluate(self, u, l):
+        """u + s_l, which is what the blocks read, and what they make of it, for u (B,T,C) in loop l."""
         s = self.step_encoding(l)
-        if s is not None:
-            u = u + s
-        candidate = u
+        u = candidate = u if s is None else u + s
         for block in self.transformer.h:
-            candidate = block(candidate, *self.angles(h.size(1), l, h.device))
-        new = candidate if self.config.update == "replace" else h + self.alpha(h, x0) * (candidate - u)
+            candidate = block(candidate, *self.angles(u.size(1), l, u.device))
+        return u, candidate
+
+    def loop(self, h, x0, l, active=None):
+        """Loop l (from 1) of every token: states h (B,T,C) -> new states (B,T,C). active (B,T): which have not halted.
+
+        The field is G(u) with the u of the state that it is asked at. s_l holds for all stages of loop l, and alpha is
+        that of h: a step has one size. A halted token stands still between the stages as well: others attend to its
+        frozen state, and it needs no evaluation of its own beyond that.
+        """
+        u, candidate = self.evaluate(h if l == 1 else self.inject(h, x0), l)  # loop 1 reads x0 once: h is x0 there
+        new = candidate
+        if self.config.update != "replace":
+            alpha, slope = self.alpha(h, x0), candidate - u
+            total, weights = slope, 1
+            for reach, weight in STAGES[self.config.update]:
+                moved = reach * alpha * slope
+                if active is not None:
+                    moved = torch.where(active[..., None], moved, 0.0)
+                # also in loop 1, where this state is no longer x0: its u is what loop 2 would read there. With an
+                # injection the first slope of loop 1 is thus of another field, and the order from x0 on is 1.
+                u, candidate = self.evaluate(self.inject(h + moved, x0), l)
+                slope = candidate - u
+                total, weights = total + weight * slope, weights + weight
+            new = h + alpha / weights * total
         return self.loop_norm(new) if self.config.loop_norm else new
+
+    def flops_per_token(self, T, num_loops=1):
+        return super().flops_per_token(T, num_loops * (1 + len(STAGES[self.config.update])))
 
     def loops_asked(self, num_loops):
         """num_loops, or those trained with if it is None. ValueError below 1."""
@@ -374,14 +401,14 @@ class LoopGPT(GPT):
                  and choose_backend(c.backend, x0.device) == "cutile")  # a head that writes no logits
         head = head.to(product_dtype(head)) if fused else None
         for l in range(1, L + 1):
-            new, previous = self.loop(h, x0, l), logits
+            new, previous = self.loop(h, x0, l, active), logits
             if fused:
                 h, active, loops, *_ = head_halt(rule, h, new, active, loops, l, threshold, limit, head, norm.weight,
                                                  norm.bias, c.min_loops, c.backend)
             else:
                 logits = self.readout(new) if trace or rule in NEEDS_LOGITS else None
                 gate = self.halt_logits(new, l).float().sigmoid() if rule == "gate" else None
-                scaled = rule == "delta" and c.update == "euler"
+                scaled = rule == "delta" and c.update != "replace"
                 alpha = torch.as_tensor(self.alpha(h, x0)).abs().squeeze(-1) if scaled else 1.0
                 before, was_active = h, active
                 h, active, loops, score = halt_update(rule, h, new, active, loops, l, threshold, limit, c.min_loops,
