@@ -1328,7 +1328,7 @@ def loop_cannot(model, x0, L, rule, trace):
             f"heads of {hs} channels": hs & (hs - 1) or not 16 <= hs <= 128,
             f"n_embd {C}": C not in (64, 128, 256, 384), "more than 256 tokens": T > 256,
             "float16": torch.float16 in (x0.dtype, model.lm_head.weight.dtype),
-            f"update {c.update!r}": c.update not in ("replace", "euler"),
+            f"update {c.update!r}": c.update not in ("replace", "euler"), "Anderson acceleration": c.anderson > 0,
             "alpha 'gate'": c.alpha == "gate",
             "loops beyond the learned step encoding": c.step_encoding == "learned" and len(model.step_bias) < L,
             "training": model.training,

@@ -8,13 +8,14 @@
         new = h + alpha * (candidate - u)          (update = 'euler': a step of dh/dt = G(u), G(u) = Block(u) - u)
         new = h + alpha * mean slope               (update = 'heun', 'rk4': 2 and 4 evaluations of Block a loop)
         new = loop_norm(new)                       (if on)
+        new = anderson(new and the loops before)   (inference, anderson = m > 0, from loop 2 on)
         h = where(active, new, h)
     logits = lm_head(ln_f(h))                      # the readout of every loop is the same
 
 x0 (B,T,C) the embedded input, the observation      h_l (B,T,C) the state after loop l
 s_l (C) the step encoding of loop l                 loops (B,T) the loops whose result is in a token's final state
 delta_l (B,T) norm(h_l - h_{l-1}) / norm(h_{l-1})   L, l the loops asked for, the loop index from 1
-slope (B,T,C) G(u) at the u of a state: dh/dt
+slope (B,T,C) G(u) at the u of a state: dh/dt       f (B,T,C) the residual of a loop: what it makes of h, minus h
 
 Weight-tied depth: Dehghani et al. 2019 (1807.03819); input injection and random depths: Geiping et al. 2025
 (2502.05171); halting a token at a time: Graves 2016 (1603.08983). Abacus positions: McLeish et al. 2024 (2405.17399),
@@ -38,6 +39,7 @@ from looplm_kernels import (
     product_dtype,
     relative_change,
     softmax_statistics,
+    wide,
 )
 from model import GPT, GPTConfig, rope_angles
 
@@ -52,9 +54,10 @@ STAGES = dict(replace=(), euler=(), heun=((1, 1),), rk4=((0.5, 2), (0.5, 2), (1,
 
 # where a rule halts by default: confidence and gate at or above it, the others at or below; delta as in Huginn
 THRESHOLDS = dict(none=0.0, confidence=0.9, entropy=0.1, delta=0.03, kl=1e-3, gate=0.9)
+TIKHONOV = 1e-4  # of anderson, relative to a diagonal of ones
 # settings that may differ after training, and fields that the dataset sets, not the user
 HALTING = ("num_loops", "halt", "halt_threshold", "think_threshold", "min_loops", "prompt_loops", "think_loops",
-           "backend")
+           "anderson", "backend")
 FACTS = ("vocab_size", "pad_token", "think_token", "number_tokens", "longest_number")
 
 
@@ -78,6 +81,7 @@ class LoopConfig(GPTConfig):
     min_loops: int = 1          # no rule halts a token earlier
     prompt_loops: int = 0       # tokens before the think token take exactly this many loops; 0: by the rule
     think_loops: int = 0        # tokens from the think token on take exactly this many, beyond num_loops too; 0: rule
+    anderson: int = 0           # earlier loops that Anderson acceleration mixes in, to a fixed point sooner; 0: off
     backend: str = "auto"       # kernels at inference: auto, cutile, torch
     # FACTS, which train.py takes from the dataset
     pad_token: int | None = None  # pads start halted and take 0 loops
@@ -103,8 +107,11 @@ def check(config):
         raise ValueError(f"alpha {config.alpha!r} must be a number above 0, 'learned' or 'gate'")
     if config.halt == "gate" and config.halt_head == "none":
         raise ValueError("halt 'gate' needs a model trained with --halt_head=joint or after")
-    if min(config.prompt_loops, config.think_loops, config.min_loops - 1) < 0:
-        raise ValueError("prompt_loops and think_loops must be at least 0, min_loops at least 1")
+    if min(config.prompt_loops, config.think_loops, config.anderson, config.min_loops - 1) < 0:
+        raise ValueError("prompt_loops, think_loops and anderson must be at least 0, min_loops at least 1")
+    if config.anderson and config.step_encoding != "none":
+        raise ValueError(f"anderson looks for a fixed point, which loops that differ by step_encoding "
+                         f"{config.step_encoding!r} do not have")
     if (config.prompt_loops or config.think_loops) and config.think_token is None:
         raise ValueError("prompt_loops and think_loops need a dataset with a think token, as addition's '='")
     if config.pos == "place" and not config.number_tokens:
@@ -269,6 +276,12 @@ class LoopGPT(GPT):
             new = h + alpha / weights * total
         return self.loop_norm(new) if self.config.loop_norm else new
 
+    def mixed(self, h, new, l, history):
+        """The state after loop l, which took h to new: new itself, or at inference what anderson makes of it. Its
+        history begins with loop 2: loop 1 injects nothing, so it is another map."""
+        m = 0 if self.training or l == 1 else self.config.anderson
+        return anderson(h, new, history, m) if m else new
+
     def flops_per_token(self, T, num_loops=1):
         return super().flops_per_token(T, num_loops * (1 + len(STAGES[self.config.update])))
 
@@ -282,8 +295,9 @@ class LoopGPT(GPT):
     def states(self, idx, num_loops=None):
         """h_1 ... h_L of tokens idx (B,T), one (B,T,C) after the other; every token takes every loop."""
         x0 = h = self.embed(idx)
+        history = []
         for l in range(1, self.loops_asked(num_loops) + 1):
-            h = self.loop(h, x0, l)
+            h = self.mixed(h, self.loop(h, x0, l), l, history)
             yield h
 
     def last_state(self, idx, num_loops=None):
@@ -390,10 +404,10 @@ class LoopGPT(GPT):
                        leave=False):
         """All loops from x0 (B,T,C) on, as `think` and adaptive_loop describe them: the states and, if leave is on and
         the loop ends with the last active token, the dict of `think`, else the loops taken, None at a fixed depth."""
-        h = x0
+        h, history = x0, []
         if active is None:
             for l in range(1, L + 1):
-                h = self.loop(h, x0, l)
+                h = self.mixed(h, self.loop(h, x0, l), l, history)
             return h, None
         c, loops, logits, rows = self.config, torch.zeros_like(active, dtype=torch.long), None, []
         head, norm = self.lm_head.weight, self.transformer.ln_f
@@ -401,7 +415,8 @@ class LoopGPT(GPT):
                  and choose_backend(c.backend, x0.device) == "cutile")  # a head that writes no logits
         head = head.to(product_dtype(head)) if fused else None
         for l in range(1, L + 1):
-            new, previous = self.loop(h, x0, l, active), logits
+            step, previous = self.loop(h, x0, l, active), logits
+            new = self.mixed(h, step, l, history)
             if fused:
                 h, active, loops, *_ = head_halt(rule, h, new, active, loops, l, threshold, limit, head, norm.weight,
                                                  norm.bias, c.min_loops, c.backend)
@@ -411,9 +426,11 @@ class LoopGPT(GPT):
                 scaled = rule == "delta" and c.update != "replace"
                 alpha = torch.as_tensor(self.alpha(h, x0)).abs().squeeze(-1) if scaled else 1.0
                 before, was_active = h, active
-                h, active, loops, score = halt_update(rule, h, new, active, loops, l, threshold, limit, c.min_loops,
+                h, active, loops, score = halt_update(rule, h, step, active, loops, l, threshold, limit, c.min_loops,
                                                       c.backend if leave else "torch", logits=logits,
                                                       previous=previous, gate=gate, alpha=alpha)
+                if new is not step:  # anderson's: delta judged the loop's own step, the residual
+                    h = torch.where(was_active[..., None], new, before)
             if trace:
                 rows.append(trace_row(before, new, logits, was_active, score, last))
                 last = rows[-1]["prediction"]
@@ -427,6 +444,27 @@ class LoopGPT(GPT):
             rows += [dict(silent, prediction=last)] * (L - len(rows))  # loops that nobody took
             record.update({key: torch.stack([row[key] for row in rows], -1) for key in rows[0]})
         return h, record
+
+
+def anderson(h, new, history, m):
+    """The state (B,T,C) that Anderson acceleration takes after a loop from h to new, which it adds to the history.
+
+    Type II with mixing 1 (Walker & Ni 2011), as DEQ solves for its fixed point (Bai et al. 2019, 1909.01377): of the
+    last m + 1 residuals f = new - h the affine combination of least norm, and the new states combined alike. A token
+    has weights of its own, so no later token matters to it. As attention couples tokens, this is a heuristic on the
+    way, but not in its goal: where f is 0 it takes new = h, and where it stays put for m loops, f was 0.
+    """
+    f, g = wide(new) - wide(h), wide(new)
+    history[:] = [*history[-m:], (f, g)]
+    if len(history) == 1:
+        return new
+    df, dg = (torch.stack([x - old[i] for old in history[:-1]], -2) for i, x in enumerate((f, g)))  # (B,T,m,C)
+    size = df.norm(dim=-1, keepdim=True).clamp(min=1e-15)  # at length 1 the old ones do not drown the last
+    df, dg = df / size, dg / size
+    with torch.autocast(h.device.type, enabled=False):  # which would round the products to bfloat16
+        gram = df @ df.mT + TIKHONOV * torch.eye(df.size(-2), device=h.device, dtype=df.dtype)
+        weight = torch.linalg.solve_ex(gram, df @ f[..., None])[0]  # (B,T,m,1); _ex asks the device for no check
+    return (g - (weight * dg).sum(-2)).to(h.dtype)
 
 
 def trace_row(h, new, logits, active, score, last):
