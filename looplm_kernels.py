@@ -406,7 +406,7 @@ def halt_score(rule, h, new, logits=None, previous=None, gate=None, alpha=1.0):
     """The score (...) of a rule after a loop that took the states h (...,C) to new, NaN where it has none yet.
 
     logits, previous (...,V): the readout of new and of h (None before loop 1); gate (...): the halt head's
-    probability; alpha: the step size of update euler, by which delta is divided.
+    probability; alpha: the step size of euler, heun and rk4, by which delta is divided.
     """
     if rule == "confidence":
         return softmax_statistics(logits)[1]
@@ -1328,6 +1328,7 @@ def loop_cannot(model, x0, L, rule, trace):
             f"heads of {hs} channels": hs & (hs - 1) or not 16 <= hs <= 128,
             f"n_embd {C}": C not in (64, 128, 256, 384), "more than 256 tokens": T > 256,
             "float16": torch.float16 in (x0.dtype, model.lm_head.weight.dtype),
+            f"update {c.update!r}": c.update not in ("replace", "euler"), "Anderson acceleration": c.anderson > 0,
             "alpha 'gate'": c.alpha == "gate",
             "loops beyond the learned step encoding": c.step_encoding == "learned" and len(model.step_bias) < L,
             "training": model.training,

@@ -5,14 +5,17 @@
         u = (h if l == 1 else inject(h, x0)) + s_l
         candidate = Block(u)
         new = candidate                            (update = 'replace')
-        new = h + alpha * (candidate - u)          (update = 'euler': a step of dh/dt = G(h), G(u) = Block(u) - u)
+        new = h + alpha * (candidate - u)          (update = 'euler': a step of dh/dt = G(u), G(u) = Block(u) - u)
+        new = h + alpha * mean slope               (update = 'heun', 'rk4': 2 and 4 evaluations of Block a loop)
         new = loop_norm(new)                       (if on)
+        new = anderson(new and the loops before)   (inference, anderson = m > 0, from loop 2 on)
         h = where(active, new, h)
     logits = lm_head(ln_f(h))                      # the readout of every loop is the same
 
 x0 (B,T,C) the embedded input, the observation      h_l (B,T,C) the state after loop l
 s_l (C) the step encoding of loop l                 loops (B,T) the loops whose result is in a token's final state
 delta_l (B,T) norm(h_l - h_{l-1}) / norm(h_{l-1})   L, l the loops asked for, the loop index from 1
+slope (B,T,C) G(u) at the u of a state: dh/dt       f (B,T,C) the residual of a loop: what it makes of h, minus h
 
 Weight-tied depth: Dehghani et al. 2019 (1807.03819); input injection and random depths: Geiping et al. 2025
 (2502.05171); halting a token at a time: Graves 2016 (1603.08983). Abacus positions: McLeish et al. 2024 (2405.17399),
@@ -36,19 +39,25 @@ from looplm_kernels import (
     product_dtype,
     relative_change,
     softmax_statistics,
+    wide,
 )
 from model import GPT, GPTConfig, rope_angles
 
 CHOICES = dict(pos=("learned", "none", "rope", "place"), inject=("add", "none", "concat", "decay"),
-               step_encoding=("none", "learned", "sinusoid", "rope"), update=("replace", "euler"),
+               step_encoding=("none", "learned", "sinusoid", "rope"), update=("replace", "euler", "heun", "rk4"),
                supervise=("last", "half", "all"), halt=RULES, halt_head=("none", "joint", "after"),
                backend=("auto", "cutile", "torch"))
 
+# explicit Runge-Kutta: of each stage after the first, how many steps it stands along the slope before it, and how much
+# its own slope weighs, the first one's being 1 (Hairer, Norsett & Wanner 1993, II.1)
+STAGES = dict(replace=(), euler=(), heun=((1, 1),), rk4=((0.5, 2), (0.5, 2), (1, 1)))
+
 # where a rule halts by default: confidence and gate at or above it, the others at or below; delta as in Huginn
 THRESHOLDS = dict(none=0.0, confidence=0.9, entropy=0.1, delta=0.03, kl=1e-3, gate=0.9)
+TIKHONOV = 1e-4  # of anderson, relative to a diagonal of ones
 # settings that may differ after training, and fields that the dataset sets, not the user
 HALTING = ("num_loops", "halt", "halt_threshold", "think_threshold", "min_loops", "prompt_loops", "think_loops",
-           "backend")
+           "anderson", "backend")
 FACTS = ("vocab_size", "pad_token", "think_token", "number_tokens", "longest_number")
 
 
@@ -61,8 +70,8 @@ class LoopConfig(GPTConfig):
     place_subset: int = 16      # ids a training row draws out of the table, sorted; 0 trains on 1, 2, 3, ...
     inject: str = "add"         # what re-enters from loop 2 on: add h + x0; none h; concat W [h; x0]; decay a*h + b*x0
     step_encoding: str = "none"  # what tells the loops apart: none, learned, sinusoid, rope (rotates the query)
-    update: str = "replace"     # replace: h = Block(u); euler: h = h + alpha * (Block(u) - u)
-    alpha: float | str = 1.0    # step size of euler: a number, 'learned' (a scalar) or 'gate' (a token's own)
+    update: str = "replace"     # replace: h = Block(u); a step of dh/dt = Block(u) - u by: euler, heun (2 x), rk4 (4 x)
+    alpha: float | str = 1.0    # step size of these three: a number, 'learned' (a scalar) or 'gate' (a token's own)
     loop_norm: bool = False     # layer norm of the state after every loop
     grad_loops: int = 0         # loops that gradients go back through, the last ones of a step; 0: all
     supervise: str = "last"     # of those, the loops whose readout is trained: last, half (the second half), all
@@ -73,6 +82,7 @@ class LoopConfig(GPTConfig):
     min_loops: int = 1          # no rule halts a token earlier
     prompt_loops: int = 0       # tokens before the think token take exactly this many loops; 0: by the rule
     think_loops: int = 0        # tokens from the think token on take exactly this many, beyond num_loops too; 0: rule
+    anderson: int = 0           # earlier loops that Anderson acceleration mixes in, to a fixed point sooner; 0: off
     backend: str = "auto"       # kernels at inference: auto, cutile, torch
     # FACTS, which train.py takes from the dataset
     pad_token: int | None = None  # pads start halted and take 0 loops
@@ -94,15 +104,18 @@ def check(config):
     counts = loop_counts(config.num_loops)
     if not counts or min(counts) < 1:
         raise ValueError(f"num_loops {config.num_loops} must be one or more counts of at least 1")
-    if isinstance(config.alpha, str) and config.alpha not in ("learned", "gate"):
-        raise ValueError(f"alpha {config.alpha!r} is neither a number nor 'learned' nor 'gate'")
+    if config.alpha not in ("learned", "gate") and (isinstance(config.alpha, str) or config.alpha <= 0):
+        raise ValueError(f"alpha {config.alpha!r} must be a number above 0, 'learned' or 'gate'")
     if config.halt == "gate" and config.halt_head == "none":
         raise ValueError("halt 'gate' needs a model trained with --halt_head=joint or after")
-    if min(config.prompt_loops, config.think_loops, config.grad_loops, config.min_loops - 1) < 0:
-        raise ValueError("prompt_loops, think_loops and grad_loops must be at least 0, min_loops at least 1")
+    if min(config.prompt_loops, config.think_loops, config.grad_loops, config.anderson, config.min_loops - 1) < 0:
+        raise ValueError("prompt_loops, think_loops, grad_loops and anderson must be at least 0, min_loops at least 1")
     if config.inject == "none" and 0 < config.grad_loops < max(counts):
         raise ValueError("grad_loops below num_loops needs an injection: inject 'none' reads the input in loop 1 "
                          "alone, and no gradient would reach the embeddings")
+    if config.anderson and config.step_encoding != "none":
+        raise ValueError(f"anderson looks for a fixed point, which loops that differ by step_encoding "
+                         f"{config.step_encoding!r} do not have")
     if (config.prompt_loops or config.think_loops) and config.think_token is None:
         raise ValueError("prompt_loops and think_loops need a dataset with a think token, as addition's '='")
     if config.pos == "place" and not config.number_tokens:
@@ -113,9 +126,7 @@ def check(config):
         raise ValueError(f"place_subset {config.place_subset} must be 0 or at most place_ids {config.place_ids}, and "
                          f"the smaller one reach the {config.longest_number} digits of the longest number in training")
     if config.update == "replace" and config.alpha != 1.0:
-        raise ValueError(f"alpha {config.alpha!r} is the step size of update 'euler'; 'replace' has none")
-    if not isinstance(config.alpha, str) and config.alpha <= 0:
-        raise ValueError(f"alpha {config.alpha} must be above 0")
+        raise ValueError(f"alpha {config.alpha!r} is the step size of euler, heun and rk4; update 'replace' has none")
     if "rope" in (config.pos, config.step_encoding) and config.n_embd // config.n_head % 2:
         raise ValueError("rope needs an even head size n_embd / n_head")
 
@@ -230,24 +241,53 @@ class LoopGPT(GPT):
         return q, k
 
     def alpha(self, h, x0):
-        """Step size of euler: a number, a scalar tensor or (B,T,1)."""
+        """Step size of every update but replace: a number, a scalar tensor or (B,T,1)."""
         if self.config.alpha == "learned":
             return self.step_size
         if self.config.alpha == "gate":
             return self.step_gate(torch.cat((h, x0), -1)).sigmoid()
         return self.config.alpha
 
-    def loop(self, h, x0, l):
-        """Loop l (from 1) of every token: states h (B,T,C) -> new states (B,T,C)."""
-        u = h if l == 1 else self.inject(h, x0)  # loop 1 reads x0 once: h is x0 there
+    def evaluate(self, u, l):
+        """u + s_l, which is what the blocks read, and what they make of it, for u (B,T,C) in loop l."""
         s = self.step_encoding(l)
-        if s is not None:
-            u = u + s
-        candidate = u
+        u = candidate = u if s is None else u + s
         for block in self.transformer.h:
-            candidate = block(candidate, *self.angles(h.size(1), l, h.device))
-        new = candidate if self.config.update == "replace" else h + self.alpha(h, x0) * (candidate - u)
+            candidate = block(candidate, *self.angles(u.size(1), l, u.device))
+        return u, candidate
+
+    def loop(self, h, x0, l, active=None):
+        """Loop l (from 1) of every token: states h (B,T,C) -> new states (B,T,C). active (B,T): which have not halted.
+
+        The field is G(u) with the u of the state that it is asked at. s_l holds for all stages of loop l, and alpha is
+        that of h: a step has one size. A halted token stands still between the stages as well: others attend to its
+        frozen state, and it needs no evaluation of its own beyond that.
+        """
+        u, candidate = self.evaluate(h if l == 1 else self.inject(h, x0), l)  # loop 1 reads x0 once: h is x0 there
+        new = candidate
+        if self.config.update != "replace":
+            alpha, slope = self.alpha(h, x0), candidate - u
+            total, weights = slope, 1
+            for reach, weight in STAGES[self.config.update]:
+                moved = reach * alpha * slope
+                if active is not None:
+                    moved = torch.where(active[..., None], moved, 0.0)
+                # also in loop 1, where this state is no longer x0: its u is what loop 2 would read there. With an
+                # injection the first slope of loop 1 is thus of another field, and the order from x0 on is 1.
+                u, candidate = self.evaluate(self.inject(h + moved, x0), l)
+                slope = candidate - u
+                total, weights = total + weight * slope, weights + weight
+            new = h + alpha / weights * total
         return self.loop_norm(new) if self.config.loop_norm else new
+
+    def mixed(self, h, new, l, history):
+        """The state after loop l, which took h to new: new itself, or at inference what anderson makes of it. Its
+        history begins with loop 2: loop 1 injects nothing, so it is another map."""
+        m = 0 if self.training or l == 1 else self.config.anderson
+        return anderson(h, new, history, m) if m else new
+
+    def flops_per_token(self, T, num_loops=1):
+        return super().flops_per_token(T, num_loops * (1 + len(STAGES[self.config.update])))
 
     def loops_asked(self, num_loops):
         """num_loops, or those trained with if it is None. ValueError below 1."""
@@ -260,9 +300,10 @@ class LoopGPT(GPT):
         """h_1 ... h_L of tokens idx (B,T), one (B,T,C) after the other; every token takes every loop, the first `free`
         ones without a gradient."""
         x0 = h = self.embed(idx)
+        history = []
         for l in range(1, self.loops_asked(num_loops) + 1):
             with torch.set_grad_enabled(torch.is_grad_enabled() and l > free):
-                h = self.loop(h, x0, l)
+                h = self.mixed(h, self.loop(h, x0, l), l, history)
             yield h
 
     def last_state(self, idx, num_loops=None):
@@ -371,10 +412,10 @@ class LoopGPT(GPT):
                        leave=False):
         """All loops from x0 (B,T,C) on, as `think` and adaptive_loop describe them: the states and, if leave is on and
         the loop ends with the last active token, the dict of `think`, else the loops taken, None at a fixed depth."""
-        h = x0
+        h, history = x0, []
         if active is None:
             for l in range(1, L + 1):
-                h = self.loop(h, x0, l)
+                h = self.mixed(h, self.loop(h, x0, l), l, history)
             return h, None
         c, loops, logits, rows = self.config, torch.zeros_like(active, dtype=torch.long), None, []
         head, norm = self.lm_head.weight, self.transformer.ln_f
@@ -382,19 +423,22 @@ class LoopGPT(GPT):
                  and choose_backend(c.backend, x0.device) == "cutile")  # a head that writes no logits
         head = head.to(product_dtype(head)) if fused else None
         for l in range(1, L + 1):
-            new, previous = self.loop(h, x0, l), logits
+            step, previous = self.loop(h, x0, l, active), logits
+            new = self.mixed(h, step, l, history)
             if fused:
                 h, active, loops, *_ = head_halt(rule, h, new, active, loops, l, threshold, limit, head, norm.weight,
                                                  norm.bias, c.min_loops, c.backend)
             else:
                 logits = self.readout(new) if trace or rule in NEEDS_LOGITS else None
                 gate = self.halt_logits(new, l).float().sigmoid() if rule == "gate" else None
-                scaled = rule == "delta" and c.update == "euler"
+                scaled = rule == "delta" and c.update != "replace"
                 alpha = torch.as_tensor(self.alpha(h, x0)).abs().squeeze(-1) if scaled else 1.0
                 before, was_active = h, active
-                h, active, loops, score = halt_update(rule, h, new, active, loops, l, threshold, limit, c.min_loops,
+                h, active, loops, score = halt_update(rule, h, step, active, loops, l, threshold, limit, c.min_loops,
                                                       c.backend if leave else "torch", logits=logits,
                                                       previous=previous, gate=gate, alpha=alpha)
+                if new is not step:  # anderson's: delta judged the loop's own step, the residual
+                    h = torch.where(was_active[..., None], new, before)
             if trace:
                 rows.append(trace_row(before, new, logits, was_active, score, last))
                 last = rows[-1]["prediction"]
@@ -408,6 +452,27 @@ class LoopGPT(GPT):
             rows += [dict(silent, prediction=last)] * (L - len(rows))  # loops that nobody took
             record.update({key: torch.stack([row[key] for row in rows], -1) for key in rows[0]})
         return h, record
+
+
+def anderson(h, new, history, m):
+    """The state (B,T,C) that Anderson acceleration takes after a loop from h to new, which it adds to the history.
+
+    Type II with mixing 1 (Walker & Ni 2011), as DEQ solves for its fixed point (Bai et al. 2019, 1909.01377): of the
+    last m + 1 residuals f = new - h the affine combination of least norm, and the new states combined alike. A token
+    has weights of its own, so no later token matters to it. As attention couples tokens, this is a heuristic on the
+    way, but not in its goal: where f is 0 it takes new = h, and where it stays put for m loops, f was 0.
+    """
+    f, g = wide(new) - wide(h), wide(new)
+    history[:] = [*history[-m:], (f, g)]
+    if len(history) == 1:
+        return new
+    df, dg = (torch.stack([x - old[i] for old in history[:-1]], -2) for i, x in enumerate((f, g)))  # (B,T,m,C)
+    size = df.norm(dim=-1, keepdim=True).clamp(min=1e-15)  # at length 1 the old ones do not drown the last
+    df, dg = df / size, dg / size
+    with torch.autocast(h.device.type, enabled=False):  # which would round the products to bfloat16
+        gram = df @ df.mT + TIKHONOV * torch.eye(df.size(-2), device=h.device, dtype=df.dtype)
+        weight = torch.linalg.solve_ex(gram, df @ f[..., None])[0]  # (B,T,m,1); _ex asks the device for no check
+    return (g - (weight * dg).sum(-2)).to(h.dtype)
 
 
 def trace_row(h, new, logits, active, score, last):

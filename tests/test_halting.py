@@ -17,8 +17,8 @@ SCORED = [rule for rule in RULES if rule != "none"]
 EASY = {"confidence": 0.0, "gate": 0.0, "entropy": 1e9, "delta": 1e9, "kl": 1e9}  # thresholds that everything passes
 NEVER = {"confidence": 1.5, "gate": 1.5, "entropy": -1.0, "delta": -1.0, "kl": -1.0}  # and that nothing does
 STEPS = [{"update": "replace"}, {"update": "euler", "alpha": 0.25}, {"update": "euler", "alpha": "learned"},
-         {"update": "euler", "alpha": "gate"}]
-STEP_NAMES = ["replace", "euler", "learned", "gate"]
+         {"update": "euler", "alpha": "gate"}, {"update": "heun", "alpha": "gate"}, {"update": "rk4", "alpha": 0.5}]
+STEP_NAMES = ["replace", "euler", "learned", "gate", "heun", "rk4"]
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +87,7 @@ def ask_every_token(model, idx, rule, threshold, limit, loops_asked):
     trace = {key: [[[math.nan] * loops_asked for _ in range(length)] for _ in range(B)]
              for key in ("entropy", "confidence", "delta", "score", "prediction")}
     for l in range(1, loops_asked + 1):
-        candidate, kept = model.loop(h, x0, l), h.clone()
+        candidate, kept = model.loop(h, x0, l, torch.tensor(running)), h.clone()
         said, would_say = model.readout(h).tolist(), model.readout(candidate).tolist()
         for b in range(B):
             for t in range(length):

@@ -280,7 +280,9 @@ def test_operator(on_cpu, monkeypatch, T, trace):
     ("n_layer above 1", dict(n_layer=2)), ("biases", dict(bias=True)), ("rope", dict(pos="rope")),
     ("rope", dict(step_encoding="rope")), ("256 tokens", dict(T=300)), ("n_embd 96", dict(C=96, n_head=3)),
     ("heads of 8 channels", dict(n_head=8)), ("alpha 'gate'", dict(update="euler", alpha="gate")),
-    ("logits of 200 tokens", dict(V=200)), ("float64", dict(double=True)), ("", dict(V=200, rule="delta"))],
+    ("update 'heun'", dict(update="heun", alpha=0.5)), ("update 'rk4'", dict(update="rk4")),
+    ("Anderson acceleration", dict(anderson=2)), ("logits of 200 tokens", dict(V=200)),
+    ("float64", dict(double=True)), ("", dict(V=200, rule="delta"))],
     ids=lambda x: x if isinstance(x, str) else "")
 def test_falls_back(on_cpu, capfd, says, case):
     """loop_cannot names the reason, auto gives what torch gives, and cutile refuses."""

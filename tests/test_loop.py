@@ -60,6 +60,36 @@ def sigmoid(x):
     return 1 / (1 + (-x).exp())
 
 
+# Butcher tableaus: the slopes that each stage stands on, and the weights of all of them
+TABLEAU = {"euler": ([[]], [1]), "heun": ([[], [1]], [1 / 2, 1 / 2]),
+           "rk4": ([[], [1 / 2], [0, 1 / 2], [0, 0, 1]], [1 / 6, 1 / 3, 1 / 3, 1 / 6])}
+
+
+def plain_input(model, h, x0, reads, l):
+    """What the blocks read in loop l, for a state h that meets x0 as in loop `reads`."""
+    c, u = model.config, h
+    if reads > 1:
+        if c.inject == "add":
+            u = h + x0
+        if c.inject == "concat":
+            left, right = model.inject.mix.weight.split(C, 1)
+            u = h @ left.T + x0 @ right.T
+        if c.inject == "decay":
+            u = sigmoid(model.inject.a) * h + model.inject.b * x0
+    if c.step_encoding == "learned":
+        u = u + model.step_bias[l - 1]
+    if c.step_encoding == "sinusoid":
+        waves = l * frequencies(C)
+        u = u + model.step_scale * torch.cat((waves.sin(), waves.cos()))
+    return u
+
+
+def plain_blocks(model, u, q_angle, k_angle):
+    for block in model.transformer.h:
+        u = plain_block(block, u, q_angle, k_angle)
+    return u
+
+
 def plain_states(model, row, loops):
     """h_1 ... h_L, (T,C) each, of one row of tokens (T,)."""
     c, x0 = model.config, model.transformer.wte.weight[row]
@@ -67,34 +97,24 @@ def plain_states(model, row, loops):
         x0 = x0 + model.transformer.wpe.weight[:len(row)]
     h, states = x0, []
     for l in range(1, loops + 1):
-        u = h
-        if l > 1:
-            if c.inject == "add":
-                u = h + x0
-            if c.inject == "concat":
-                left, right = model.inject.mix.weight.split(C, 1)
-                u = h @ left.T + x0 @ right.T
-            if c.inject == "decay":
-                u = sigmoid(model.inject.a) * h + model.inject.b * x0
-        if c.step_encoding == "learned":
-            u = u + model.step_bias[l - 1]
-        if c.step_encoding == "sinusoid":
-            waves = l * frequencies(C)
-            u = u + model.step_scale * torch.cat((waves.sin(), waves.cos()))
+        u = plain_input(model, h, x0, l, l)
         position = torch.arange(len(row))[:, None] * frequencies(HS) * (c.pos == "rope")
         step = (l - 1) * frequencies(HS) * (c.step_encoding == "rope")
-        candidate = u
-        for block in model.transformer.h:
-            candidate = plain_block(block, candidate, position + step, position)
+        candidate = plain_blocks(model, u, position + step, position)
         new = candidate
-        if c.update == "euler":
+        if c.update != "replace":
             alpha = c.alpha
             if alpha == "learned":
                 alpha = model.step_size
             if alpha == "gate":
                 w, b = model.step_gate.weight[0], model.step_gate.bias
                 alpha = sigmoid(h @ w[:C] + x0 @ w[C:] + b)[:, None]
-            new = h + alpha * (candidate - u)
+            slopes = [candidate - u]
+            for i in range(1, len(TABLEAU[c.update][1])):  # also in loop 1 these states are not x0, so x0 is injected
+                u = plain_input(model, h + alpha * sum(a * k for a, k in zip(TABLEAU[c.update][0][i], slopes,
+                                                                             strict=True)), x0, 2, l)
+                slopes.append(plain_blocks(model, u, position + step, position) - u)
+            new = h + alpha * sum(b * k for b, k in zip(TABLEAU[c.update][1], slopes, strict=True))
         if c.loop_norm:
             centred = new - new.mean(1, keepdim=True)
             new = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt() * model.loop_norm.weight
@@ -116,8 +136,9 @@ def assert_equations(model, idx, loops):
 
 
 @pytest.mark.parametrize("update", [{"update": "replace"}, {"update": "euler", "alpha": 0.3},
-                                    {"update": "euler", "alpha": "learned"}, {"update": "euler", "alpha": "gate"}],
-                         ids=["replace", "euler", "learned", "gate"])
+                                    {"update": "euler", "alpha": "learned"}, {"update": "euler", "alpha": "gate"},
+                                    {"update": "heun", "alpha": "gate"}, {"update": "rk4", "alpha": 0.3}],
+                         ids=["replace", "euler", "learned", "gate", "heun", "rk4"])
 @pytest.mark.parametrize("step_encoding", STEP)
 @pytest.mark.parametrize("inject", INJECT)
 def test_equations(inject, step_encoding, update):
@@ -211,7 +232,9 @@ def check_gradients(model, idx, targets, samples=4, step=1e-6):
 GRADIENTS = [{"inject": "concat", "step_encoding": "learned", "supervise": "all"},
              {"inject": "decay", "step_encoding": "sinusoid", "update": "euler", "alpha": "gate", "loop_norm": True},
              {"inject": "none", "step_encoding": "rope", "update": "euler", "alpha": "learned", "n_layer": 2},
-             {"inject": "add", "pos": "rope", "supervise": "half", "tie_weights": False, "bias": True}]
+             {"inject": "add", "pos": "rope", "supervise": "half", "tie_weights": False, "bias": True},
+             {"inject": "decay", "step_encoding": "sinusoid", "update": "heun", "alpha": "gate", "loop_norm": True},
+             {"inject": "concat", "step_encoding": "learned", "update": "rk4", "alpha": "learned", "supervise": "all"}]
 
 
 @pytest.mark.parametrize("settings", GRADIENTS, ids=[x["inject"] for x in GRADIENTS])
