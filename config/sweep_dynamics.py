@@ -1,5 +1,5 @@
-# The loop as a dynamical system: does an autonomous one (inject none) or one that observes its input (concat) settle, and
-# what does the solver cost? C = 128; accuracy at the trained 8 loops, at 4 times as many, and with Anderson acceleration.
+# The loop as a dynamical system: does an autonomous one (inject none), or one that observes its input (concat), settle,
+# and what does the solver cost? C = 128; accuracy at the trained loops, at 32, and there with Anderson acceleration.
 # Data: python data/addition/prepare.py
 base = "config/train_addition.py"
 seeds = [1, 2]
