@@ -3,12 +3,17 @@
     python evaluate.py --out_dir=out/demo_addition
     python evaluate.py --checkpoint=out/x/ckpt_last.pt --digits=[4,8,12] --problems=2000 --halt=entropy \
         --halt_threshold=0.1 --control=True
+    python evaluate.py --out_dir=out/demo_addition --digits=[1,2,3,4,5,6] --frontier=True --plot=True
 
 A problem is solved if every token of its answer, the end symbol included, is the arg-max given the right ones before
 it; that holds exactly when greedy decoding writes the answer, and takes one forward pass. Intervals are 95% (Wilson).
 Loops of the answer are those of the tokens that write it, loops of the prompt those of the tokens before '='.
 The random control halts each token after as many loops as the rule took for some other one, drawn with replacement,
 prompt and answer apart: a rule is worth something if it beats that.
+The loops of a problem are those of the slowest token of its answer; what a problem needs is known only if it is solved,
+so loops against digits and carries are those of solved problems. The frontier is exact match, the mean over the digit
+counts, against loops a token of the answer: every rule over a range of thresholds, each beside its random control, and
+the fixed depths. Tokens before '=' do as the checkpoint says, and their loops do not count.
 """
 import csv
 import math
@@ -21,6 +26,7 @@ from tqdm import tqdm
 
 import addition
 import dataset as datasets
+import figures
 import runtime
 from configurator import class_settings, configure
 from model_loop import HALTING, LoopConfig, LoopGPT, from_checkpoint
@@ -31,12 +37,20 @@ digits: list[int] = [1, 2, 3, 4, 5, 6, 7, 8]  # addition: digit counts, both ope
 problems = 2000                 # addition: problems a digit count
 grid = 0                        # addition: also all pairs of lengths 1..grid, with problems / 10 each
 control = False                 # addition: also the random control of the halting rule
+frontier = False                # addition: also accuracy against loops of every rule, with problems / 4 a digit count
+plot = False                    # addition: draw <table>_loops.png and, with frontier, <table>_frontier.png
 eval_iters = 50                 # batches of the validation loss; 0: skip it
 batch_size = 250                # sequences a forward pass
 csv_file = ""                   # where the table goes; empty: evaluate.csv beside the checkpoint
 device = "auto"                 # auto, cpu, cuda
 dtype = "float32"               # float32, or bfloat16 by autocast
 seed = 0                        # of the random control
+
+THRESHOLD_GRIDS = dict(confidence=(0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 0.9999),
+                       entropy=(1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.005, 0.001),
+                       delta=(1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.03, 0.01),
+                       kl=(3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4),
+                       gate=(0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99))
 
 
 def predictions(X, exact_loops=None):
@@ -64,28 +78,121 @@ def random_loops(loops, groups, *key):
     return drawn
 
 
-def measure(n, m, kind, count):
-    """One row of the table, for operands of exactly n and m digits; with the loops of every problem."""
-    problem = addition.problem_set(n, count, "uniform" if kind == "grid" else kind, m)
+def ask(n, m, kind, count):
+    """Problems of exactly n and m digits: inputs and targets (N,T), and the longest carry chain (N,) of each."""
+    problem = addition.problem_set(n, count, kind, m)
     rows = addition.write_rows(*problem, addition.row_length(max(n, m), meta.track), meta.track, meta.plain)
     X, Y = map(torch.from_numpy, addition.inputs_and_targets(rows, meta.track))
+    return X, Y, torch.from_numpy(addition.chain_lengths(problem[0], problem[2]))
+
+
+def parts(X, Y):
+    """Which tokens (N,T) belong to the prompt, and which write the answer."""
+    prompt = (X != model.config.pad_token) & ((X == model.config.think_token).cumsum(1) == 0)
+    return prompt, Y >= 0  # an end symbol is only read in rows shorter than the longest
+
+
+def solves(said, Y):
+    """Which problems (N,) have every token of their answer right."""
+    return ((said == Y) | (Y < 0)).all(1)
+
+
+def share(solved, prefix=""):
+    """The share of solved (N,) bool and its 95% interval, as columns."""
+    interval = stats.binomtest(int(solved.sum()), len(solved)).proportion_ci(method="wilson")
+    return {f"{prefix}accuracy": solved.double().mean().item(), f"{prefix}low": float(interval.low),
+            f"{prefix}high": float(interval.high)}
+
+
+def mean_interval(x, name):
+    """The mean of x (N,) and its 95% interval (Student's t), as columns; without those that N is too small for."""
+    found = {name: float(x.mean())} if len(x) else {}
+    if len(x) > 1:
+        half = stats.t.ppf(0.975, len(x) - 1) * stats.sem(x)
+        found |= {f"{name}_low": float(x.mean() - half), f"{name}_high": float(x.mean() + half)}
+    return found
+
+
+def spearman(x, y):
+    """Spearman's rank correlation of x and y (N,), NaN where either never changes."""
+    return float(stats.spearmanr(x, y).statistic) if len(x) > 1 and np.ptp(x) and np.ptp(y) else math.nan
+
+
+def measure(n, m, kind, count):
+    """One row of the table, for operands of exactly n and m digits; with the loops of every problem."""
+    X, Y, chain = ask(n, m, "uniform" if kind == "grid" else kind, count)
     said, loops = predictions(X)
-    solved = ((said == Y) | (Y < 0)).all(1)
-    interval = stats.binomtest(int(solved.sum()), count).proportion_ci(method="wilson")
-    row = dict(kind=kind, n=n, m=m, problems=count, accuracy=solved.float().mean().item(),
-               low=float(interval.low), high=float(interval.high))
+    solved = solves(said, Y)
+    row = dict(kind=kind, n=n, m=m, problems=count) | share(solved)
     if not looped:
         return row, None
-    answer = Y >= 0  # tokens that write; an end symbol is only read in rows shorter than the longest
-    prompt = (X != model.config.pad_token) & ((X == model.config.think_token).cumsum(1) == 0)
+    prompt, answer = parts(X, Y)
     per_problem = {"loops_prompt": (loops * prompt).sum(1) / prompt.sum(1),
                    "loops_answer": (loops * answer).sum(1) / answer.sum(1),
                    "loops_most": (loops * answer).amax(1).float()}
     row.update({key: x.mean().item() for key, x in per_problem.items()})
+    row.update(mean_interval(per_problem["loops_most"][solved].double().numpy(), "loops_most_solved"))
     if control:
         again, _ = predictions(X, random_loops(loops, (prompt, answer), n, m, kind == "hard"))
-        row["accuracy_random"] = ((again == Y) | (Y < 0)).all(1).float().mean().item()
-    return row, per_problem
+        row["accuracy_random"] = share(solves(again, Y))["accuracy"]
+    return row, per_problem | dict(solved=solved, chain=chain)
+
+
+def chain_rows(done):
+    """Loops of the solved problems of both kinds, for every digit count and longest carry chain: (rows, the Spearman
+    correlation of the two within each digit count, since longer numbers have longer chains too)."""
+    rows, within = [], []
+    for n in dict.fromkeys(r["n"] for r, _ in done):
+        own = [p for r, p in done if r["n"] == n]
+        solved, chain, loops = (torch.cat([p[k] for p in own]).numpy() for k in ("solved", "chain", "loops_most"))
+        chain, loops = chain[solved], loops[solved].astype(float)
+        within.append(spearman(chain, loops))
+        for k in np.unique(chain):
+            x = loops[chain == k]
+            rows.append(dict(kind="chain", n=n, chain=int(k), problems=len(x)) | mean_interval(x, "loops"))
+    return rows, within
+
+
+def frontier_row(sets, rule, at):
+    """One point of the frontier: a rule with threshold `at`, or a fixed depth of `at` loops, over all digit counts."""
+    c, fixed = model.config, rule == "fixed"
+    c.halt, c.halt_threshold = ("none", None) if fixed else (rule, at)
+    solved, again, answers, most = [], [], [], []
+    for n, X, Y, prompt, answer in sets:
+        said, loops = predictions(X, torch.where(prompt, c.prompt_loops or at, at) if fixed else None)
+        solved.append(solves(said, Y))
+        answers.append((loops * answer).sum(1) / answer.sum(1))
+        most.append((loops * answer).amax(1))
+        if not fixed:
+            said, _ = predictions(X, random_loops(loops, (prompt, answer), n, n, False))
+            again.append(solves(said, Y))
+    loops, most = (torch.cat(x).double().mean().item() for x in (answers, most))
+    row = dict(kind="frontier", rule=rule, problems=sum(map(len, solved)), loops=loops, loops_most=most)
+    row |= share(torch.cat(solved))
+    return row if fixed else row | dict(threshold=at) | share(torch.cat(again), "random_")
+
+
+def frontier_rows():
+    """The fixed depths, and every rule that the checkpoint can use with each threshold of its grid."""
+    c, sets = model.config, []
+    for n in digits:
+        X, Y, _ = ask(n, n, "uniform", max(1, problems // 4))
+        sets.append((n, X, Y, *parts(X, Y)))
+    points = [("fixed", l) for l in range(1, model.trained_loops + 1)]
+    points += [(rule, at) for rule, thresholds in THRESHOLD_GRIDS.items() for at in thresholds
+               if rule != "gate" or c.halt_head != "none"]
+    kept = dict(vars(c))
+    c.think_threshold, c.think_loops = None, 0  # the point alone says when the answer halts
+    rows = [frontier_row(sets, *p) for p in tqdm(points, desc="frontier", unit="point", disable=None)]
+    vars(c).update(kept)
+    return rows
+
+
+def cheapest(rows):
+    """{rule: its point of the fewest loops among those within 0.5 points of the best fixed depth, or None}."""
+    enough = max(r["accuracy"] for r in rows if r["rule"] == "fixed") - 0.005 - 1e-9  # which rounding must not miss
+    return {rule: min((r for r in rows if r["rule"] == rule and r["accuracy"] >= enough), default=None,
+                      key=lambda r: (r["loops"], -r["accuracy"])) for rule in dict.fromkeys(r["rule"] for r in rows)}
 
 
 def print_table(rows):
@@ -102,15 +209,44 @@ def print_table(rows):
         print(line + (f" {100 * u['accuracy_random']:>6.1f}%" if control else ""))
 
 
-def print_correlation(rows, loops):
-    """Spearman correlation of a problem's loops with its digit count, for the tokens before '=' and from it on."""
+def print_correlation(rows, loops, within):
+    """Spearman correlation of a problem's loops with its digit count, for the tokens before '=' and from it on, and
+    within each digit count with its longest carry chain."""
     n = np.concatenate([np.full(r["problems"], r["n"]) for r in rows])
     for key, what in (("loops_prompt", "a token of the prompt"), ("loops_answer", "a token of the answer"),
                       ("loops_most", "the slowest token of the answer")):
-        x = np.concatenate([p[key].numpy() for p in loops])
-        rho = stats.spearmanr(n, x).statistic if np.ptp(n) and np.ptp(x) else math.nan
+        x = np.concatenate([p[key].numpy() for p in loops])  # after the last turn, of the slowest token
+        rho = spearman(n, x)
         print(f"loops of {what}: mean {x.mean():.2f}, " +
               (f"Spearman with the digit count {rho:+.2f}" if not math.isnan(rho) else "the same for every problem"))
+    solved = np.concatenate([p["solved"].numpy() for p in loops])
+    means = {r["n"]: r["loops_most_solved"] for r in rows if "loops_most_solved" in r}
+    if len(means) > 1:
+        rho, of_means = spearman(n[solved], x[solved]), spearman([*means], [*means.values()])
+        print(f"  of solved problems: Spearman with the digit count {rho:+.2f} over problems, {of_means:+.2f} over the "
+              f"means of {len(means)} digit counts")
+    within = [rho for rho in within if not math.isnan(rho)]
+    if within:
+        print(f"  of solved problems, hard ones too: Spearman with the longest carry chain {np.mean(within):+.2f}, "
+              f"mean of {len(within)} digit counts, each by itself")
+    if {4, 12} <= set(means):
+        print(f"  of solved problems: mean loops at 12 digits / at 4 digits {means[12] / means[4]:.2f}")
+
+
+def print_frontier(rows):
+    """The fixed depths; then, for every rule, where it is as good as the best of them, and what that saves."""
+    print(f"frontier: exact match, {rows[0]['problems']} problems, and loops a token of the answer")
+    print("  fixed depth  " + "  ".join(f"{r['loops']:.0f}: {100 * r['accuracy']:.1f}%"
+                                        for r in rows if r["rule"] == "fixed"))
+    found = cheapest(rows)
+    base = found.pop("fixed")
+    print(f"  within 0.5 points of the best fixed depth: fixed depth {base['loops']:.0f}, and the rules")
+    print("        rule threshold  loops  saving  accuracy  random  margin  slowest token")
+    for rule, r in found.items():
+        print(f"  {rule:>10} " + ("nowhere" if r is None else
+              f"{r['threshold']:>9g} {r['loops']:>6.2f} {100 * (1 - r['loops'] / base['loops']):>6.1f}% "
+              f"{100 * r['accuracy']:>8.1f}% {100 * r['random_accuracy']:>6.1f}% "
+              f"{100 * (r['accuracy'] - r['random_accuracy']):>+7.1f} {r['loops_most']:>14.2f}"))
 
 
 def addition_tables():
@@ -121,14 +257,19 @@ def addition_tables():
     rows = [row for row, _ in done]
     print_table(rows[:len(pairs)])
     if looped and digits:
+        chains, within = chain_rows(done[:len(pairs)])
+        rows += chains if plot else []
         uniform = done[:len(pairs):2]
-        print_correlation([r for r, _ in uniform], [p for _, p in uniform])
+        print_correlation([r for r, _ in uniform], [p for _, p in uniform], within)
     if grid:
         print("accuracy (%) by the lengths of A (down) and B (across)")
         print("     " + "".join(f"{m:>6}" for m in range(1, grid + 1)))
         for n in range(grid):
             cell = rows[len(pairs) + n * grid:][:grid]
             print(f"{n + 1:>5}" + "".join(f"{100 * r['accuracy']:>6.0f}" for r in cell))
+    if frontier:
+        rows += frontier_rows()
+        print_frontier([r for r in rows if r["kind"] == "frontier"])
     return rows
 
 
@@ -168,8 +309,10 @@ except (ValueError, RuntimeError) as e:
     raise SystemExit(f"{path}: {e}") from None
 looped = isinstance(model, LoopGPT)
 control = control and looped
-data_name = saved.get("config", {}).get("dataset", "")
 meta = datasets.checkpoint_meta(saved)
+if (frontier or plot) and not (looped and meta.kind == "rows" and digits):
+    raise SystemExit("frontier and plot need a looped model of the addition task, and digits")
+data_name = saved.get("config", {}).get("dataset", "")
 print(f"{path}: {'looped' if looped else 'plain'} model, {model.get_num_params():,} parameters, iteration "
       f"{saved.get('iter_num', '?')}, {'averaged' if 'ema' in saved else 'raw'} weights"
       + (f", {model.trained_loops} loops, halting: {model.config.halt}" if looped else "")
@@ -194,3 +337,8 @@ if table:
         writer.writeheader()
         writer.writerows(table)
     print(f"table: {target}")
+if plot:
+    stem = os.path.splitext(target)[0]
+    figures.draw_loops(table, f"{stem}_loops.png")
+    if frontier:
+        figures.draw_frontier(table, f"{stem}_frontier.png")

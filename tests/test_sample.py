@@ -98,6 +98,25 @@ def test_random_control_of_a_constant_rule_changes_nothing(scripts, trained, tra
         assert row["accuracy_random"] == row["accuracy"]
 
 
+@pytest.mark.parametrize("track", ["next", "slots"])
+def test_the_points_of_the_frontier_are_plain_evaluations(scripts, trained, track):
+    """Fixed depths, the last one too, and one threshold of a rule with its random control, on the same problems."""
+    common = ("evaluate.py", f"--checkpoint={trained[track]}", "--digits=[1,2]", "--eval_iters=0", "--csv_file=e.csv")
+    scripts(*common, "--problems=160", "--halt=none", "--think_loops=7", "--frontier=True")
+    points = [r for r in read_csv(scripts, "e.csv") if r["kind"] == "frontier"]
+    for rule, threshold, *settings in [("fixed", "", "--halt=none", f"--num_loops={l}") for l in (1, 3)] + [
+            ("entropy", "0.5", "--halt=entropy", "--halt_threshold=0.5", "--control=True")]:
+        loops = settings[1][-1]
+        point, = (r for r in points if (r["rule"], r["threshold"]) == (rule, threshold) and
+                  (threshold or float(r["loops"]) == int(loops)))
+        scripts(*common, "--problems=40", *settings)
+        rows = [r for r in read_csv(scripts, "e.csv") if r["kind"] == "uniform"]
+        for key, of_rows in (("accuracy", "accuracy"), ("loops", "loops_answer"), ("loops_most", "loops_most"),
+                             ("random_accuracy", "accuracy_random")):
+            if threshold or not key.startswith("random"):
+                assert float(point[key]) == pytest.approx(sum(float(r[of_rows]) for r in rows) / 2), (rule, key)
+
+
 def test_a_failed_evaluation_leaves_the_old_table(scripts, trained):
     (scripts.folder / "old.csv").write_text("old")
     scripts("evaluate.py", f"--checkpoint={trained['next']}", "--digits=[9]", "--csv_file=old.csv", status=None)

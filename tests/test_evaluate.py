@@ -1,0 +1,243 @@
+"""Loops against length, and the frontier, of a fake model whose tokens need a known number of loops."""
+import csv
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+import addition
+import sweep
+from model_loop import LoopGPT
+
+ROOT = Path(__file__).resolve().parents[1]
+L, PROMPT = 6, 3
+
+
+@pytest.fixture(scope="module")
+def untrained(scripts):
+    """{track: checkpoint path} of models that are never asked: think() is replaced."""
+    for track, dataset in (("next", "addition"), ("slots", "addition/parallel")):
+        scripts("train.py", f"--dataset={dataset}", "--device=cpu", "--n_embd=8", "--n_head=1", f"--num_loops={L}",
+                f"--prompt_loops={PROMPT}", "--halt=entropy", "--halt_threshold=0.1", "--pos=place", "--place_ids=16",
+                "--batch_size=2", "--max_iters=1", "--eval_iters=1", f"--out_dir=fake_{track}")
+    return {track: f"fake_{track}/ckpt_last.pt" for track in ("next", "slots")}
+
+
+def answer_text(a, b, track):
+    """What has to be written after 'a+b=' by Python's own integers."""
+    n = max(len(str(a)), len(str(b)))
+    return str(a + b)[::-1].ljust(n + 1, "0") if track == "slots" else str(a + b)[::-1] + "\n"
+
+
+class Fake:
+    """A model in which the n-th operand length and the symbol to be written say how many loops a token needs: a token
+    with fewer is wrong. Some problems are never solved; they take all loops. A strict rule gives each token what it
+    needs, one with a threshold below 0.9 one loop less."""
+
+    def __init__(self, rng):
+        self.need = rng.integers(1, L + 1, (20, len(addition.VOCAB)))
+        self.need[:, addition.ID["1"]] = L  # so that no fixed depth below L solves all
+        self.hopeless, self.calls = int(rng.integers(5)), []
+
+    def problem(self, a, b, track):
+        """Loops that each token of the answer needs, and whether the problem can be solved."""
+        need = [self.need[max(len(str(a)), len(str(b)))][addition.ID[s]] for s in answer_text(a, b, track)]
+        return need, (a + 3 * b) % 5 != self.hopeless
+
+    def think(self, model, idx, num_loops=None, trace=True, exact_loops=None):
+        c, h = model.config, torch.zeros(*idx.shape, len(addition.VOCAB))
+        loops = torch.where(idx == addition.ID[" "], 0, PROMPT)
+        for i, row in enumerate(idx.tolist()):
+            text = "".join(addition.VOCAB[t] for t in row)
+            equals, track = text.index("="), "slots" if "_" in text else "next"
+            a, b = (int(x[::-1]) for x in text[:equals].split("+"))
+            need, fine = self.problem(a, b, track)
+            for t, (symbol, n) in enumerate(zip(answer_text(a, b, track), need, strict=True),
+                                            equals + (track == "slots")):
+                took = n if c.halt != "confidence" or c.halt_threshold >= 0.9 else max(1, n - 1)
+                took = int(exact_loops[i, t]) if exact_loops is not None else took if fine else L
+                loops[i, t] = took
+                h[i, t, addition.ID[symbol] if fine and took >= n else addition.ID["+"]] = 1
+        self.calls.append((idx, loops, exact_loops, c.halt, c.halt_threshold))
+        return h, dict(loops=loops)
+
+
+@pytest.fixture
+def run(scripts, monkeypatch, rng, untrained):
+    """Runs evaluate.py in this process with a fake model: its globals."""
+    fake = Fake(rng)
+    monkeypatch.chdir(scripts.folder)
+    monkeypatch.setattr(LoopGPT, "think", lambda model, *args, **kw: fake.think(model, *args, **kw))
+    monkeypatch.setattr(LoopGPT, "readout", lambda model, h: h)
+
+    def go(track, *args):
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", f"--checkpoint={untrained[track]}", "--device=cpu",
+                                          "--eval_iters=0", "--csv_file=fake.csv", *args])
+        return runpy.run_path(str(ROOT / "evaluate.py"), run_name="__main__")
+    go.fake = fake
+    return go
+
+
+def operands(n, count, kind):
+    a, la, b, lb = addition.problem_set(n, count, kind)
+    return [tuple(int("".join(map(str, x[:l][::-1]))) for x, l in ((x, lx), (y, ly)))
+            for x, lx, y, ly in zip(a, la, b, lb, strict=True)]
+
+
+def longest_chain(a, b):
+    """By the carries of ever longer ends of the numbers: places that a carry crosses, then a new one is counted."""
+    best = run = 0
+    for d in range(len(str(max(a, b)))):
+        carries = a % 10 ** (d + 1) + b % 10 ** (d + 1) >= 10 ** (d + 1)
+        made = a // 10 ** d % 10 + b // 10 ** d % 10 >= 10
+        run = 1 if made else run + 1 if carries else 0
+        best = max(best, run)
+    return best
+
+
+@pytest.mark.parametrize("track", ["next", "slots"])
+def test_loops_of_solved_problems_against_digits_and_carries(run, track, capsys):
+    counts = [1, 4, 6, 12]
+    ns = run(track, "--digits=[1,4,6,12]", "--problems=70", "--plot=True")
+    table, said = ns["table"], capsys.readouterr().out
+    most, n_of, means, rhos = [], [], {}, []
+    for n in counts:
+        chains = {}
+        for kind in ("uniform", "hard"):
+            found = [(longest_chain(a, b), max(need)) for a, b in operands(n, 70, kind)
+                     for need, fine in [run.fake.problem(a, b, track)] if fine]
+            row = next(r for r in table if r["kind"] == kind and r["n"] == n)
+            x = [m for _, m in found]
+            assert 0 < len(x) < 70
+            assert row["accuracy"] == pytest.approx(len(x) / 70)
+            assert row["loops_most_solved"] == pytest.approx(np.mean(x))
+            if np.ptp(x):
+                ends = stats.ttest_1samp(x, 0).confidence_interval(0.95)
+                assert (row["loops_most_solved_low"], row["loops_most_solved_high"]) == pytest.approx(tuple(ends))
+            for k, m in found:
+                chains.setdefault(k, []).append(m)
+            if kind == "uniform":
+                most, n_of, means[n] = most + x, n_of + [n] * len(x), np.mean(x)
+        rows = [r for r in table if r["kind"] == "chain" and r["n"] == n]
+        assert {r["chain"]: r["problems"] for r in rows} == {k: len(x) for k, x in chains.items()}
+        for r in rows:
+            x = chains[r["chain"]]
+            assert r["loops"] == pytest.approx(np.mean(x))
+            assert ("loops_low" in r) == (len(x) > 1)
+        pairs = np.array([(k, m) for k, x in chains.items() for m in x])
+        if np.ptp(pairs, 0).all():
+            rhos.append(stats.spearmanr(*pairs.T).statistic)
+    over_problems, over_means = re.search(r"digit count (\S+) over problems, (\S+) over the means of 4", said).groups()
+    if np.ptp(most):
+        assert float(over_problems) == pytest.approx(stats.spearmanr(n_of, most).statistic, abs=0.0051)
+    if np.ptp([*means.values()]):
+        assert float(over_means) == pytest.approx(stats.spearmanr(counts, [*means.values()]).statistic, abs=0.0051)
+    if rhos:
+        assert float(re.search(r"carry chain (\S+),", said)[1]) == pytest.approx(np.mean(rhos), abs=0.0051)
+    ratio = float(re.search(r"12 digits / at 4 digits (\S+)", said)[1])
+    assert ratio == pytest.approx(means[12] / means[4], abs=0.0051)
+    assert Path("fake_loops.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("track", ["next", "slots"])
+def test_frontier_of_known_needs(run, track, capsys):
+    """Every point by hand; random has the loops of its rule on average, and the settings are as before afterwards."""
+    ns = run(track, "--digits=[2,3]", "--problems=160", "--frontier=True", "--plot=True", "--think_loops=5",
+             "--think_threshold=0.7")
+    said = capsys.readouterr().out
+    c, rows = ns["model"].config, [r for r in ns["table"] if r["kind"] == "frontier"]
+    assert (c.halt, c.halt_threshold, c.think_threshold, c.think_loops) == ("entropy", 0.1, 0.7, 5)
+    found = [run.fake.problem(a, b, track) for n in (2, 3) for a, b in operands(n, 40, "uniform")]
+    fixed = [r for r in rows if r["rule"] == "fixed"]
+    assert [r["loops"] for r in fixed] == [*range(1, L + 1)]
+    for l, r in enumerate(fixed, 1):
+        assert r["problems"] == 80
+        assert r["loops_most"] == l
+        assert r["accuracy"] == pytest.approx(np.mean([fine and max(need) <= l for need, fine in found]))
+    taken = np.mean([np.mean(need) if fine else L for need, fine in found])
+    less = np.mean([np.mean(np.maximum(1, np.array(need) - 1)) if fine else L for need, fine in found])
+    for r in rows[L:]:
+        strict = r["rule"] != "confidence" or r["threshold"] >= 0.9
+        assert r["loops"] == pytest.approx(taken if strict else less)
+        assert r["loops_most"] == pytest.approx(np.mean([
+            (max(need) if strict else max(1, max(need) - 1)) if fine else L for need, fine in found]))
+        assert r["accuracy"] == pytest.approx(np.mean([fine and (strict or max(need) == 1) for need, fine in found]))
+        interval = stats.binomtest(round(80 * r["random_accuracy"]), 80).proportion_ci(method="wilson")
+        assert (r["random_low"], r["random_high"]) == pytest.approx(tuple(interval))
+    rules = {r["rule"] for r in rows}
+    assert rules == {"fixed", "confidence", "entropy", "delta", "kl"}  # no halt head, no gate
+    best = f"fixed depth {L}"  # only L loops can write a 1
+    assert best in said
+    assert f"{100 * (1 - taken / L):.1f}%" in said
+    assert Path("fake_frontier.png").read_bytes().startswith(b"\x89PNG")
+
+    frontier = run.fake.calls[-2 * 2 * len(rows[L:]):]  # of each point: a rule and its control, for 2 digit counts
+    for (idx, loops, _, halt, at), (same, drawn, asked, *_) in zip(frontier[::2], frontier[1::2], strict=True):
+        assert torch.equal(idx, same)
+        answer = (idx == addition.ID["="]).cumsum(1).bool() & (loops > 0)
+        prompt = (idx != addition.ID[" "]) & ~answer
+        assert (asked[prompt] == PROMPT).all()
+        x, y = loops[answer].double(), drawn[answer].double()
+        assert set(y.tolist()) <= set(x.tolist())
+        assert abs(x.mean() - y.mean()) <= 5 * x.std() / len(x) ** 0.5 + 1e-9, (halt, at)
+
+
+def test_the_cheapest_points_of_a_constructed_frontier(run, rng):
+    """Fixed depths 2 and up are within half a point of the best; each rule has one point that is the answer."""
+    ns = run("next", "--digits=[1]", "--problems=4")
+    points = [("fixed", 1, 0.90), ("fixed", 2, 0.945), ("fixed", 3, 0.95), ("fixed", 4, 0.948),
+              ("a", 1.2, 0.9449), ("a", 1.5, 0.945), ("a", 1.7, 0.95), ("a", 3.0, 0.99),
+              ("b", 1.0, 0.94), ("b", 4.0, 0.944), ("c", 1.9, 0.96), ("c", 1.9, 0.97), ("c", 1.8, 0.1)]
+    rows = [dict(rule=rule, loops=loops, accuracy=accuracy) for rule, loops, accuracy in points]
+    rng.shuffle(rows)
+    found = {rule: r and (r["loops"], r["accuracy"]) for rule, r in ns["cheapest"](rows).items()}
+    assert found == {"fixed": (2, 0.945), "a": (1.5, 0.945), "b": None, "c": (1.9, 0.97)}
+
+
+def test_print_frontier_says_saving_and_margin(run, capsys):
+    ns = run("next", "--digits=[1]", "--problems=4")
+    common = dict(kind="frontier", problems=800, loops_most=3.25, threshold=0.05)
+    points = [("fixed", 2.0, 0.6, 0.6), ("fixed", 4.0, 0.9, 0.9), ("kl", 3.0, 0.9, 0.775), ("delta", 3.0, 0.8, 0.7)]
+    ns["print_frontier"]([common | dict(rule=rule, loops=loops, accuracy=accuracy, random_accuracy=random)
+                          for rule, loops, accuracy, random in points])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["kl", "0.05", "3.00", "25.0%", "90.0%", "77.5%", "+12.5", "3.25"] in lines
+    assert ["delta", "nowhere"] in lines
+
+
+def test_intervals_and_correlations_of_few_or_equal_values(run, rng):
+    ns = run("next", "--digits=[1]", "--problems=4")
+    assert ns["mean_interval"](np.array([]), "x") == {}
+    assert ns["mean_interval"](np.array([3.0]), "x") == {"x": 3}
+    assert ns["mean_interval"](np.array([3.0, 3.0]), "x") == {"x": 3, "x_low": 3, "x_high": 3}
+    x, y = rng.integers(0, 9, (2, 50))
+    assert ns["spearman"](x, y) == pytest.approx(np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1])
+    assert np.isnan(ns["spearman"](x, 0 * y))
+    assert np.isnan(ns["spearman"]([1], [2]))
+
+
+def test_a_sweep_reads_the_same_columns_beside_the_new_rows(run, tmp_path):
+    run("next", "--digits=[1,2]", "--problems=20", "--frontier=True", "--control=True", "--plot=True")
+    with open("fake.csv", newline="") as f:
+        rows = list(csv.DictReader(f))
+    assert {r["kind"] for r in rows} == {"uniform", "hard", "chain", "frontier"}
+    with open(tmp_path / "plain.csv", "w", newline="") as f:
+        writer = csv.DictWriter(f, [*rows[0]])
+        writer.writeheader()
+        writer.writerows(r for r in rows if r["kind"] in ("uniform", "hard"))
+    found, wanted = (sweep.columns_of("evaluate", path, "") for path in ("fake.csv", tmp_path / "plain.csv"))
+    assert found == wanted
+    assert {*found} == {f"{k}_{n}" for k in ("uniform", "hard", "loops_answer", "loops_most", "accuracy_random")
+                        for n in (1, 2)}
+
+
+def test_frontier_and_plot_need_loops_and_additions(scripts):
+    common = ("--device=cpu", "--n_embd=8", "--n_head=1", "--max_iters=1", "--eval_iters=1", "--batch_size=2")
+    scripts("train.py", *common, "--model_type=gpt", "--dataset=addition", "--out_dir=no_loops")
+    for option in ("--frontier=True", "--plot=True"):
+        assert "looped" in scripts("evaluate.py", "--checkpoint=no_loops/ckpt_last.pt", option, status=None).err
