@@ -661,7 +661,8 @@ def print_summary(rows, s):
         wanted |= loop == "" and (group in first or what in ("majority_accuracy", "confidence_never_passes"))
         if wanted:
             key = "_".join(f"{what} {group if group != s.first else ''} {loop and f'loop {loop}'}".split())
-            found.setdefault(key, []).append(f"{key}_{r['weights']}: {r['value']:.4g}")
+            shown = f"{r['value']:{'.0f' if what.endswith('never_passes') else '.4g'}}"  # a count, or a mean
+            found.setdefault(key, []).append(f"{key}_{r['weights']}: {shown}")
     print("---", *sum(found.values(), []), sep="\n")
 
 
