@@ -231,8 +231,9 @@ def test_class_settings_of_the_models(cls):
     assert all(s.comment for s in found.values())
 
 
-@pytest.mark.parametrize("name", ["train.py", "sample.py", "evaluate.py", "sweep.py", "data/addition/prepare.py",
-                                  "data/shakespeare/prepare.py", "data/shakespeare_char/prepare.py"])
+@pytest.mark.parametrize("name", ["train.py", "sample.py", "evaluate.py", "analyze.py", "sweep.py",
+                                  "data/addition/prepare.py", "data/shakespeare/prepare.py",
+                                  "data/shakespeare_char/prepare.py"])
 def test_help_shows_every_key(scripts, name):
     if not (ROOT / name).exists():
         pytest.skip(f"{name} does not exist yet")

@@ -1,0 +1,375 @@
+"""analyze.py: every statistic on trajectories whose answer is known, then whole runs on addition and on text."""
+import csv
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy import stats
+from test_addition import UNLIKELY
+
+import addition
+import analyze
+import dataset as datasets
+from model_loop import LoopConfig, LoopGPT, from_checkpoint
+
+
+@pytest.fixture
+def gen(rng):
+    return torch.Generator().manual_seed(int(rng.integers(2**31)))
+
+
+def matrix_with(eigenvalues, gen):
+    """A real matrix with the eigenvalues given, of which complex ones stand for a pair, and random eigenvectors."""
+    blocks = [torch.tensor([[z.real, -z.imag], [z.imag, z.real]] if z.imag else [[z.real]], dtype=torch.double)
+              for z in map(complex, eigenvalues)]
+    D = torch.block_diag(*blocks)
+    Q = torch.eye(len(D), dtype=torch.double) + 0.3 * torch.randn(D.shape, generator=gen, dtype=torch.double
+                                                                 ) / len(D) ** 0.5
+    return Q @ D @ Q.inverse()
+
+
+# ---- means and correlations
+
+def test_interval_of_independent_tokens_and_of_copies(rng):
+    x = rng.normal(3, 2, (500, 1))
+    got = analyze.interval(x)
+    assert got["value"] == pytest.approx(x.mean())
+    assert got["high"] - got["value"] == pytest.approx(1.96 * x.std(ddof=1) / 500 ** 0.5)
+    copies = analyze.interval(np.repeat(x, 7, axis=1))  # a sequence that says all 7 times tells no more than once
+    assert copies["low"] == pytest.approx(got["low"])
+    assert copies["n"] == 3500
+    holes = np.repeat(x, 7, axis=1)
+    holes[:, 1:] = np.nan
+    assert analyze.interval(holes) == pytest.approx(got)
+    empty = analyze.interval(np.full((3, 4), np.nan))
+    assert empty["n"] == 0
+    assert math.isnan(empty["value"])
+
+
+def test_interval_covers(rng):
+    """Sequences of unequal length, tokens that agree within one: the mean is in the interval 95 times of 100."""
+    hits = 0
+    for _ in range(400):
+        x = rng.normal(size=(60, 1)) + rng.normal(size=(60, 9))
+        x[np.arange(9) >= rng.integers(1, 10, (60, 1))] = np.nan
+        got = analyze.interval(x)
+        hits += got["low"] < 0 < got["high"]
+    assert stats.binomtest(hits, 400, 0.94).pvalue > UNLIKELY
+
+
+def test_spearman(rng):
+    x = rng.normal(size=(300, 1))
+    y = x + rng.normal(size=(300, 1))
+    got = analyze.spearman(x, y)
+    assert got["value"] == pytest.approx(stats.spearmanr(x[:, 0], y[:, 0]).statistic)
+    draws = [stats.spearmanr(x[i, 0], y[i, 0]).statistic for i in rng.integers(0, 300, (600, 300))]
+    assert (got["high"] - got["low"]) / 2 == pytest.approx(1.96 * np.std(draws), rel=0.25)
+    y[::2] = np.nan
+    assert analyze.spearman(x, y)["value"] == pytest.approx(stats.spearmanr(x[1::2, 0], y[1::2, 0]).statistic)
+    for pair in ((x, np.ones((300, 1))), (np.ones((300, 1)), x)):
+        assert math.isnan(analyze.spearman(*pair)["value"])
+
+
+# ---- readout
+
+def test_entropy_and_loss_of_known_distributions(rng):
+    p = torch.from_numpy(rng.dirichlet(np.ones(7), (3, 5)))
+    targets = torch.from_numpy(rng.integers(0, 7, (3, 5)))
+    targets[0, 0] = -1
+    got = analyze.readout_statistics(p.log() + 4, targets)
+    torch.testing.assert_close(got["entropy"], -(p * p.log()).sum(-1))
+    torch.testing.assert_close(got["confidence"], p.amax(-1))
+    assert got["prediction"].equal(p.argmax(-1))
+    assert got["loss"][0, 0].isnan()
+    torch.testing.assert_close(got["loss"][1:], -p.gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1).log()[1:])
+
+
+def test_entropy_trend():
+    falls = torch.tensor([2.0, 1.0, 0.5, 0.1])
+    entropy = torch.stack([falls, falls.flip(0), torch.ones(4), falls[[0, 2, 1, 3]]], 1)[:, None]  # (L,1,4)
+    rho, fell = analyze.entropy_trend(entropy)
+    assert rho[0, 2].isnan()
+    torch.testing.assert_close(rho[0, [0, 1, 3]], torch.tensor([-1, 1, -0.8], dtype=torch.double))
+    assert fell[0].tolist() == [1, 0, 0, 1]
+
+
+# ---- states
+
+def test_linear_contraction(rng, gen):
+    """h_l = goal + rate^l c, with c at right angles to goal: every delta, and the loop of convergence, by hand."""
+    rate = torch.from_numpy(rng.uniform(0.3, 0.9, (2, 5, 1)))
+    l = torch.arange(33).view(-1, 1, 1, 1)
+    goal, c = torch.zeros(8, dtype=torch.double), torch.zeros(8, dtype=torch.double)
+    goal[:4], c[4:] = torch.randn(4, generator=gen), torch.randn(4, generator=gen)
+    path = goal + rate ** l * c  # (33,2,5,8)
+    got = analyze.state_statistics(path)
+    delta = ((1 - rate) * rate ** l * c.norm() / (goal.norm() ** 2 + (rate ** l * c.norm()) ** 2).sqrt())[:-1, ..., 0]
+    torch.testing.assert_close(got["delta"], delta)
+    torch.testing.assert_close(got["norm"], path[1:].norm(dim=-1).float())
+    assert not got["period"].any()
+    for eps in (0.1, 1e-3, 1e-9):
+        first = analyze.first_loop(got["delta"] < eps)
+        for b, t in np.ndindex(2, 5):
+            passed = (delta[:, b, t] < eps).nonzero()
+            assert first[b, t] == (passed[0, 0] + 1 if len(passed) else 33)
+
+
+@pytest.mark.parametrize("period", range(2, 9))
+def test_limit_cycles_are_found_with_their_period(gen, period):
+    L = 2 * period + int(torch.randint(9, (), generator=gen))
+    points = torch.randn(period, 2, 3, 16, generator=gen)
+    path = points.repeat(L // period + 1, 1, 1, 1)[:L + 1]
+    got = analyze.state_statistics(path + 1e-4 * torch.randn(path.shape, generator=gen))
+    assert (got["period"] == period).all()
+    assert (got["returned"][period - 2] < 1e-3).all()
+    assert (got["returned"][:period - 2] > 0.1).all()
+    short = analyze.state_statistics(path[:2 * period])  # one loop too few to see it come back p times
+    assert not (short["period"] == period).any()
+    assert short["returned"][period - 2].isnan().all()
+
+
+@pytest.mark.parametrize("z", [-0.8, 0.95, 0.9 * complex(math.cos(2), math.sin(2)), 1.2])
+def test_what_decays_or_grows_is_no_cycle(gen, z):
+    turn = torch.tensor([[z.real, -z.imag], [z.imag, z.real]]) if isinstance(z, complex) else z * torch.eye(2)
+    path = [torch.randn(3, 4, 2, generator=gen)]
+    for _ in range(24):
+        path.append(path[-1] @ turn.T)
+    path = torch.stack(path)
+    for states in (path, F.pad(path, (0, 1), value=1.0)):  # the fixed point at 0, and elsewhere
+        assert not analyze.state_statistics(states)["period"].any()
+
+
+def test_a_push_of_a_linear_map_shrinks_by_its_rate(rng, gen):
+    rate = float(rng.uniform(0.2, 1.5))
+    turn = torch.linalg.qr(torch.randn(6, 6, generator=gen, dtype=torch.double)).Q
+    goal, h = (torch.randn(3, 4, 6, generator=gen, dtype=torch.double) for _ in range(2))
+    mask = torch.ones(3, 4, dtype=torch.bool)
+    mask[0, 2:] = False
+
+    def step(h, k):
+        seen.append(k)
+        return goal + rate * (h - goal) @ turn.T
+
+    seen = []
+    ratio = analyze.perturbation_ratios(step, h, mask, 1e-3, 4, gen)
+    torch.testing.assert_close(ratio, torch.full((4, 3), rate, dtype=torch.double))
+    assert seen == [0, 0, 1, 1, 2, 2, 3, 3]
+    radius, residual = analyze.spectral_radius(lambda h: step(h, 0), h, mask, 30, gen)
+    assert residual.max() < 1  # all eigenvalues have that length, so no direction wins
+    assert radius.max() < 1.001 * rate
+
+
+@pytest.mark.parametrize("eigenvalues", [(1.3, 0.9, -0.5, 0.2), (-0.7, 0.4, 0.3, 0.1), (1e-3, 1e-4, 1e-5, 0.0),
+                                         (0.9 + 0.3j, 0.5, 0.3), (0.2j, 0.1 + 0.05j), (0.0, 0.0, 0.0, 0.0)])
+def test_spectral_radius_of_known_maps(gen, eigenvalues):
+    """Real, negative, tiny, complex, zero; tokens coupled; a pad with a larger eigenvalue does not count."""
+    A = torch.stack([matrix_with(eigenvalues, gen) for _ in range(3)])  # (B,4,4) on tokens 0, 1 of two channels
+    size = max(abs(z) for z in map(complex, eigenvalues))
+
+    def step(h):
+        first = torch.einsum("bij,bj->bi", A, h[:, :2].flatten(1)).view(-1, 2, 2)
+        return torch.cat((first, 3 * h[:, 2:] + h[:, :1]), 1) + 5
+
+    mask = torch.tensor([True, True, False]).expand(3, 3)
+    radius, residual = analyze.spectral_radius(step, torch.randn(3, 3, 2, generator=gen, dtype=torch.double), mask,
+                                               150, gen)
+    assert radius.tolist() == pytest.approx([size] * 3, rel=1e-4, abs=1e-12)
+    assert residual.max() < 1e-4
+
+
+def test_spectral_radius_of_a_model(gen):
+    """Against all eigenvalues of the whole Jacobian, which also are those of the tokens' own blocks on its diagonal."""
+    with torch.random.fork_rng():
+        torch.manual_seed(int(torch.randint(2**31, (), generator=gen)))
+        model = LoopGPT(LoopConfig(block_size=5, vocab_size=9, n_embd=8, n_head=2, num_loops=3)).double().eval()
+        for p in model.parameters():
+            torch.nn.init.normal_(p, std=0.3)
+    model.transformer.h[0].attn.flash = False
+    idx = torch.randint(9, (1, 5), generator=gen)
+    with torch.no_grad():
+        x0, h = model.embed(idx), list(model.states(idx))[-1]
+        got, residual = analyze.spectral_radius(lambda h: model.loop(h, x0, 4), h, torch.ones(1, 5) > 0, 500, gen)
+    J = torch.autograd.functional.jacobian(lambda h: model.loop(h, x0, 4), h).view(5, 8, 5, 8)
+    wanted = torch.linalg.eigvals(J.reshape(40, 40)).abs().max()
+    blocks = torch.stack([torch.linalg.eigvals(J[t, :, t]).abs().max() for t in range(5)]).max()
+    torch.testing.assert_close(wanted, blocks, rtol=1e-6, atol=1e-8)
+    assert got.item() == pytest.approx(wanted.item(), rel=0.1)  # two pairs of almost one length need more steps
+    if residual < 1e-9:
+        assert got.item() == pytest.approx(wanted.item(), rel=1e-4)
+
+
+# ---- probes and labels
+
+def test_probe_on_separable_and_on_random_labels(rng):
+    centres = 5 * rng.normal(size=(4, 12))
+    y = rng.integers(0, 4, 1200)
+    x = torch.from_numpy((centres[y] + rng.normal(size=(1200, 12)) + 100) * 1e-5).float()  # scale and mean are no help
+    y = torch.from_numpy(y)
+    said = analyze.linear_probe(x[:800], y[:800], x[800:], 4)
+    assert (said == y[800:]).float().mean() > 0.97
+    assert said.equal(analyze.linear_probe(x[:800], y[:800], x[800:], 4))
+    noise = torch.from_numpy(rng.integers(0, 4, 1200))
+    right = (analyze.linear_probe(x[:800], noise[:800], x[800:], 4) == noise[800:]).sum()
+    assert stats.binomtest(int(right), 400, 0.25).pvalue > UNLIKELY
+
+
+def test_character_classes():
+    text = "\nHi, don't  go-now: 2 ax"
+    classes = "".join(str(analyze.character_class(a, b)) for a, b in zip(text, text[1:], strict=False))
+    #                  H i , _ d o n ' t _ _ g o - n o w : _ 2 _ a x
+    assert classes == "2" "3" "1" "0" "2" "3" "3" "1" "3" "0" "0" "2" "3" "1" "2" "3" "3" "1" "0" "2" "0" "2" "3"
+    tokens = torch.tensor([[ord(c) for c in text], [ord(c) for c in text[::-1]]])
+    got = analyze.character_classes(tokens[:, :-1], tokens[:, 1:], chr)
+    assert "".join(map(str, got[0].tolist())) == classes
+    assert [analyze.character_class(*p) for p in (("the", " dog"), (" do", "gs"), ("dog", "."), ("a", "\n\n"))] == [
+        2, 3, 1, 0]  # tokens of BPE
+
+
+@pytest.mark.parametrize(("track", "plain"), [("next", False), ("slots", False), ("next", True)])
+def test_answer_labels(rng, track, plain):
+    problems = addition.random_problems(rng, 200, 5, 0.5)
+    rows = addition.write_rows(*problems, addition.row_length(5, track), track, plain)
+    x, y = map(torch.from_numpy, addition.inputs_and_targets(rows, track))
+    place, carry, length, chain = analyze.answer_labels(x, y, plain)
+    for i in range(200):
+        a, b = (int("".join(map(str, d[i, :n[i]][::-1]))) for d, n in (problems[:2], problems[2:]))
+        for t in range(x.size(1)):
+            if not 0 <= y[i, t] < 10:
+                assert place[i, t] == -1
+                continue
+            k = int(place[i, t])
+            assert y[i, t] == (a + b) // 10 ** k % 10
+            assert carry[i, t] == (a % 10 ** k + b % 10 ** k) // 10 ** k
+        digits = len(str(a + b)) if track == "next" else max(len(str(a)), len(str(b))) + 1
+        assert sorted(p for p in place[i].tolist() if p >= 0) == list(range(digits))
+        assert length[i] == max(len(str(a)), len(str(b)))
+    assert chain.tolist() == addition.chain_lengths(problems[0], problems[2]).tolist()
+
+
+# ---- whole runs
+
+TINY = ("--device=cpu", "--n_embd=16", "--n_head=2", "--batch_size=16", "--eval_iters=1", "--eval_interval=1000")
+SMALL = ("--device=cpu", "--sequences=3", "--iterations=5")
+
+
+def read(scripts, out_dir):
+    """{(what, weights, loop, class): row} of an analyze.csv, and every row twice: trained and untrained."""
+    with open(scripts.folder / out_dir / "analyze.csv") as f:
+        rows = list(csv.DictReader(f))
+    assert list(rows[0]) == list(analyze.FIELDS)
+    found = {(r["what"], r["weights"], r["loop"], r["class"]): r for r in rows}
+    assert len(found) == len(rows)
+    for what in {r["what"] for r in rows}:
+        assert {r["weights"] for r in rows if r["what"] == what} == {"trained", "untrained"}
+    return found
+
+
+def value(found, *key):
+    return float(found[tuple(map(str, key))]["value"])
+
+
+def check_pictures(scripts, out_dir, *names):
+    for name in names:
+        assert (scripts.folder / out_dir / f"{name}.png").read_bytes().startswith(b"\x89PNG"), name
+
+
+@pytest.fixture(scope="module")
+def adders(scripts):
+    """{track: (dataset, out_dir, what analyze.py printed)} of addition models, barely trained."""
+    done = {}
+    for track in ("next", "slots"):
+        name, out = f"an_{track}", f"an_out_{track}"
+        scripts("data/addition/prepare.py", f"--out_dir=data/{name}", f"--track={track}", "--max_digits=2",
+                "--train_rows=600", "--val_rows=300")
+        scripts("train.py", f"--dataset={name}", *TINY, "--num_loops=3", "--pos=place", "--place_ids=8",
+                "--place_subset=4", "--halt=entropy", "--halt_threshold=2.0", "--prompt_loops=2", "--max_iters=30",
+                f"--out_dir={out}")
+        run = scripts("analyze.py", f"--checkpoint={out}/ckpt_last.pt", *SMALL, "--tokens=2000", "--times=2",
+                      f"--halting={track == 'next'}")
+        done[track] = name, out, run.out
+    return done
+
+
+@pytest.mark.parametrize("track", ["next", "slots"])
+def test_run_on_addition(scripts, adders, track):
+    """What the table says of the trained weights is what the model itself says of the same batch."""
+    name, out, printed = adders[track]
+    found = read(scripts, out)
+    check_pictures(scripts, out, "trajectories", "halting", "probes", "fixed_points")
+    checkpoint = torch.load(scripts.folder / out / "ckpt_last.pt", weights_only=True)
+    model, data = from_checkpoint(checkpoint), datasets.open_dataset(name, scripts.folder / "data")
+    T = datasets.sequence_length(data, 0)
+    x, y = datasets.get_batch(data, "val", (analyze.seed,), round(2000 / T), T)
+    loops = model.think(x)[1]["loops"]
+    for l in (1, 2, 3):
+        share = (loops[y >= 0] == l).float().mean().item()
+        assert float(found.get(("loops_histogram", "trained", str(l), "answer"), {"value": 0})["value"]
+                     ) == pytest.approx(share, abs=1e-5)
+    model.config.halt, model.config.prompt_loops = "none", 0
+    for l in (1, 3, 6):
+        logits, loss, record = model(x, y, l, trace=True)
+        assert value(found, "loss", "trained", l, "answer") == pytest.approx(loss.item(), rel=1e-4)
+        for key in ("entropy", "delta", "confidence"):
+            assert value(found, key, "trained", l, "answer") == pytest.approx(
+                record[key][..., l - 1][y >= 0].mean().item(), rel=1e-4)
+    place, carry, *_ = analyze.answer_labels(x, y)
+    kind = (place == 1) & (carry == 1)
+    assert value(found, "loops", "trained", "", "digit 1, carry 1") == pytest.approx(loops[kind].float().mean().item(),
+                                                                                    abs=1e-5)
+    right = (model(x, y, 2)[0].argmax(-1) == y)[place == 1].float().mean().item()
+    assert value(found, "lens_accuracy", "trained", 2, "digit 1") == pytest.approx(right, abs=1e-5)
+    assert ("lens_accuracy", "trained", "6", "digit 1") in found
+    assert ("probe_accuracy", "untrained", "0", "carry into 1") in found
+    keys = dict(line.split(": ", 1) for line in printed.split("---\n")[1].splitlines())
+    assert float(keys["loss_loop_3_trained"]) == pytest.approx(value(found, "loss", "trained", 3, "answer"), rel=1e-3)
+    assert "spectral_radius_5_iterations_loop_3_untrained" in keys
+
+
+def test_diagnosis_of_halting_by_confidence(scripts, adders):
+    """Untrained weights never reach 0.5 of 15 symbols, and the table says so for each threshold."""
+    found = read(scripts, adders["next"][1])
+    for t in ("0.9", "0.5"):
+        row = found["confidence_never_passes", "untrained", "", t]
+        assert row["value"] == row["n"]
+        passes = [value(found, "confidence_passes", "untrained", l, t) for l in (1, 2, 3)]
+        assert passes == [0, 0, 0]
+        assert sum(float(r["value"]) for k, r in found.items() if k[0] == "confidence_loops_histogram" and
+                   k[1] == "trained" and k[3] == t) == pytest.approx(1)
+    quantiles = [value(found, "confidence_quantile", "trained", 3, q) for q in ("0.05", "0.5", "0.95")]
+    assert quantiles == sorted(quantiles)
+
+
+def test_run_on_longer_numbers(scripts, adders):
+    args = ("analyze.py", f"--checkpoint={adders['next'][1]}/ckpt_last.pt", *SMALL, "--probes=False")
+    scripts(*args, "--tokens=600", "--digits=[1,4]", "--out_dir=an_long", "--times=1")
+    found = read(scripts, "an_long")
+    assert {k[3] for k in found if k[0] == "convergence_loop" and k[3].startswith("digits")} == {"digits 1", "digits 4"}
+    assert "place_ids" in scripts(*args, "--digits=[9]", "--out_dir=an_long", status=None).err
+
+
+def test_run_on_text(scripts):
+    """Text, learned steps: the curves stop at the trained loops and say so; loops by character, the example."""
+    train = ("train.py", *TINY, "--dataset=shakespeare_char", "--block_size=16", "--num_loops=4", "--max_iters=20")
+    scripts(*train, "--step_encoding=learned", "--out_dir=an_text")
+    run = scripts("analyze.py", "--out_dir=an_text", *SMALL, "--tokens=800", "--halt=delta", "--halt_threshold=0.7")
+    assert "up to 4 loops, where the learned steps end; halt: delta" in run.out
+    found = read(scripts, "an_text")
+    check_pictures(scripts, "an_text", "trajectories", "halting", "probes", "fixed_points", "example")
+    assert max(int(k[2]) for k in found if k[0] == "entropy") == 4
+    assert sum(float(found["loops", "trained", "", c]["n"]) for c in analyze.CLASSES if
+               ("loops", "trained", "", c) in found) == 800
+    page = (scripts.folder / "an_text/example.html").read_text(encoding="utf-8")
+    assert page.count("<span") == 2 * 384
+    assert ("lens_accuracy", "untrained", "4", "next token") in found
+    plain = scripts("analyze.py", "--out_dir=an_text", *SMALL, "--tokens=200", "--probes=False")
+    assert "no loops to count" in plain.out
+    assert not any(k[0] == "loops" for k in read(scripts, "an_text"))
+
+
+def test_what_cannot_be_analyzed(scripts):
+    scripts("train.py", *TINY, "--dataset=shakespeare_char", "--block_size=16", "--model_type=gpt", "--n_layer=1",
+            "--max_iters=1", "--out_dir=an_gpt")
+    assert "no loops" in scripts("analyze.py", "--out_dir=an_gpt", status=None).err
+    assert "does not exist" in scripts("analyze.py", "--out_dir=an_none", status=None).err
