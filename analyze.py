@@ -18,7 +18,6 @@ analyze.csv: what, weights, loop, class, value, low, high, n; the pictures are d
 """
 import copy
 import csv
-import html
 import math
 import os
 from types import SimpleNamespace
@@ -31,6 +30,7 @@ from tqdm import tqdm
 
 import addition
 import dataset as datasets
+import figures
 import runtime
 from configurator import class_settings, configure
 from looplm_kernels import HALTS_ABOVE, relative_change, softmax_statistics
@@ -55,7 +55,6 @@ PUSH, PUSHED_LOOPS = 1e-3, 4    # relative size of the perturbation, and the loo
 CHUNK = 2048                    # tokens a forward pass: states of all loops and logits of one must fit in memory
 FIELDS = ("what", "weights", "loop", "class", "value", "low", "high", "n")
 CLASSES = ("space", "punctuation", "first letter", "inside a word")
-STYLE = {"trained": dict(color="k", marker="o", ls="-"), "untrained": dict(color="0.5", marker="s", ls="--")}
 
 
 # ---- statistics: plain functions on tensors
@@ -65,8 +64,7 @@ def interval(x):
 
     Sums of a sequence are what is independent: the variance of a ratio of sums, clustered by sequence.
     """
-    x = torch.as_tensor(x).double()
-    x = x.reshape(len(x), -1)
+    x = torch.as_tensor(x).double().reshape(len(x), -1)
     count, total = (~x.isnan()).sum(1), x.nansum(1)
     n, groups = int(count.sum()), int((count > 0).sum())
     mean = float(total.sum() / n) if n else math.nan
@@ -294,19 +292,18 @@ def trajectory_rows(name, seen, s):
 
 def taken(model, s):
     """Loops (N,T) by the model's own rule, and those tokens (N,T) whose score never passed."""
-    loops, never = [], []
+    found = []
     for (x,) in chunks(s.X):
         record = model.think(x)[1]
         score = record["score"].gather(-1, (record["loops"] - 1).clamp(min=0)[..., None]).squeeze(-1)
         limit = model.halting_plan(x, s.L)[1]
         passed = score >= limit if model.config.halt in HALTS_ABOVE else score <= limit
-        loops.append(record["loops"].cpu())
-        never.append(((record["loops"] > 0) & ~passed).cpu())
-    return torch.cat(loops), torch.cat(never)
+        found.append((record["loops"].cpu(), ((record["loops"] > 0) & ~passed).cpu()))
+    return map(torch.cat, zip(*found, strict=True))
 
 
-def histogram(what, name, loops, group, mask, most):
-    return [row(what, name, interval(over(loops == l, mask)), l, group) for l in range(1, most + 1)]
+def histogram(what, name, loops, group, mask):
+    return [row(what, name, interval(over(loops == l, mask)), l, group) for l in range(1, int(loops.max()) + 1)]
 
 
 def halting_rows(name, model, seen, s):
@@ -314,13 +311,12 @@ def halting_rows(name, model, seen, s):
     loops, never = taken(model, s)
     s.loops[name], rows = loops, []
     for group, mask in s.groups.items():
-        rows += histogram("loops_histogram", name, loops, group, mask, int(loops.max()))
+        rows += histogram("loops_histogram", name, loops, group, mask)
         rows += [row("loops", name, interval(over(loops, mask)), "", group)]
-    rows += [row("never_passes", name, number(int((never & s.main).sum()), int(s.main.sum())), "", s.first)]
-    rows += [row("loops", name, interval(over(loops, mask)), "", group) for group, mask in s.kinds.items()
-             if mask.any()]
-    return rows + [row("loops_spearman_with_loss", name, spearman(over(loops, s.main), seen["loss"][s.L - 1]), "",
-                       s.first)]
+    rows += [row("never_passes", name, number((never & s.main).sum(), int(s.main.sum())), "", s.first)]
+    rows += [row("loops", name, interval(over(loops, m)), "", k) for k, m in s.kinds.items() if m.any()]
+    rho = spearman(over(loops, s.main), seen["loss"][s.L - 1])
+    return rows + [row("loops_spearman_with_loss", name, rho, "", s.first)]
 
 
 def diagnosis_rows(name, model, seen, s):
@@ -337,9 +333,9 @@ def diagnosis_rows(name, model, seen, s):
     for t in (own, 0.5):  # really halting, the others attending to frozen states
         c.halt, c.halt_threshold, c.think_threshold = "confidence", t, None
         loops, never = taken(model, s)
-        rows += histogram("confidence_loops_histogram", name, loops, f"{t:g}", s.main, int(loops.max()))
-        rows += [row("confidence_never_passes", name, number(int((never & s.main).sum()), int(s.main.sum())), "",
-                     f"{t:g}")]
+        rows += histogram("confidence_loops_histogram", name, loops, f"{t:g}", s.main)
+        never = number((never & s.main).sum(), int(s.main.sum()))
+        rows += [row("confidence_never_passes", name, never, "", f"{t:g}")]
     c.halt, c.halt_threshold, c.think_threshold = kept
     return rows
 
@@ -408,193 +404,18 @@ def jacobian_rows(name, model, s):
     idx, mask = s.X[:sequences].to(device), s.reads[:sequences].to(device)
     x0 = model.embed(idx)
     path, rows = [x0, *model.states(idx, s.total)], []
-    generator = torch.Generator().manual_seed(seed)
+    gen = torch.Generator().manual_seed(seed)
     at = s.L if s.L < s.limit else max(0, s.limit - PUSHED_LOOPS)
     count = min(PUSHED_LOOPS, s.limit - at)
-    ratio = perturbation_ratios(lambda h, k: model.loop(h, x0, at + 1 + k), path[at], mask, PUSH, count, generator)
+    ratio = perturbation_ratios(lambda h, k: model.loop(h, x0, at + 1 + k), path[at], mask, PUSH, count, gen)
     rows += [row("push_ratio", name, interval(r), at + k, "one loop") for k, r in enumerate(ratio, 1)]
     rows += [row("push_ratio", name, interval(ratio.log().mean(0).exp()), at, f"mean of {count} loops")]
     for l in sorted({min(s.L, s.limit - 1), min(s.total, s.limit - 1)}):
-        radius, residual = spectral_radius(lambda h, l=l: model.loop(h, x0, l + 1), path[l], mask, iterations,
-                                           generator)
+        radius, residual = spectral_radius(lambda h, l=l: model.loop(h, x0, l + 1), path[l], mask, iterations, gen)
         rows += [row("spectral_radius", name, interval(radius), l, f"{iterations} iterations"),
                  row("spectral_radius_highest", name, number(radius.max(), len(radius)), l),
                  row("spectral_radius_residual", name, interval(residual), l, f"{iterations} iterations")]
     return rows
-
-
-# ---- pictures, from the rows
-
-def pick(rows, what, weights, group=None):
-    """The rows of one statistic as arrays: loop, value, low, high; and their classes."""
-    found = [r for r in rows if (r["what"], r["weights"]) == (what, weights) and group in (None, r["class"])]
-    columns = ([math.nan if r[key] == "" else r[key] for r in found] for key in ("loop", "value", "low", "high"))
-    return (*map(np.array, columns), [r["class"] for r in found])
-
-
-def panels(count):
-    """A figure of so many axes, 3 in a line."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    columns = min(count, 2 if count == 4 else 3)
-    lines = -(-count // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(4.4 * columns, 3.3 * lines), layout="constrained",
-                                squeeze=False)
-    for ax in axes.flat[count:]:
-        ax.axis("off")
-    return figure, axes.flat[:count]
-
-
-def save(figure, name, title):
-    import matplotlib.pyplot as plt
-    figure.suptitle(title, fontsize=9)
-    figure.savefig(os.path.join(out_dir, name), dpi=110)
-    plt.close(figure)
-    pictures.append(name)
-
-
-def label(ax, x, y, title="", whole=True, **more):
-    """Names of the axes; whole: only whole numbers stand on the x axis."""
-    ax.set(xlabel=x, ylabel=y, **more)
-    ax.set_title(title, fontsize=9)
-    if whole:
-        ax.xaxis.get_major_locator().set_params(integer=True)
-
-
-def curves(ax, rows, what, group=None, name="", **style):
-    """Trained and untrained against the loop, with the interval as a band."""
-    for weights in STYLE:
-        x, y, low, high, _ = pick(rows, what, weights, group)
-        look = STYLE[weights] | dict(ms=4, markevery=max(1, len(x) // 12), label=f"{name} {weights}".strip()) | style
-        ax.plot(x, y, **look)
-        ax.fill_between(x, low, high, color=look["color"], alpha=0.2, lw=0)
-
-
-def bars(ax, rows, what, groups=None, group=None):
-    """Bars of trained (filled) and untrained (hatched): a bar for each of the groups, or for each loop of one group."""
-    for i, weights in enumerate(STYLE):
-        x, y, low, _, classes = pick(rows, what, weights, group)
-        if groups:
-            y, low = (np.array([values[classes.index(g)] for g in groups]) for values in (y, low))
-            x = np.arange(len(groups))
-        ax.bar(x + 0.4 * i - 0.2, y, 0.38, yerr=np.nan_to_num(y - low), color=("0.3", "w")[i], edgecolor="k",
-               hatch=("", "///")[i], label=weights)
-    if groups:
-        ax.set_xticks(range(len(groups)), groups, rotation=35, ha="right", fontsize=7)
-
-
-def draw_trajectories(rows, s):
-    figure, axes = panels(6)
-    names = dict(entropy="entropy of the readout (nats)", loss="loss (nats a token)", confidence="largest probability",
-                 delta="delta: relative change of the state", norm="norm of the state h", flips="arg-max flips (share)")
-    for ax, (key, y) in zip(axes, names.items(), strict=True):
-        curves(ax, rows, key, s.first)
-        ax.axvline(s.L, color="0.6", lw=0.8, ls=":")
-        label(ax, "loop l", y, yscale="log" if key == "delta" else "linear")
-    axes[0].legend(fontsize=7)
-    save(figure, "trajectories.png", f"{s.title}; " + (
-        f"the learned step encoding ends at loop {s.L}" if s.limit == s.L else f"dotted: the {s.L} loops of training"))
-
-
-def draw_halting(rows, s):
-    """Loops by the rule and by kind of token; the distribution of confidence, and the loops it would give."""
-    figure, axes = panels(2 * (s.rule != "none") + 3 * halting)
-    if s.rule != "none":
-        bars(axes[0], rows, "loops_histogram", group=s.first)
-        label(axes[0], "loops taken", "share of tokens", f"halting: {s.rule}")
-        kinds = pick(rows, "loops", "trained")[-1]
-        bars(axes[1], rows, "loops", [k for k in s.kinds if k in kinds])
-        label(axes[1], "what the token writes", "mean loops", whole=False)
-    if halting:
-        ax, thresholds = axes[-3], pick(rows, "confidence_never_passes", "trained")[-1]
-        for q, ls in (("0.05", ":"), ("0.5", "-"), ("0.95", "--")):
-            curves(ax, rows, "confidence_quantile", q, ls=ls, name=f"{float(q):.0%}")
-        for t in thresholds:
-            ax.axhline(float(t), color="k", lw=0.6)
-        label(ax, "loop l", "largest probability", f"quantiles; lines: thresholds {', '.join(thresholds)}")
-        ax.legend(fontsize=6, framealpha=0.6)
-        for ax, t in zip(axes[-2:], thresholds, strict=True):
-            bars(ax, rows, "confidence_loops_histogram", group=t)
-            label(ax, "loops taken", "share of tokens", f"halting by confidence at {t}")
-    axes[0].legend(fontsize=7)
-    save(figure, "halting.png", s.title)
-
-
-def draw_probes(rows, s):
-    groups = list(dict.fromkeys(pick(rows, "probe_accuracy", "trained")[-1]))
-    figure, axes = panels(len(groups))
-    for ax, group in zip(axes, groups, strict=True):
-        curves(ax, rows, "probe_accuracy", group, "linear probe")
-        if group in pick(rows, "lens_accuracy", "trained")[-1]:
-            curves(ax, rows, "lens_accuracy", group, "logit lens", marker="^", mfc="w")
-        ax.axhline(pick(rows, "majority_accuracy", "trained", group)[1][0], color="k", ls=":", lw=1, label="commonest")
-        ax.axvline(s.L, color="0.6", lw=0.8, ls=":")
-        label(ax, "loop l (0: the embedding)", "accuracy", group)
-    axes[0].legend(fontsize=7)
-    save(figure, "probes.png", s.title)
-
-
-def draw_fixed_points(rows, s):
-    figure, axes = panels(4 + len(s.difficulty))
-    for ax, weights in zip(axes, STYLE, strict=False):
-        for eps, marker in zip(EPSILONS, "osd^v", strict=True):
-            x, y, *_ = pick(rows, "converged_by", weights, f"{eps:g}")
-            ax.plot(x, y, "k-", marker=marker, ms=4, mfc="w", lw=0.8, label=f"{eps:g}")
-        label(ax, "loop l", "share with delta < eps by loop l", weights, ylim=(-0.03, 1.03))
-        ax.legend(title="eps", fontsize=7)
-    for weights, look in STYLE.items():
-        _, y, _, _, periods = pick(rows, "return_after", weights)
-        axes[2].plot([int(p.split()[0]) for p in periods], y, **look, ms=4, label=weights)
-        for ax, what, name in ((axes[2], "delta", "delta (p = 1)"), (axes[3], "spectral_radius", "spectral radius")):
-            y = pick(rows, what, weights, s.first if what == "delta" else None)[1]
-            ax.axhline(y[-1 if what == "delta" else 0], color=look["color"], ls=":", lw=1, label=f"{name}, {weights}")
-    label(axes[2], "period p (loops)", "|h_l - h_(l-p)| / |h_l|", f"at loop {s.total}", yscale="log")
-    curves(axes[3], rows, "push_ratio", "one loop")
-    label(axes[3], "loop l", "growth of a push in one loop", f"pushed by {PUSH:g}")
-    for ax, key in zip(axes[4:], s.difficulty, strict=True):
-        for weights, look in STYLE.items():
-            _, y, low, _, groups = pick(rows, "convergence_loop", weights)
-            at = [i for i, g in enumerate(groups) if g.startswith(key)]
-            ax.errorbar([int(groups[i].split()[1]) for i in at], y[at], (y - low)[at], **look, ms=4, capsize=2,
-                        label=weights)
-        ax.axhline(s.total + 1, color="k", lw=0.6, label="never")
-        label(ax, dict(digits="digits of the longer operand", chain="longest carry chain (places)")[key],
-              f"mean first loop with delta < {converged:g}")
-    for ax in axes[2:]:
-        ax.legend(fontsize=7)
-    save(figure, "fixed_points.png", s.title)
-
-
-def draw_example(s, decode):
-    """Validation text, each character dark by the loops of the token that writes it: PNG and HTML."""
-    shown = slice(0, -(-384 // s.Y.size(1)))  # sequences, one after the other
-    text = [decode(t).replace("\n", "⏎") for t in s.Y[shown].flatten().tolist()]
-    most, width = max(2, *(int(x.max()) for x in s.loops.values())), 64
-    lines = -(-len(text) // width)
-    figure, axes = panels(2)
-    figure.set_size_inches(2 + 16, 0.8 + 0.26 * lines)
-    page = [f"<!doctype html><meta charset=utf-8><title>loops</title><p>{html.escape(s.title)}: each token is shaded "
-            f"by the loops taken to write it, white 1 to dark {most}; ⏎ is a new line"]
-    for ax, (weights, loops) in zip(axes, s.loops.items(), strict=True):
-        shade = np.full(lines * width, np.nan)
-        shade[:len(text)] = (loops[shown].flatten() - 1) * 0.7 / (most - 1)
-        image = ax.imshow(shade.reshape(lines, width), cmap="Greys", vmin=0, vmax=1, aspect="auto")
-        page.append(f"<h3>{weights}</h3><div style='font:14px monospace;white-space:pre-wrap'>")
-        for i, c in enumerate(text):
-            ink, grey = ("#fff" if shade[i] > 0.5 else "#000"), round(255 * (1 - shade[i]))
-            ax.text(i % width, i // width, c.replace("$", r"\$"), ha="center", va="center", fontsize=8, color=ink)
-            page[-1] += (f"<span title='{int(loops[shown].flatten()[i])}' style='background:rgb({grey},{grey},{grey});"
-                         f"color:{ink}'>{html.escape(c)}</span>")
-        page[-1] += "</div>"
-        ax.set(xticks=[], yticks=[], title=f"{weights}: loops of the token that writes each character")
-    ticks = [l for l in range(1, most + 1) if (l - 1) % -(-most // 12) == 0]
-    figure.colorbar(image, ax=axes, label="loops", boundaries=np.linspace(0, 0.7, 99),
-                    ticks=[(l - 1) * 0.7 / (most - 1) for l in ticks]).ax.set_yticklabels(ticks)
-    save(figure, "example.png", s.title)
-    with runtime.open_output(os.path.join(out_dir, "example.html")) as f:
-        f.write("\n".join(page))
-    pictures.append("example.html")
 
 
 # ---- the run
@@ -608,7 +429,7 @@ def subject(model, data):
     meta, L = data.meta, model.trained_loops
     limit = len(model.step_bias) if model.config.step_encoding == "learned" else math.inf
     s = SimpleNamespace(L=L, limit=limit, total=int(min(max(1, times) * L, limit)), rule=model.config.halt, loops={},
-                        train_X=train_X, title=path)
+                        train_X=train_X, title=path, halting=halting, converged=converged, epsilons=EPSILONS, push=PUSH)
     if meta.kind == "text":
         every = torch.ones_like(X, dtype=torch.bool)
         kinds = character_classes(X, Y, lambda t: datasets.decode(meta, [t]))
@@ -625,11 +446,9 @@ def subject(model, data):
     main, reads = Y >= 0, X != model.config.pad_token
     place, carry, length, chain = answer_labels(X, Y, meta.plain)
     known, known_carry, *_ = answer_labels(train_X, train_Y, meta.plain)
-    places, tasks = range(int(place.max()) + 1), {}
-    for k in places:
-        tasks[f"digit {k}"] = ((known == k, train_Y), (place == k, Y), 10, True)
-    for k in places[1:]:
-        tasks[f"carry into {k}"] = ((known == k, known_carry), (place == k, carry), 2, False)
+    places = range(int(place.max()) + 1)
+    tasks = {f"digit {k}": ((known == k, train_Y), (place == k, Y), 10, True) for k in places}
+    tasks |= {f"carry into {k}": ((known == k, known_carry), (place == k, carry), 2, False) for k in places[1:]}
     kinds = {f"digit {k}, carry {c}": (place == k) & (carry == c) for k in places for c in (0, 1)}
     return SimpleNamespace(
         **vars(s), X=X, Y=Y, reads=reads, main=main, first="answer", tasks=tasks,
@@ -673,28 +492,20 @@ def main():
             raise SystemExit(f"{path} is a plain GPT, which has no loops to look at")
         runtime.seed_torch(seed)
         fresh = build(saved["model_args"]).state_dict()
-        weights = dict(trained=model, untrained=from_checkpoint(dict(saved, model=fresh, ema=None),
-                                                                **overrides).to(device))
+        fresh = from_checkpoint(dict(saved, model=fresh, ema=None), **overrides).to(device)
         data = datasets.open_dataset(saved.get("config", {}).get("dataset", "?"), like=saved.get("meta"))
         s = subject(model, data)
         print(f"{path}: {model.get_num_params():,} parameters, {s.L} loops, {s.X.size(0)} sequences of {s.X.size(1)} "
               f"tokens, up to {s.total} loops{', where the learned steps end' * (s.limit == s.total)}; halt: {s.rule}"
               + ", so there are no loops to count; a --halt would do" * (s.rule == "none"))
-        rows = [r for name, m in weights.items() for r in measure(name, m, s)]
+        rows = [r for name, m in (("trained", model), ("untrained", fresh)) for r in measure(name, m, s)]
     except (ValueError, RuntimeError) as e:
         raise SystemExit(f"{path}: {e}") from None
     with runtime.open_output(target) as f:
         writer = csv.DictWriter(f, FIELDS)
         writer.writeheader()
         writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in r.items()} for r in rows)
-    draw_trajectories(rows, s)
-    draw_fixed_points(rows, s)
-    if s.rule != "none" or halting:
-        draw_halting(rows, s)
-    if pick(rows, "probe_accuracy", "trained")[-1]:
-        draw_probes(rows, s)
-    if s.first == "all" and s.loops:
-        draw_example(s, lambda t: datasets.decode(data.meta, [t]))
+    pictures = figures.draw_analysis(rows, s, out_dir, lambda t: datasets.decode(data.meta, [t]))
     print_summary(rows, s)
     print(f"csv: {target}\npictures: {', '.join(pictures)}")
 
@@ -706,7 +517,7 @@ if __name__ == "__main__":
     overrides = {k: v for k, v in overrides.items() if k in given}
     device = runtime.choose_device(device)
     path = runtime.find_checkpoint(checkpoint, out_dir or "out")
-    saved, out_dir, pictures = runtime.load_checkpoint(path), out_dir or os.path.dirname(path), []
+    saved, out_dir = runtime.load_checkpoint(path), out_dir or os.path.dirname(path)
     target = os.path.join(out_dir, "analyze.csv")
     os.makedirs(out_dir or ".", exist_ok=True)
     runtime.open_output(target, "a").close()  # a wrong path should fail now, not after the work

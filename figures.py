@@ -1,33 +1,59 @@
-"""The figures of evaluate.py, drawn from the rows of its table; they read well in black and white."""
+"""The figures of evaluate.py and analyze.py, drawn from the rows of their tables alone; only the example of analyze.py
+also shows a text and the loops of its tokens. They read well in black and white.
+
+Pictures of analyze.py take the rows, the namespace s of what was looked at, with the settings they need, and a path.
+"""
+import html
 import math
+import os
 
 import numpy as np
 
+import runtime
 
-def new_figure(columns, width):
-    """A figure and its axes in one row, which share the scale of y; never needs a screen."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt  # only here: it takes a second, and most evaluations draw nothing
-    return plt.subplots(1, columns, figsize=(width, 3.8), layout="constrained", sharey=True)
+STYLE = {"trained": dict(color="k", marker="o", ls="-"), "untrained": dict(color="0.5", marker="s", ls="--")}
 
 
-def save(figure, axes, path):
-    """Finish and write a figure; SystemExit with one line if that cannot be."""
+def new_figure(count, size=None):
+    """A figure and so many axes: one row of the size given, sharing the scale of y, else 3 in a line, each by itself.
+
+    It is none of pyplot's, so it never needs a screen, and nothing has to close it.
+    """
+    from matplotlib.figure import Figure  # only here: it takes a second, and most evaluations draw nothing
+    columns = count if size else min(count, 2 if count == 4 else 3)
+    lines = -(-count // columns)
+    figure = Figure(figsize=size or (4.4 * columns, 3.3 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False, sharey=bool(size))
+    for ax in axes.flat[count:]:
+        ax.axis("off")
+    return figure, axes.flat[:count]
+
+
+def save(figure, path, title="", fontsize=9, dpi=110):
+    """Write a figure; SystemExit with one line if that cannot be."""
+    if title:
+        figure.suptitle(title, fontsize=fontsize)
+    try:
+        figure.savefig(path, dpi=dpi)
+    except OSError as e:
+        raise SystemExit(f"{path} cannot be written: {e.strerror}") from None
+
+
+# ---- of evaluate.py
+
+def finish(figure, axes, path, title=""):
+    """Grid and legend of every panel; write the figure and say so."""
     for ax in axes:
         ax.grid(alpha=0.3)
         if ax.has_data():
             ax.legend(fontsize=8)
-    try:
-        figure.savefig(path, dpi=130)
-    except OSError as e:
-        raise SystemExit(f"{path} cannot be written: {e.strerror}") from None
+    save(figure, path, title, fontsize=10, dpi=130)
     print(f"figure: {path}")
 
 
 def draw_loops(table, path):
     """Loops of solved problems against the digit count, and against the carry chain with a line a digit count."""
-    figure, (left, right) = new_figure(2, 10)
+    figure, (left, right) = new_figure(2, (10, 3.8))
     means = []
     for kind, style, fill in (("uniform", "k-o", "k"), ("hard", "k--s", "w")):
         own = [r for r in table if r["kind"] == kind and "loops_most_solved" in r]
@@ -53,24 +79,189 @@ def draw_loops(table, path):
     right.set(xlabel="longest carry chain (places)", title="uniform and hard, at least 10 solved problems a point")
     for ax in (left, right):
         ax.xaxis.get_major_locator().set_params(integer=True)
-    save(figure, (left, right), path)
+    finish(figure, (left, right), path)
 
 
 def draw_frontier(table, path):
     """Accuracy against loops, a panel a rule: the rule, its random control and the fixed depths."""
     rows = sorted((r for r in table if r["kind"] == "frontier"), key=lambda r: r["loops"])
     rules = sorted({r["rule"] for r in rows} - {"fixed"})
-    figure, axes = new_figure(len(rules), 0.6 + 3.1 * len(rules))
+    figure, axes = new_figure(len(rules), (0.6 + 3.1 * len(rules), 3.8))
     for ax, rule in zip(axes, rules, strict=True):
-        for name, prefix, label, style, fill in (
+        for name, prefix, text, style, fill in (
                 ("fixed", "", "fixed depth", "k--s", "w"), (rule, "", rule, "k-o", "k"),
                 (rule, "random_", "random, the same loops", "k:^", "w")):
             own = [r for r in rows if r["rule"] == name]
             x = [r["loops"] for r in own]
             y, low, high = ([100 * r[prefix + key] for r in own] for key in ("accuracy", "low", "high"))
-            ax.plot(x, y, style, mfc=fill, ms=5, label=label)
+            ax.plot(x, y, style, mfc=fill, ms=5, label=text)
             ax.fill_between(x, low, high, color="k", alpha=0.12, lw=0)
         ax.set(xlabel="loops a token of the answer", title=rule)
     axes[0].set_ylabel("exact match (%), mean over digit counts")
-    figure.suptitle(f"{rows[0]['problems']} problems a point; bands: 95% interval", fontsize=10)
-    save(figure, axes, path)
+    finish(figure, axes, path, f"{rows[0]['problems']} problems a point; bands: 95% interval")
+
+
+# ---- of analyze.py
+
+def pick(rows, what, weights, group=None):
+    """The rows of one statistic as arrays: loop, value, low, high; and their classes."""
+    found = [r for r in rows if (r["what"], r["weights"]) == (what, weights) and group in (None, r["class"])]
+    columns = ([math.nan if r[key] == "" else r[key] for r in found] for key in ("loop", "value", "low", "high"))
+    return (*map(np.array, columns), [r["class"] for r in found])
+
+
+def label(ax, x, y, title="", whole=True, **more):
+    """Names of the axes; whole: only whole numbers stand on the x axis."""
+    ax.set(xlabel=x, ylabel=y, **more)
+    ax.set_title(title, fontsize=9)
+    if whole:
+        ax.xaxis.get_major_locator().set_params(integer=True)
+
+
+def curves(ax, rows, what, group=None, name="", **style):
+    """Trained and untrained against the loop, with the interval as a band."""
+    for weights in STYLE:
+        x, y, low, high, _ = pick(rows, what, weights, group)
+        look = STYLE[weights] | dict(ms=4, markevery=max(1, len(x) // 12), label=f"{name} {weights}".strip()) | style
+        ax.plot(x, y, **look)
+        ax.fill_between(x, low, high, color=look["color"], alpha=0.2, lw=0)
+
+
+def bars(ax, rows, what, groups=None, group=None):
+    """Bars of trained (filled) and untrained (hatched): a bar for each of the groups, or for each loop of one group."""
+    for i, weights in enumerate(STYLE):
+        x, y, low, _, classes = pick(rows, what, weights, group)
+        if groups:
+            y, low = (np.array([values[classes.index(g)] for g in groups]) for values in (y, low))
+            x = np.arange(len(groups))
+        ax.bar(x + 0.4 * i - 0.2, y, 0.38, yerr=np.nan_to_num(y - low), color=("0.3", "w")[i], edgecolor="k",
+               hatch=("", "///")[i], label=weights)
+    if groups:
+        ax.set_xticks(range(len(groups)), groups, rotation=35, ha="right", fontsize=7)
+
+
+def draw_trajectories(rows, s, path):
+    figure, axes = new_figure(6)
+    names = dict(entropy="entropy of the readout (nats)", loss="loss (nats a token)", confidence="largest probability",
+                 delta="delta: relative change of the state", norm="norm of the state h", flips="arg-max flips (share)")
+    for ax, (key, y) in zip(axes, names.items(), strict=True):
+        curves(ax, rows, key, s.first)
+        ax.axvline(s.L, color="0.6", lw=0.8, ls=":")
+        label(ax, "loop l", y, yscale="log" if key == "delta" else "linear")
+    axes[0].legend(fontsize=7)
+    save(figure, path, f"{s.title}; " + (
+        f"the learned step encoding ends at loop {s.L}" if s.limit == s.L else f"dotted: the {s.L} loops of training"))
+
+
+def draw_halting(rows, s, path):
+    """Loops by the rule and by kind of token; the distribution of confidence, and the loops it would give."""
+    figure, axes = new_figure(2 * (s.rule != "none") + 3 * s.halting)
+    if s.rule != "none":
+        bars(axes[0], rows, "loops_histogram", group=s.first)
+        label(axes[0], "loops taken", "share of tokens", f"halting: {s.rule}")
+        kinds = pick(rows, "loops", "trained")[-1]
+        bars(axes[1], rows, "loops", [k for k in s.kinds if k in kinds])
+        label(axes[1], "what the token writes", "mean loops", whole=False)
+    if s.halting:
+        ax, thresholds = axes[-3], pick(rows, "confidence_never_passes", "trained")[-1]
+        for q, ls in (("0.05", ":"), ("0.5", "-"), ("0.95", "--")):
+            curves(ax, rows, "confidence_quantile", q, ls=ls, name=f"{float(q):.0%}")
+        for t in thresholds:
+            ax.axhline(float(t), color="k", lw=0.6)
+        label(ax, "loop l", "largest probability", f"quantiles; lines: thresholds {', '.join(thresholds)}")
+        ax.legend(fontsize=6, framealpha=0.6)
+        for ax, t in zip(axes[-2:], thresholds, strict=True):
+            bars(ax, rows, "confidence_loops_histogram", group=t)
+            label(ax, "loops taken", "share of tokens", f"halting by confidence at {t}")
+    axes[0].legend(fontsize=7)
+    save(figure, path, s.title)
+
+
+def draw_probes(rows, s, path):
+    groups = list(dict.fromkeys(pick(rows, "probe_accuracy", "trained")[-1]))
+    figure, axes = new_figure(len(groups))
+    for ax, group in zip(axes, groups, strict=True):
+        curves(ax, rows, "probe_accuracy", group, "linear probe")
+        if group in pick(rows, "lens_accuracy", "trained")[-1]:
+            curves(ax, rows, "lens_accuracy", group, "logit lens", marker="^", mfc="w")
+        ax.axhline(pick(rows, "majority_accuracy", "trained", group)[1][0], color="k", ls=":", lw=1, label="commonest")
+        ax.axvline(s.L, color="0.6", lw=0.8, ls=":")
+        label(ax, "loop l (0: the embedding)", "accuracy", group)
+    axes[0].legend(fontsize=7)
+    save(figure, path, s.title)
+
+
+def draw_fixed_points(rows, s, path):
+    figure, axes = new_figure(4 + len(s.difficulty))
+    for ax, weights in zip(axes, STYLE, strict=False):
+        for eps, marker in zip(s.epsilons, "osd^v", strict=True):
+            x, y, *_ = pick(rows, "converged_by", weights, f"{eps:g}")
+            ax.plot(x, y, "k-", marker=marker, ms=4, mfc="w", lw=0.8, label=f"{eps:g}")
+        label(ax, "loop l", "share with delta < eps by loop l", weights, ylim=(-0.03, 1.03))
+        ax.legend(title="eps", fontsize=7)
+    for weights, look in STYLE.items():
+        _, y, _, _, periods = pick(rows, "return_after", weights)
+        axes[2].plot([int(p.split()[0]) for p in periods], y, **look, ms=4, label=weights)
+        for ax, what, name in ((axes[2], "delta", "delta (p = 1)"), (axes[3], "spectral_radius", "spectral radius")):
+            y = pick(rows, what, weights, s.first if what == "delta" else None)[1]
+            ax.axhline(y[-1 if what == "delta" else 0], color=look["color"], ls=":", lw=1, label=f"{name}, {weights}")
+    label(axes[2], "period p (loops)", "|h_l - h_(l-p)| / |h_l|", f"at loop {s.total}", yscale="log")
+    curves(axes[3], rows, "push_ratio", "one loop")
+    label(axes[3], "loop l", "growth of a push in one loop", f"pushed by {s.push:g}")
+    for ax, key in zip(axes[4:], s.difficulty, strict=True):
+        for weights, look in STYLE.items():
+            _, y, low, _, groups = pick(rows, "convergence_loop", weights)
+            at = [i for i, g in enumerate(groups) if g.startswith(key)]
+            ax.errorbar([int(groups[i].split()[1]) for i in at], y[at], (y - low)[at], **look, ms=4, capsize=2,
+                        label=weights)
+        ax.axhline(s.total + 1, color="k", lw=0.6, label="never")
+        label(ax, dict(digits="digits of the longer operand", chain="longest carry chain (places)")[key],
+              f"mean first loop with delta < {s.converged:g}")
+    for ax in axes[2:]:
+        ax.legend(fontsize=7)
+    save(figure, path, s.title)
+
+
+def draw_example(s, decode, path):
+    """Validation text, each character dark by the loops of the token that writes it; also as HTML beside path."""
+    shown = slice(0, -(-384 // s.Y.size(1)))  # sequences, one after the other
+    text = [decode(t).replace("\n", "⏎") for t in s.Y[shown].flatten().tolist()]
+    most, width = max(2, *(int(x.max()) for x in s.loops.values())), 64
+    lines = -(-len(text) // width)
+    figure, axes = new_figure(2, (18, 0.8 + 0.26 * lines))
+    page = [f"<!doctype html><meta charset=utf-8><title>loops</title><p>{html.escape(s.title)}: each token is shaded "
+            f"by the loops taken to write it, white 1 to dark {most}; ⏎ is a new line"]
+    for ax, (weights, loops) in zip(axes, s.loops.items(), strict=True):
+        shade = np.full(lines * width, np.nan)
+        shade[:len(text)] = (loops[shown].flatten() - 1) * 0.7 / (most - 1)
+        image = ax.imshow(shade.reshape(lines, width), cmap="Greys", vmin=0, vmax=1, aspect="auto")
+        page.append(f"<h3>{weights}</h3><div style='font:14px monospace;white-space:pre-wrap'>")
+        for i, c in enumerate(text):
+            ink, grey = ("#fff" if shade[i] > 0.5 else "#000"), round(255 * (1 - shade[i]))
+            ax.text(i % width, i // width, c.replace("$", r"\$"), ha="center", va="center", fontsize=8, color=ink)
+            page[-1] += (f"<span title='{int(loops[shown].flatten()[i])}' style='background:rgb({grey},{grey},{grey});"
+                         f"color:{ink}'>{html.escape(c)}</span>")
+        page[-1] += "</div>"
+        ax.set(xticks=[], yticks=[], title=f"{weights}: loops of the token that writes each character")
+    ticks = [l for l in range(1, most + 1) if (l - 1) % -(-most // 12) == 0]
+    figure.colorbar(image, ax=axes, label="loops", boundaries=np.linspace(0, 0.7, 99),
+                    ticks=[(l - 1) * 0.7 / (most - 1) for l in ticks]).ax.set_yticklabels(ticks)
+    save(figure, path, s.title)
+    with runtime.open_output(os.path.splitext(path)[0] + ".html") as f:
+        f.write("\n".join(page))
+
+
+def draw_analysis(rows, s, folder, decode):
+    """Every picture there is something to show in, and their names; decode turns a token into text."""
+    drawn = dict(trajectories=draw_trajectories, fixed_points=draw_fixed_points)
+    if s.rule != "none" or s.halting:
+        drawn["halting"] = draw_halting
+    if pick(rows, "probe_accuracy", "trained")[-1]:
+        drawn["probes"] = draw_probes
+    for name, draw in drawn.items():
+        draw(rows, s, os.path.join(folder, f"{name}.png"))
+    names = [f"{name}.png" for name in drawn]
+    if s.first == "all" and s.loops:
+        draw_example(s, decode, os.path.join(folder, "example.png"))
+        names += ["example.png", "example.html"]
+    return names
