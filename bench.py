@@ -23,6 +23,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 
@@ -41,7 +42,7 @@ out = ""                        # the CSV; empty: results/bench_<gpu>.csv
 device = "auto"                 # auto, cuda; cpu: a dry run
 replays = 30                    # timed replays of each path
 workers = 10                    # groups that get ready side by side
-seconds = 90                    # for a group to get ready, and for each of its rows after that
+seconds = 90                    # for a group to get a path ready, and for each of its rows after that
 
 COLUMNS = ("table", "case", "path", "microseconds", "per_loop", "ratio", "ratio_to", "bar", "note")
 TOLERANCE = 2e-2                # relative error of a bf16 result
@@ -321,6 +322,7 @@ def loop_case(T, C, B, mode):
     update = functools.partial(kernels.halt_update, backend=backend(), inplace=True) if adaptive else None
     reference = kernels.halt_update_reference if adaptive else None
     exact = copy.deepcopy(model).float()  # of the same weights
+    tell("the reference")
     right = all_loops(exact, x0.float(), whole, kernels.halt_update_reference)
     short, name = T == 64 and C == 128, f"{T}x{C}x{B} {mode}"
     least = 2.0 if short else 1.5 if T == 64 and C == 256 else None
@@ -381,6 +383,7 @@ def row_of(case, p, times, ceilings):
     """Time a path: its row. times: microseconds of the paths so far by (case, path); ceilings: bytes and FLOP/s."""
     row = dict(table=case.table, case=case.name, path=p.name, note=p.note)
     if p.run is None:
+        row["bar"] = ", ".join(f"{what} {sign} {bound} MISSED" for what, sign, bound in p.bars)
         return row
     us = times[case.name, p.name] = clock(p.run) / p.calls
     against = p.against or (case.name, case.paths[0].name)
@@ -455,11 +458,11 @@ def run_batch(batch, ceilings, emit):
             running.append((job, context.Process(target=work, args=(job, theirs)), pipe))
             running[-1][1].start()
             theirs.close()
-        until, failed = time.monotonic() + seconds, {}
+        failed = {}
         for i, (_, process, pipe) in enumerate(running):
             at = "its start"
             try:
-                while (message := receive(process, pipe, until)) != "ready":
+                while (message := receive(process, pipe, time.monotonic() + seconds)) != "ready":
                     at = message
             except RuntimeError as e:
                 failed[i] = RuntimeError(f"{e}, at {at}")
@@ -499,8 +502,8 @@ def markdown(rows):
             if row["table"] == table:
                 cases.setdefault(row["case"], []).append(row)
                 names |= {row["path"]: None} if "path" in row else {}
-        first, *others = names
-        lines += ["", f"| {' | '.join((table, first + ', us', *others))} | bars |", "| --- " * (len(names) + 2) + "|"]
+        first, *others = names or {"": None}
+        lines += ["", f"| {' | '.join((table, first + ', us', *others))} | bars |", "| --- " * (len(others) + 3) + "|"]
         for case, found in cases.items():
             seen = {row.get("path"): row for row in found}
             own = seen.get(first, found[0])
@@ -508,6 +511,8 @@ def markdown(rows):
                      if own.get("microseconds") else own["note"]]
             cells += [f"{seen[name]['ratio']:.2f}x" if "ratio" in seen.get(name, {}) else "" for name in others]
             bars = [bar for row in found for bar in row.get("bar", "").split(", ") if bar]
+            bars += [f"{row['path']}: {row['note']} MISSED" for row in found if "path" in row
+                     and row["note"].startswith(("WRONG", "FAILED"))]
             missed = [bar.replace("MISSED", "missed") for bar in bars if "MISSED" in bar]
             lines.append(f"| {case} | {' | '.join(cells)} | {', '.join(missed) or ('met' if bars else '')} |")
     return "\n".join(lines) + "\n"
@@ -520,6 +525,7 @@ def main():
     groups, ceilings, rows = jobs(), {}, []
     threads = max(1, 2 * os.cpu_count() // min(len(groups), workers))  # of each group's torch.compile
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(threads))
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()  # what auto measures beside other groups shall not be kept
     began = time.monotonic()
     with runtime.open_output(target) as f:
         writer = csv.DictWriter(f, COLUMNS, extrasaction="ignore")

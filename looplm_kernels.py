@@ -38,9 +38,9 @@ class Absent:
 
 try:
     import cuda.tile as ct
-    MISSING = ""
+    MISSING, ERRORS = "", (ct.TileError, OSError, RuntimeError)  # of the compiler, of a library, of the driver
 except ImportError as error:
-    ct, MISSING = Absent(), f"cuda-tile is not installed: {error}"
+    ct, MISSING, ERRORS = Absent(), f"cuda-tile is not installed: {error}", (OSError, RuntimeError)
 
 RULES = ("none", "confidence", "entropy", "delta", "kl", "gate")
 NEEDS_LOGITS = ("confidence", "entropy", "kl")
@@ -143,7 +143,7 @@ def run(name, forced, device, kernels, reference):
         return kernels()
     except torch.OutOfMemoryError:
         raise
-    except (ct.TileError, OSError, RuntimeError) as error:  # of the compiler, of a library, of the driver
+    except ERRORS as error:
         if forced:
             raise
         broken[name] = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -1354,7 +1354,7 @@ def loop_plan(c, T, rule, adapt, trace, w_dtype):
 def loop_weights(model, L, dtype):
     """What the kernel reads of a model: tensors, and two numbers; kept until the model's train or eval is
     called, or a weight or the rule is seen to change (a CUDA graph changes weights unseen)."""
-    key = (L, dtype, model.config.halt, model.config.alpha,
+    key = (L, dtype, model.config.halt, model.config.alpha, model.config.update,
            *((p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()))
     if model in prepared and prepared[model][0] == key:
         return prepared[model][1:3]
@@ -1458,22 +1458,27 @@ def kernel_path(model, x0, active, threshold, limit, L, rule, last, trace, force
 
 
 def replay(kept, key, given, make):
-    """Clones of what function(*given) returns, by the CUDA graph of it in `kept` under key. The first call captures it,
-    after make() gave the function. RuntimeError beyond a few shapes."""
+    """Clones of what function(*given) returns, by the CUDA graph of it in `kept` under key, one call at a time.
+
+    The first call captures it, after make() gave the function. None if `kept` is full.
+    """
     if key not in kept:
         if len(kept) >= GRAPHS:
-            raise RuntimeError(f"{GRAPHS} shapes have a graph already")
-        function = make()
+            return None
+        function, stream = make(), torch.cuda.current_stream(given[0].device)
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
         # without autocast's cache of weights, which would be freed while the graph goes on reading them
         with torch.cuda.device(given[0].device), torch.autocast("cuda", dtype, dtype is not None, cache_enabled=False):
             inputs, side, graph = [x.clone() for x in given], torch.cuda.Stream(), torch.cuda.CUDAGraph()
-            side.wait_stream(torch.cuda.current_stream())
+            side.wait_stream(stream)
             with torch.cuda.stream(side):
                 function(*inputs), function(*inputs)  # compiles
-            torch.cuda.current_stream().wait_stream(side)
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                outputs = function(*inputs)
+            stream.wait_stream(side)
+            try:
+                with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                    outputs = function(*inputs)
+            finally:
+                torch.cuda.set_stream(stream)  # a capture that fails leaves its own behind
         kept[key] = graph, inputs, outputs
     graph, inputs, outputs = kept[key]
     torch._foreach_copy_(inputs, list(given))
@@ -1499,17 +1504,21 @@ def torch_graph(model, x0, active, threshold, limit, L, rule):
     """adaptive_loop by torch.compile and one CUDA graph over all L loops, captured at the first call for a shape.
 
     The graph reads the weights where they are, and is captured anew where they moved. It takes all loops: it cannot
-    end with the last active token. RuntimeError beyond a few shapes.
+    end with the last active token. None beyond a few shapes.
     """
     fixed = not isinstance(limit, Tensor)
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
-    key = (x0.shape, x0.dtype, dtype, L, rule, limit if fixed else None, model.config.min_loops,
+    c = model.config
+    key = (x0.shape, x0.dtype, dtype, L, rule, limit if fixed else None, c.min_loops, c.alpha, c.update, c.anderson,
            *(p.data_ptr() for p in model.parameters()))
 
     def make():
         loops = torch.compile(lambda *inputs: model.loops_in_torch(*inputs, L=L, rule=rule), dynamic=False)
         return torch._dynamo.config.patch(recompile_limit=64)(loops)
-    h, taken = replay(graphs.setdefault(model, {}), key, (x0,) if fixed else (x0, active, threshold, limit), make)
+    done = replay(graphs.setdefault(model, {}), key, (x0,) if fixed else (x0, active, threshold, limit), make)
+    if done is None:
+        return None
+    h, taken = done
     return h, torch.full_like(active, L, dtype=torch.long) if taken is None else taken, None
 
 
@@ -1556,7 +1565,7 @@ def milliseconds(call, times=5):
             end.record()
             torch.cuda.synchronize()
             spans += [start.elapsed_time(end)] if n > 1 else []
-    except RuntimeError as error:  # of the compiler, or out of memory
+    except ERRORS as error:  # or out of memory
         print(f"kernels: {str(error).splitlines()[0]}", file=sys.stderr)
         return INF
     return INF if done is None else sorted(spans)[times // 2]
@@ -1601,17 +1610,19 @@ def adaptive_loop(model, x0, active, threshold, limit, L, rule, last=None, trace
     def kernel():
         return kernel_path(model, x0, active, threshold, limit, L, rule, last, trace, forced)
 
+    if (forced or trace or "graph" in broken or torch.cuda.is_current_stream_capturing()
+            or torch.are_deterministic_algorithms_enabled()):
+        return kernel()
     shape = (*x0.shape, L, rule)
     seen[shape] = seen.get(shape, 0) + 1
-    if (forced or trace or seen[shape] < OFTEN or "graph" in broken or torch.cuda.is_current_stream_capturing()
-            or torch.are_deterministic_algorithms_enabled()):
+    if seen[shape] < OFTEN:
         return kernel()
     case = loop_case(x0.size(2), x0.size(0), x0.size(1), rule if isinstance(limit, Tensor) else "fixed", x0.dtype)
     ways = {way: functools.partial(call, model, x0, active, threshold, limit, L, rule)
             for way, call in (("kernel", kernel_graph), ("graph", torch_graph))}
     try:
-        return ways[fastest(case, x0.device, **ways)]()
-    except RuntimeError as error:  # of the compiler, out of memory, too many shapes: a plain launch does it too
+        return ways[fastest(case, x0.device, **ways)]() or kernel()
+    except ERRORS as error:  # or out of memory: a plain launch does it too
         broken["graph"] = str(error).splitlines()[0]
         print(f"kernels: the loop kernel is launched without CUDA graphs from now on: {broken['graph']}",
               file=sys.stderr)

@@ -5,6 +5,7 @@ import copy
 import os
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import cutile_cpu
 import numpy as np
@@ -320,7 +321,7 @@ def test_falls_back_to_train():
 
 # ---- L2: the kernel on a GPU
 
-BARRIER = [*GPU, pytest.mark.timeout(120, method="thread")]  # blocks that wait for each other for ever end the run
+BARRIER = [*GPU, pytest.mark.timeout(240, method="thread")]  # blocks that wait for each other for ever end the run
 MIXES = dict(
     none=dict(inject="none", pad_token=PAD, think_token=THINK, prompt_loops=2), confidence=dict(V=65),
     entropy=dict(inject="decay", loop_norm=True), kl=dict(inject="concat", min_loops=2),
@@ -384,7 +385,7 @@ def test_kernel_leaves_early(T):
     assert (fixed.float() - long[0].float()).norm() / fixed.float().norm() < 1e-2
 
 
-@pytest.mark.parametrize("B", [pytest.param(B, marks=[*GPU, pytest.mark.timeout(60, method="thread")])
+@pytest.mark.parametrize("B", [pytest.param(B, marks=[*GPU, pytest.mark.timeout(180, method="thread")])
                                for B in (8, 33, 150)])
 def test_kernel_with_a_barrier(B):
     """Sequences of four blocks each, 600 blocks in the last case, more than run at once: halting ends none too soon
@@ -424,15 +425,17 @@ def test_kernel_compiled_and_captured(monkeypatch, T):
             torch.testing.assert_close(got, call(place), rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("rule", [pytest.param(rule, marks=GPU) for rule in ("none", "confidence", "delta")])
-def test_graphs_of_both_paths(monkeypatch, rule):
+@pytest.mark.parametrize(("rule", "T"), [
+    *(pytest.param(rule, 64, marks=GPU) for rule in ("none", "confidence", "delta")),
+    pytest.param("confidence", 200, marks=BARRIER)])
+def test_graphs_of_both_paths(monkeypatch, rule, T):
     """What auto replays gives, for fresh inputs and after weights changed, what a launch gives: the kernel's graph to
     the bit, that of the compiled loops within bf16. Limits decide the loops, so that rounding does not."""
-    model = make(rule, T=64, V=65, C=128, L=6, n_head=4, gain=2.0, device="cuda").bfloat16()
+    model = make(rule, T=T, V=65, C=128, L=6, n_head=4, gain=2.0, device="cuda").bfloat16()
     for change in (1, -1):
         model.transformer.h[0].mlp.c_fc.weight.mul_(change)
         for _ in range(2):
-            idx = tokens(model, 8, 64)
+            idx = tokens(model, 8, T)
             never = torch.full(idx.shape, 2.0 if rule == "confidence" else -1.0, device="cuda")
             limit = 6 if rule == "none" else torch.randint_like(idx, 1, 7)
             plan = model, model.embed(idx), idx >= 0, never, limit, 6, rule
@@ -444,7 +447,7 @@ def test_graphs_of_both_paths(monkeypatch, rule):
             other, took, _ = real.torch_graph(*plan)
             assert torch.equal(took, loops)
             assert (other.float() - h.float()).norm() / h.float().norm() < 2e-2
-    case = real.loop_case(128, 8, 64, "fixed" if rule == "none" else rule, torch.bfloat16)
+    case = real.loop_case(128, 8, T, "fixed" if rule == "none" else rule, torch.bfloat16)
     for way in ("kernel", "graph"):
         monkeypatch.setattr(real, "seen", {})
         monkeypatch.setitem(real.known(torch.cuda.get_device_name()), case, way)
@@ -648,6 +651,23 @@ def test_a_failed_launch_does_not_excuse_a_forced_one(paths):
     call = partial(real.adaptive_loop, model, x0, some > 0, some, 4, 4, "none")
     assert call() is None
     assert call(backend="cutile") == "kernel"
+
+
+def test_a_compiler_that_fails_or_too_many_shapes(paths, monkeypatch):
+    """What keeps auto from a graph is no error of the call, and too many shapes leave the other shapes their graphs."""
+    model, x0, some = make(C=64), torch.zeros(3, 13, 64), torch.ones(3, 13)
+    call = partial(real.adaptive_loop, model, x0, some > 0, some, 4, 4, "none")
+    for _ in range(real.OFTEN):
+        call()
+    assert real.replay(dict.fromkeys(range(real.GRAPHS)), "one more", (x0,), None) is None
+    monkeypatch.setattr(real, "torch_graph", lambda *args: None)
+    assert call() == "kernel"
+    assert "graph" not in real.broken
+    for error in real.ERRORS:
+        monkeypatch.setattr(real, "broken", {})
+        monkeypatch.setattr(real, "torch_graph", mock.Mock(side_effect=error("of a compiler")))
+        assert call() == "kernel"
+        assert real.broken["graph"] == "of a compiler"
 
 
 def test_a_case_is_measured_once(monkeypatch, tmp_path, capfd):
