@@ -296,8 +296,8 @@ def taken(model, s):
     for (x,) in chunks(s.X):
         record = model.think(x)[1]
         score = record["score"].gather(-1, (record["loops"] - 1).clamp(min=0)[..., None]).squeeze(-1)
-        limit = model.halting_plan(x, s.L)[1]
-        passed = score >= limit if model.config.halt in HALTS_ABOVE else score <= limit
+        threshold = model.halting_plan(x, s.L)[1]
+        passed = score >= threshold if model.config.halt in HALTS_ABOVE else score <= threshold
         found.append((record["loops"].cpu(), ((record["loops"] > 0) & ~passed).cpu()))
     return map(torch.cat, zip(*found, strict=True))
 

@@ -379,12 +379,18 @@ def clock(run):
     return statistics.median(1e3 * start.elapsed_time(end) for start, end in pairs)
 
 
+def judged(bars, seen):
+    """Which of the bars of a path are met by what was seen of it; what was not seen is missed."""
+    return ", ".join(f"{what.replace('_', ' ')} {sign} {bound} "
+                     + ("met" if (x <= bound if sign == "<=" else x >= bound) else "MISSED")
+                     for what, sign, bound in bars for x in [seen.get(what, math.nan)])
+
+
 def row_of(case, p, times, ceilings):
     """Time a path: its row. times: microseconds of the paths so far by (case, path); ceilings: bytes and FLOP/s."""
     row = dict(table=case.table, case=case.name, path=p.name, note=p.note)
     if p.run is None:
-        row["bar"] = ", ".join(f"{what} {sign} {bound} MISSED" for what, sign, bound in p.bars)
-        return row
+        return row | dict(bar=judged(p.bars, {}))
     us = times[case.name, p.name] = clock(p.run) / p.calls
     against = p.against or (case.name, case.paths[0].name)
     seen = dict(ratio=us / times[against] if against in times else math.nan, copy=math.nan,
@@ -401,10 +407,7 @@ def row_of(case, p, times, ceilings):
             seen[ceiling] = row["rate"] / ceilings.get(ceiling, math.nan)
             share = f", {100 * seen[ceiling]:.0f}% of the {ceiling}" if case.table != "ceiling" else ""
             row["note"] = "; ".join(filter(None, (f"{row['rate'] / scale:.0f} {unit}{share}", p.note)))
-    row["bar"] = ", ".join(f"{what.replace('_', ' ')} {sign} {bound} "
-                           + ("met" if (seen[what] <= bound if sign == "<=" else seen[what] >= bound) else "MISSED")
-                           for what, sign, bound in p.bars)
-    return row
+    return row | dict(bar=judged(p.bars, seen))
 
 
 def work(job, pipe):
@@ -525,7 +528,8 @@ def main():
     groups, ceilings, rows = jobs(), {}, []
     threads = max(1, 2 * os.cpu_count() // min(len(groups), workers))  # of each group's torch.compile
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(threads))
-    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()  # what auto measures beside other groups shall not be kept
+    passing = tempfile.TemporaryDirectory()  # what auto measures beside other groups shall not be kept
+    os.environ["XDG_CACHE_HOME"] = passing.name
     began = time.monotonic()
     with runtime.open_output(target) as f:
         writer = csv.DictWriter(f, COLUMNS, extrasaction="ignore")

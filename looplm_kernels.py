@@ -1462,11 +1462,12 @@ def replay(kept, key, given, make):
 
     The first call captures it, after make() gave the function. None if `kept` is full.
     """
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
+    key = dtype, *key
     if key not in kept:
         if len(kept) >= GRAPHS:
             return None
         function, stream = make(), torch.cuda.current_stream(given[0].device)
-        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
         # without autocast's cache of weights, which would be freed while the graph goes on reading them
         with torch.cuda.device(given[0].device), torch.autocast("cuda", dtype, dtype is not None, cache_enabled=False):
             inputs, side, graph = [x.clone() for x in given], torch.cuda.Stream(), torch.cuda.CUDAGraph()
@@ -1506,10 +1507,8 @@ def torch_graph(model, x0, active, threshold, limit, L, rule):
     The graph reads the weights where they are, and is captured anew where they moved. It takes all loops: it cannot
     end with the last active token. None beyond a few shapes.
     """
-    fixed = not isinstance(limit, Tensor)
-    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
-    c = model.config
-    key = (x0.shape, x0.dtype, dtype, L, rule, limit if fixed else None, c.min_loops, c.alpha, c.update, c.anderson,
+    c, fixed = model.config, not isinstance(limit, Tensor)
+    key = (x0.shape, x0.dtype, L, rule, limit if fixed else None, c.min_loops, c.alpha, c.update, c.anderson,
            *(p.data_ptr() for p in model.parameters()))
 
     def make():
