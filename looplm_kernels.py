@@ -1276,8 +1276,6 @@ def looplm_loop_kernel(x0, injected, h_out, wqkv, wproj, wfc, wout, vectors, ste
         else:
             share_rows(a, wqkv, qkv, l, b, r, groups, TP, GW)
             count = arrive_and_wait(sync, b * L + l, 1 + 65536 * going, R)
-            if ADAPT and count < 65536:  # no block of the sequence has an active token
-                break
             for n in range(0, groups):
                 y = accumulate(y, attend_rows(qkv, l % 2, b, r, n, allowed, HS, TP, GW), wproj, n)
         a = cast(layer_norm(y, C), wqkv.dtype)
@@ -1296,7 +1294,12 @@ def looplm_loop_kernel(x0, injected, h_out, wqkv, wproj, wfc, wout, vectors, ste
             h, loops, done = frozen(active, y, h), ct.where(active, l + 1, loops), l + 1
             active = active & ~((passes & (l + 1 >= min_loops)) | (l + 1 >= most))
             going = ct.max(active.astype(ct.int32))
-            if R == 1 and going == 0:
+            # blocks that share a sequence leave together, one loop later: what they all know is who was active when
+            # this loop began. At its end, since the warps that fetch ahead wait for ever where a loop is left midway
+            leaves = going == 0
+            if R > 1:
+                leaves = count < 65536
+            if leaves:
                 break
         else:
             h = y
@@ -1324,7 +1327,8 @@ LOOP_VOCABULARY = 128  # above it the readout of every loop is the head kernel's
 def loop_cannot(model, x0, L, rule, trace):
     """What the loop kernel does not do of a model, its input x0 (B,T,C) and L loops, "" if it does all."""
     c, (_, T, C), hs = model.config, x0.shape, model.config.n_embd // model.config.n_head
-    asks = {"n_layer above 1": c.n_layer > 1, "biases": c.bias, "rope": "rope" in (c.pos, c.step_encoding),
+    asks = {"n_layer above 1": c.n_layer > 1, "biases": c.bias,
+            f"log_scale below {T} tokens": 0 < c.log_scale < T, "rope": "rope" in (c.pos, c.step_encoding),
             f"heads of {hs} channels": hs & (hs - 1) or not 16 <= hs <= 128,
             f"n_embd {C}": C not in (64, 128, 256, 384), "more than 256 tokens": T > 256,
             "float16": torch.float16 in (x0.dtype, model.lm_head.weight.dtype),
@@ -1509,7 +1513,7 @@ def torch_graph(model, x0, active, threshold, limit, L, rule):
     """
     c, fixed = model.config, not isinstance(limit, Tensor)
     key = (x0.shape, x0.dtype, L, rule, limit if fixed else None, c.min_loops, c.alpha, c.update, c.anderson,
-           *(p.data_ptr() for p in model.parameters()))
+           c.log_scale, *(p.data_ptr() for p in model.parameters()))
 
     def make():
         loops = torch.compile(lambda *inputs: model.loops_in_torch(*inputs, L=L, rule=rule), dynamic=False)
