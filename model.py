@@ -59,6 +59,9 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x, q_angle=None, k_angle=None):
         B, T, C = x.shape
         qkv = self.c_attn(x)  # (B,T,3C)
+        trained = getattr(self.config, "log_scale", 0)
+        if trained and T > trained:
+            qkv = sharper(qkv, trained)
         if self.flash and not torch.is_grad_enabled() and not self.training:
             backend = getattr(self.config, "backend", "auto")
             return self.c_proj(attention(qkv, self.n_head, q_angle, k_angle, backend))
@@ -74,6 +77,14 @@ class CausalSelfAttention(nn.Module):
             y = F.dropout(attention_weights(q, k), dropout) @ v
         y = y.transpose(1, 2).reshape(B, T, C)
         return self.resid_dropout(self.c_proj(y))
+
+
+def sharper(qkv, trained):
+    """qkv (B,T,3C) with the queries beyond `trained` visible keys times log(keys) / log(trained): softmax weights over
+    ever more keys would else grow flat (Chiang & Cholak 2022, 2202.12172). A token's result depends on no later one."""
+    T, C = qkv.size(1), qkv.size(2) // 3
+    scale = torch.arange(1, T + 1, device=qkv.device).log() / math.log(trained)  # (T)
+    return torch.cat((qkv[..., :C] * scale.clamp(min=1).to(qkv.dtype)[:, None], qkv[..., C:]), -1)
 
 
 def attention_weights(q, k):

@@ -57,7 +57,7 @@ THRESHOLDS = dict(none=0.0, confidence=0.9, entropy=0.1, delta=0.03, kl=1e-3, ga
 TIKHONOV = 1e-4  # of anderson, relative to a diagonal of ones
 # settings that may differ after training, and fields that the dataset sets, not the user
 HALTING = ("num_loops", "halt", "halt_threshold", "think_threshold", "min_loops", "prompt_loops", "think_loops",
-           "anderson", "backend")
+           "anderson", "log_scale", "backend")
 FACTS = ("vocab_size", "pad_token", "think_token", "number_tokens", "longest_number")
 
 
@@ -82,6 +82,7 @@ class LoopConfig(GPTConfig):
     min_loops: int = 1          # no rule halts a token earlier
     prompt_loops: int = 0       # tokens before the think token take exactly this many loops; 0: by the rule
     think_loops: int = 0        # tokens from the think token on take exactly this many, beyond num_loops too; 0: rule
+    log_scale: int = 0          # visible keys beyond which attention logits grow with the log of their number; 0: never
     anderson: int = 0           # earlier loops that Anderson acceleration mixes in, to a fixed point sooner; 0: off
     backend: str = "auto"       # kernels at inference: auto, cutile, torch
     # FACTS, which train.py takes from the dataset
@@ -110,6 +111,8 @@ def check(config):
         raise ValueError("halt 'gate' needs a model trained with --halt_head=joint or after")
     if min(config.prompt_loops, config.think_loops, config.grad_loops, config.anderson, config.min_loops - 1) < 0:
         raise ValueError("prompt_loops, think_loops, grad_loops and anderson must be at least 0, min_loops at least 1")
+    if config.log_scale < 0 or config.log_scale == 1:
+        raise ValueError(f"log_scale {config.log_scale} must be 0, or a number of tokens above 1")
     if config.inject == "none" and 0 < config.grad_loops < max(counts):
         raise ValueError("grad_loops below num_loops needs an injection: inject 'none' reads the input in loop 1 "
                          "alone, and no gradient would reach the embeddings")

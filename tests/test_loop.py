@@ -292,6 +292,27 @@ def test_gradients_through_the_last_loops_under_autocast():
     assert (grads[0] - grads[1]).norm() < 0.1 * grads[1].norm()
 
 
+@pytest.mark.parametrize("step_encoding", STEP)
+def test_a_compiled_loop_serves_all_loop_counts(step_encoding):
+    """As train.py compiles it: the same loss and gradients, and no graph of its own for a loop count or a loop."""
+    model, graphs = make(step_encoding=step_encoding, num_loops=[2, 3, 5, 9], grad_loops=2).train(), []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+    idx, plain = tokens(), model.loop
+    torch._dynamo.reset()
+    for loops in (5, 2, 9, 3):
+        found = []
+        for model.loop in (plain, torch.compile(plain, backend=backend)):
+            model.zero_grad()
+            loss = model(idx, idx, loops)[1]
+            loss.backward()
+            found.append([loss, *(p.grad for p in model.parameters())])
+        torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-9)
+    assert len(graphs) <= 6  # the first loop, the second, any other; with a gradient and without
+
+
 def test_loops_without_a_gradient_need_an_injection():
     with pytest.raises(ValueError, match=r"grad_loops.*inject 'none'"):
         make(inject="none", grad_loops=2, num_loops=[2, 3])
@@ -443,13 +464,44 @@ def test_place_ids_that_run_out_are_an_error():
 @pytest.mark.parametrize("step_encoding", STEP)
 @pytest.mark.parametrize("pos", [*POS, "place"])
 def test_no_token_sees_a_later_one(pos, step_encoding, training):
-    model = make(**PLACE | {"pos": pos, "step_encoding": step_encoding, "place_subset": 12}).train(training)
+    settings = {"pos": pos, "step_encoding": step_encoding, "place_subset": 12, "log_scale": 3}
+    model = make(**PLACE | settings).train(training)
     seed, t = torch.seed(), int(torch.randint(1, T, ()))
     idx = torch.randint(len(ID), (3, T))
     other = torch.cat((idx[:, :t], torch.randint(len(ID), (3, T - t))), 1)
     (a, _), (b, _) = (torch.manual_seed(seed) and model(x, x) for x in (idx, other))
     torch.testing.assert_close(a[:, :t], b[:, :t], rtol=1e-9, atol=1e-9)
     assert not torch.allclose(a[:, t:], b[:, t:]) or torch.equal(idx, other)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("pos", ["none", "rope"])
+def test_log_scale_against_the_formula(pos, grad):
+    """One loop of one block: the queries that see more than n keys are log(keys) / log(n) times as large."""
+    n = int(torch.randint(2, T, ()))
+    model, idx = make(pos=pos, num_loops=1, log_scale=n, backend="torch"), tokens(1)
+    block, x = model.transformer.h[0], model.embed(idx)[0]
+    q, k, v = block.attn.c_attn(block.ln_1(x)).split(C, 1)
+    angle = torch.arange(T)[:, None] * frequencies(HS) if pos == "rope" else torch.zeros(T, HS // 2).double()
+    keys = torch.arange(1.0, T + 1).double()
+    heads = []
+    for i in range(NH):
+        q_i, k_i, v_i = (y[:, i * HS:(i + 1) * HS] for y in (q, k, v))
+        score = turn(q_i, angle) @ turn(k_i, angle).T / math.sqrt(HS) * (keys.log() / math.log(n)).clamp(min=1)[:, None]
+        e = score.exp().tril()
+        heads.append(e / e.sum(1, keepdim=True) @ v_i)
+    x = x + block.attn.c_proj(torch.cat(heads, 1))
+    with torch.set_grad_enabled(grad):
+        torch.testing.assert_close(model(idx, idx)[0][0], model.readout(x + block.mlp(block.ln_2(x))),
+                                   rtol=1e-6, atol=1e-6)
+
+
+def test_log_scale_changes_nothing_up_to_the_trained_length():
+    model, idx = make(pos="none", log_scale=T), tokens()
+    want = model(idx, idx)[0]
+    for n, equal in ((0, True), (T - 1, False)):
+        model.config.log_scale = n
+        assert torch.equal(model(idx, idx)[0], want) == equal
 
 
 @pytest.mark.parametrize("pos", ["none", "rope", "place"])
@@ -541,6 +593,7 @@ def test_halt_head_joint_trains_everything():
     *(({key: "nonsense"}, f"{key}.*nonsense") for key in
       ("pos", "inject", "step_encoding", "update", "supervise", "halt", "halt_head")),
     ({"num_loops": 0}, "num_loops"), ({"num_loops": []}, "num_loops"), ({"num_loops": [3, 0]}, "num_loops"),
+    ({"log_scale": 1}, "log_scale 1"),
     ({"alpha": "fast"}, "alpha.*fast"), ({"halt": "gate"}, "halt_head"),
     ({"prompt_loops": 2}, "prompt_loops"), ({"think_loops": 2}, "think_loops"),
     ({"pos": "place"}, "pos 'place'"), (PLACE | {"place_subset": 13}, "place_subset 13.*place_ids 12"),
