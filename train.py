@@ -382,7 +382,13 @@ if master and micro_steps * world != gradient_accumulation_steps:
           "processes: an iteration is larger than that of one process; set batch_size to match")
 if compile not in ("auto", True, False):
     raise SystemExit(f"--compile={compile}: auto, True or False")
-model = torch.compile(raw_model) if (cuda and not cuda_graph if compile == "auto" else compile) else raw_model
+model = raw_model
+if cuda and not cuda_graph if compile == "auto" else compile:
+    if model_type == "loop":  # one loop: all loop counts share it, and what a count unrolls would take minutes
+        raw_model.loop = torch.compile(raw_model.loop)
+        torch._dynamo.config.recompile_limit = 32  # loop 1, the others, with and without gradients, in evaluation
+    else:
+        model = torch.compile(raw_model)
 if world > 1:
     unused = model_type == "loop" and 1 in loop_counts(settings["num_loops"])  # one loop injects nothing
     model = DistributedDataParallel(model, device_ids=[device] if cuda else None, find_unused_parameters=unused)
