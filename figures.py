@@ -1,11 +1,12 @@
-"""The figures of evaluate.py and analyze.py, drawn from the rows of their tables alone; only the example of analyze.py
-also shows a text and the loops of its tokens. They read well in black and white.
+"""The figures of evaluate.py, sweep.py and analyze.py, drawn from the rows of their tables alone; only the example of
+analyze.py also shows a text and the loops of its tokens. They read well in black and white.
 
 Pictures of analyze.py take the rows, the namespace s of what was looked at, with the settings they need, and a path.
 """
 import html
 import math
 import os
+import re
 
 import numpy as np
 
@@ -49,6 +50,27 @@ def finish(figure, axes, path, title=""):
             ax.legend(fontsize=8)
     save(figure, path, title, fontsize=10, dpi=130)
     print(f"figure: {path}")
+
+
+def draw_sweep(found, path):
+    """Exact match against the digit count, uniform and hard problems: a line a row of the sweep, the median of its
+    seeds, and their range as a band. found: the rows of the table of sweep.py, with columns uniform_8, hard_8, ..."""
+    figure, axes = new_figure(2, (10, 3.8))
+    for kind, ax in zip(("uniform", "hard"), axes, strict=True):
+        counts = sorted({int(k.rpartition("_")[2]) for r in found for k in r if re.fullmatch(rf"{kind}_\d+", k)})
+        for i, name in enumerate(dict.fromkeys(r["row"] for r in found)):
+            own = {n: [100 * float(r[f"{kind}_{n}"]) for r in found if r["row"] == name and r.get(f"{kind}_{n}")]
+                   for n in counts}
+            own = {n: x for n, x in own.items() if x}
+            if not own:
+                continue
+            shade, n, values = str(0.6 * (i % 3) / 2), [*own], [*own.values()]
+            ax.plot(n, [np.median(x) for x in values], color=shade, ls=("-", "--", ":", "-.")[i % 4],
+                    marker="osv^Dx"[i % 6], ms=4, label=f"{name} ({max(map(len, values))} seeds)")
+            ax.fill_between(n, [min(x) for x in values], [max(x) for x in values], color=shade, alpha=0.2, lw=0)
+        ax.set(xlabel="digits of both operands", ylim=(-3, 103), title=f"{kind} problems")
+    axes[0].set(ylabel="exact match (%), median and range of seeds")
+    finish(figure, axes, path)
 
 
 def draw_loops(table, path):

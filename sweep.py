@@ -7,7 +7,8 @@ A row is a name and arguments of train.py: "wide @3: --n_embd=128 --weight_decay
 a config file as the first word replaces base. All is checked before anything runs. A run is train.py, then evaluate.py
 once for each entry of `evaluate`, always of ckpt_last.pt: nothing is selected by a test. The same command again goes on
 after an interruption, skips what is finished, and runs what failed or now has other settings. Both tables are written
-after every run; out_dir/<row>/seed<S>/ holds train.py's files, a log of each step, and row.json, what is known.
+after every run, of additions also a figure at the end; out_dir/<row>/seed<S>/ holds train.py's files, a log of each
+step, and row.json, what is known.
 """
 import ast
 import contextlib
@@ -26,6 +27,7 @@ from datetime import timedelta
 
 import torch
 
+import figures
 from configurator import class_settings, configure, read_arguments, read_settings
 from model_loop import FACTS, HALTING, LoopConfig
 
@@ -250,6 +252,9 @@ def run_all(runs):
             failed += [f"{name} ({log})"] if row["error"] else []
             print(f"{n}/{len(runs)} {name}: {'FAILED: ' + row['error'] if row['error'] else row['val_loss']}, "
                   + (f"{took}, ETA {left}" if log else "finished before"), flush=True)
+    if any(re.fullmatch(r"uniform_\d+", k) for row in found for k in row):
+        names = [run["row"] for run in runs]
+        figures.draw_sweep(sorted(found, key=lambda row: names.index(row["row"])), f"{results}.png")
     print(f"---\nruns: {len(runs)}\nfinished: {len(found) - len(failed)}\nfinished_before: {skipped}\n"
           f"seconds: {time.monotonic() - began:.1f}\ncsv: {results}.csv\ntable: {results}.md")
     return failed

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import ROOT
 
+import figures
 import sweep
 
 SMALL = """n_embd = 16
@@ -110,6 +111,25 @@ def test_a_failing_row_stops_no_other_and_both_are_in_the_tables(folder, swept):
     assert "| broken | 0/1 |  |  |  |\n" in text
     assert f"| plain, 1/2 | 1/1 | {float(said['val_loss']):.4f} | {100 * float(good['uniform_1']):.1f} |" in text
     assert list(good)[-1] == "error"
+
+
+def test_the_figure_shows_medians_and_ranges(folder, swept, monkeypatch, rng):
+    assert (folder / "results/sweep_small.png").stat().st_size > 5000
+    values = rng.random((3, 2))  # (seeds, digit counts)
+    found = [{"row": "a", "seed": i, "uniform_4": str(x), "uniform_12": str(y), "hard_4": "1", "16_uniform_4": "0"}
+             for i, (x, y) in enumerate(values)] + [{"row": "failed", "seed": 0, "error": "no"}]
+    drawn = []
+    monkeypatch.setattr(figures, "finish", lambda figure, axes, path: drawn.extend(axes))
+    figures.draw_sweep(found, "x.png")
+    (line,), (band,) = drawn[0].lines, drawn[0].collections
+    assert line.get_label() == "a (3 seeds)"
+    np.testing.assert_array_equal(line.get_xdata(), [4, 12])
+    np.testing.assert_allclose(line.get_ydata(), 100 * np.sort(values, 0)[1])
+    corners = band.get_paths()[0].vertices
+    for n, x in zip((4, 12), 100 * values.T, strict=True):
+        own = corners[corners[:, 0] == n, 1]
+        np.testing.assert_allclose([own.min(), own.max()], [x.min(), x.max()])
+    assert [len(ax.lines) for ax in drawn] == [1, 1]
 
 
 def test_a_second_call_runs_nothing_and_other_settings_run_anew(scripts, folder, swept):
