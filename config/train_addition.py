@@ -8,20 +8,21 @@ log_interval = 100
 
 n_embd = 256
 n_head = 8
-num_loops = [6, 8, 10]
+num_loops = [8, 8, 8, 16, 32]
+grad_loops = 8  # thinking on beyond 8 loops is trained without gradients through the loops before
 pos = "place"
 place_ids = 64
 place_subset = 16
+log_scale = 14  # tokens of the longest training row
 tie_weights = False
 loop_norm = True
 supervise = "half"
 halt = "confidence"
-halt_threshold = 0.9
-min_loops = 4  # the first loop that is ever supervised: half of 6, and 1
-prompt_loops = 10
+halt_threshold = 0.99
+prompt_loops = 8
 
-batch_size = 512
-max_iters = 8000
+batch_size = 256
+max_iters = 16000
 learning_rate = 1e-3
 warmup_iters = 200
 weight_decay = 0.01

@@ -7,21 +7,20 @@ swap_operands = True
 eval_interval = 1000
 log_interval = 100
 
-n_embd = 128
-n_head = 4
+n_embd = 256
+n_head = 8
 num_loops = [8, 10, 12, 14]
 pos = "place"
 place_ids = 64
 place_subset = 16
 tie_weights = False
 supervise = "half"
-halt = "confidence"
-halt_threshold = 0.9
-min_loops = 5  # the first loop that is ever supervised: half of 8, and 1
+halt = "kl"
+halt_threshold = 1e-4
 prompt_loops = 14
 
-batch_size = 512
-max_iters = 8000
+batch_size = 256
+max_iters = 12000
 learning_rate = 1e-3
 warmup_iters = 200
 weight_decay = 0.01
