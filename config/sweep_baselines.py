@@ -5,7 +5,7 @@ seeds = [0, 1, 2]
 overrides = ["--n_embd=128 --n_head=4 --max_iters=9000 --halt=none --prompt_loops=0 --cuda_graph=True --compile=True "
              "--eval_interval=9000"]
 rows = [
-    "1 block x 8 loops, at times 16 or 32:",
+    "1 block x 8 loops: --num_loops=8 --grad_loops=0",
     "1 layer: --num_loops=1 --grad_loops=0 --supervise=last --loop_norm=False",
     "12 untied layers: --n_layer=12 --num_loops=1 --grad_loops=0 --supervise=last --loop_norm=False",
     "4 untied layers @1: --n_layer=4 --num_loops=1 --grad_loops=0 --supervise=last --loop_norm=False",

@@ -2,7 +2,8 @@
 # Data: python data/addition/prepare.py
 base = "config/train_addition.py"
 seeds = [1, 2]
-overrides = ["--n_embd=128 --n_head=4 --max_iters=6000 --halt=none --prompt_loops=0 --cuda_graph=True"]
+overrides = ["--n_embd=128 --n_head=4 --max_iters=6000 --num_loops=[6,8,10] --grad_loops=0 --halt=none "
+             "--prompt_loops=0 --cuda_graph=True --compile=True"]
 rows = [
     "inject add:",
     "inject none: --inject=none",

@@ -3,7 +3,8 @@
 # --carry_rows=0 --out_dir=data/addition/nocarry
 base = "config/train_addition.py"
 seeds = [1, 2]
-overrides = ["--n_embd=384 --n_head=6 --num_loops=12 --max_iters=2000 --halt=none --prompt_loops=0 --cuda_graph=True"]
+overrides = ["--n_embd=384 --n_head=6 --num_loops=12 --grad_loops=0 --max_iters=2000 --halt=none "
+             "--prompt_loops=0 --cuda_graph=True --compile=True"]
 rows = [
     "384 wide, 6 heads:",
     "A1 256 wide, 8 heads: --n_embd=256 --n_head=8",

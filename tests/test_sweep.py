@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import re
+import shlex
 import signal
 import threading
 import time
@@ -15,6 +16,8 @@ from conftest import ROOT
 
 import figures
 import sweep
+from configurator import class_settings, read_arguments, read_settings
+from model_loop import FACTS, LoopConfig, check
 
 SMALL = """n_embd = 16
 n_head = 2
@@ -245,6 +248,15 @@ def test_committed_sweeps(scripts, folder, path):
     lines = scripts("sweep.py", f"config/{path.name}", "--dry_run").out.splitlines()
     assert lines
     assert all(re.match(r"python (train\.py config/|evaluate\.py .*ckpt_last\.pt)", line) for line in lines)
+    of_model = class_settings(LoopConfig)
+    known = read_settings((ROOT / "train.py").read_text()) | {k: x for k, x in of_model.items() if k not in FACTS}
+    facts = dict(think_token=11, number_tokens=(1,), longest_number=5)
+    for line in lines:
+        if line.startswith("python train.py"):
+            given = read_arguments(shlex.split(line)[2:], known)
+            plain = "plain" in given.get("dataset", "")
+            check(LoopConfig(**{k: v for k, v in given.items() if k in of_model} | facts
+                             | (dict(number_tokens=()) if plain else {})))
 
 
 # ---- the tables
