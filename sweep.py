@@ -212,8 +212,7 @@ def markdown(kind, found, wanted):
 
 
 def write_tables(found, wanted):
-    """The CSV, a line a run, and the Markdown, a line a row; arguments as of `markdown`."""
-    found = sorted(found, key=lambda r: (wanted.index(r["row"]), seeds.index(r["seed"])))
+    """The CSV, a line a run, and the Markdown, a line a row; arguments as of `markdown`, found in their order."""
     further = [k for k in dict.fromkeys(k for r in found for k in r) if re.search(r"_\d+$", k)]
     with open(f"{results}.csv", "w", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, [*FIRST, *further, "error"], extrasaction="ignore", lineterminator="\n")
@@ -237,14 +236,15 @@ def stop(number, frame):
 
 def run_all(runs):
     """Execute the runs, `parallel` at once, and write the tables after each; returns what failed, a text each."""
-    began, found, failed, skipped = time.monotonic(), [], [], 0
+    began, found, failed, skipped, wanted = time.monotonic(), [], [], 0, [run["row"] for run in runs]
     with ThreadPoolExecutor(parallel) as pool:
         for n, future in enumerate(as_completed([pool.submit(execute, run) for run in runs]), 1):
             row, log = future.result()
             if row["error"] == "interrupted":
                 continue
             found.append(row)
-            write_tables(found, [run["row"] for run in runs])
+            found.sort(key=lambda r: (wanted.index(r["row"]), seeds.index(r["seed"])))
+            write_tables(found, wanted)
             skipped += not log
             spent = time.monotonic() - began
             took, left = (timedelta(seconds=round(s)) for s in (spent, spent / max(1, n - skipped) * (len(runs) - n)))
@@ -253,8 +253,7 @@ def run_all(runs):
             print(f"{n}/{len(runs)} {name}: {'FAILED: ' + row['error'] if row['error'] else row['val_loss']}, "
                   + (f"{took}, ETA {left}" if log else "finished before"), flush=True)
     if any(re.fullmatch(r"uniform_\d+", k) for row in found for k in row):
-        names = [run["row"] for run in runs]
-        figures.draw_sweep(sorted(found, key=lambda row: names.index(row["row"])), f"{results}.png")
+        figures.draw_sweep(found, f"{results}.png")
     print(f"---\nruns: {len(runs)}\nfinished: {len(found) - len(failed)}\nfinished_before: {skipped}\n"
           f"seconds: {time.monotonic() - began:.1f}\ncsv: {results}.csv\ntable: {results}.md")
     return failed
