@@ -144,14 +144,16 @@ def launch(command, log):
 
 def columns_of(step, path, said):
     """The columns that a step gives: train.py's closing lines, or uniform_8, hard_8, loops_answer_8, ... from the table
-    of evaluate.py; the loops are those of the uniform problems."""
+    of evaluate.py; the loops are those of the uniform problems, loops_solved_8 of the slowest token of solved ones."""
     if step == "train":
         return dict(re.findall(r"^(\w+): (.+)$", said.rpartition("---\n")[2], re.MULTILINE))
     found, prefix = {}, step.removesuffix("evaluate")
     with open(path, encoding="utf-8") as f:
         for r in csv.DictReader(f):
             keys = {"accuracy": r["kind"]} if r["kind"] in ("uniform", "hard") else {}
-            keys |= {k: k for k in ("loops_answer", "loops_most", "accuracy_random") if r["kind"] == "uniform"}
+            if r["kind"] == "uniform":
+                keys |= dict(loops_answer="loops_answer", loops_most="loops_most", loops_most_solved="loops_solved",
+                             accuracy_random="accuracy_random")
             found |= {f"{prefix}{name}_{r['n']}": round(float(r[k]), 6) for k, name in keys.items() if r.get(k)}
     return found
 
@@ -189,25 +191,31 @@ def execute(run):
     return row, log
 
 
-def markdown(kind, found, wanted):
-    """The table of a kind of problems, a line a row; with the validation loss if they are the uniform ones.
+def markdown(kind, label, found, wanted):
+    """A table of what an evaluation says of a kind of problems, a line a row; with the validation loss if it is the
+    uniform kind of the evaluation without a label. "" where no run says anything.
 
-    found: rows as `execute` returns them; wanted: the name of the row of every run.
+    kind: uniform, hard, or loops_solved; label: of an entry of `evaluate`; found: rows as `execute` returns them;
+    wanted: the name of the row of every run.
     """
-    matches = [re.fullmatch(rf"(?:(.+)_)?{kind}_(\d+)", k) for k in dict.fromkeys(k for r in found for k in r)]
-    columns = {m[0]: " ".join(filter(None, m.groups())) for m in matches if m}
-    head = {"val_loss": "val loss"} | columns if kind == "uniform" else columns
+    loops, prefix = kind == "loops_solved", f"{label}_{kind}_" if label else f"{kind}_"
+    columns = {k: k.removeprefix(prefix) for k in dict.fromkeys(k for r in found for k in r)
+               if re.fullmatch(rf"{prefix}\d+", k)}
+    head = {"val_loss": "val loss"} | columns if kind == "uniform" and not label else columns
+    if not head or loops and len({r[k] for r in found for k in columns if k in r}) == 1:  # a fixed depth
+        return ""
     lines = [["row", "seeds", *head.values()], ["---"] * (2 + len(head))]
     for name in dict.fromkeys(wanted):
         own = [r for r in found if r["row"] == name]
         line = [name.replace("|", "\\|"), f"{sum(not r['error'] for r in own)}/{wanted.count(name)}"]
         for k in head:
-            scale, form = (100, ".1f") if k in columns else (1, ".4f")
+            scale, form = (1, ".2f") if loops else (100, ".1f") if k in columns else (1, ".4f")
             values = [scale * float(r[k]) for r in own if r.get(k, "") != ""]
             middle, low, high = (format(f(values), form) if values else "" for f in (statistics.median, min, max))
             line.append(f"{middle} ({low}-{high})" if len(values) > 1 else middle)
         lines.append(line)
-    title = f"Exact match in %, {kind} problems, by digits" if columns else "Validation loss"
+    title = ("Mean loops of the slowest token of solved problems" if loops else f"Exact match in %, {kind} problems"
+             if columns else "Validation loss") + (", by digits" if columns else "") + (f", `{label}`" if label else "")
     return f"\n{title}; median (lowest-highest) over seeds:\n\n" + "".join(f"| {' | '.join(x)} |\n" for x in lines)
 
 
@@ -221,7 +229,8 @@ def write_tables(found, wanted):
     device, version = (", ".join(dict.fromkeys(r[k] for r in found if k in r)) for k in ("device", "torch"))
     lines = [f"`{shlex.join(['python', 'sweep.py', *sys.argv[1:]])}`; {device}, torch {version}; "
              f"seeds {', '.join(map(str, seeds))}; {parallel} at once", *(f"`evaluate.py`: `{x}`" for x in evaluate)]
-    tables = [markdown(kind, found, wanted) for kind in ("uniform", "hard")[:1 + any("hard_" in k for k in further)]]
+    labels = dict.fromkeys(["", *(ENTRY.fullmatch(entry)[1] or "" for entry in evaluate)])
+    tables = [markdown(kind, label, found, wanted) for label in labels for kind in ("uniform", "hard", "loops_solved")]
     write(f"{results}.md", "\n\n".join(lines) + "\n" + "".join(tables))
 
 

@@ -264,36 +264,36 @@ def test_committed_sweeps(scripts, folder, path):
 def test_the_markdown_table(rng):
     """Against medians by numpy, with rows that failed, lack a column, or are not there yet."""
     seeds = [rng.permutation(5)[:n] for n in (5, 4, 1)]
+    tables = {("uniform", ""): "uniform_8", ("hard", ""): "hard_8", ("uniform", "long"): "long_uniform_12",
+              ("loops_solved", "long"): "long_loops_solved_12"}
     found = [dict(row=f"row {i}", seed=int(s), error="", val_loss=f"{rng.random():.4f}",
-                  **{k: round(float(rng.random()), 6) for k in ("uniform_8", "hard_8", "long_uniform_12")})
+                  **{k: round(float(rng.random()), 6) for k in tables.values()})
              for i, own in enumerate(seeds) for s in own]
     del found[0]["long_uniform_12"]
     found[1]["error"] = "an evaluation failed"
     found = [found[i] for i in rng.permutation(len(found))]
     wanted = [f"row {i}" for i in (0, 1, 2, 3) for _ in range(5)]
-    tables = {kind: [[c.strip() for c in line.strip("|").split("|")] for line in
-                     sweep.markdown(kind, found, wanted).splitlines() if line.startswith("|")]
-              for kind in ("uniform", "hard")}
-    columns = dict(zip(("uniform_8", "long_uniform_12", "hard_8"), ("8", "long 12", "8"), strict=True))
-    assert set(tables["uniform"][0]) == {"row", "seeds", "val loss", "8", "long 12"}
-    assert tables["hard"][0] == ["row", "seeds", "8"]
-    for kind, (head, _, *lines) in tables.items():
+    for (kind, label), key in tables.items():
+        head, _, *lines = ([c.strip() for c in line.strip("|").split("|")] for line in
+                           sweep.markdown(kind, label, found, wanted).splitlines() if line.startswith("|"))
+        with_loss = (kind, label) == ("uniform", "")
+        assert head == ["row", "seeds", *["val loss"] * with_loss, key.rpartition("_")[2]]
         assert [line[:2] for line in lines] == [["row 0", "4/5"], ["row 1", "4/5"], ["row 2", "1/5"], ["row 3", "0/5"]]
         for line in lines:
             own = [r for r in found if r["row"] == line[0]]
-            for key in ("val_loss", *columns):
-                if key != "val_loss" and kind not in key or key == "val_loss" and kind == "hard":
-                    continue
-                x = np.array([float(r[key]) for r in own if key in r])
-                text = line[head.index(columns.get(key, "val loss"))]
-                scale, half = (1, 5.1e-5) if key == "val_loss" else (100, 5.1e-2)
+            for k, text in zip(["val_loss"] * with_loss + [key], line[2:], strict=True):
+                x = np.array([float(r[k]) for r in own if k in r])
+                scale, half = (1, 5.1e-5) if k == "val_loss" else (1, 5.1e-3) if "loops" in k else (100, 5.1e-2)
                 shown = [float(part) for part in re.findall(r"\d+\.\d+", text)]
                 assert len(shown) == (0 if not len(x) else 1 if len(x) == 1 else 3)
                 if len(x):
                     numbers = [np.median(x), x.min(), x.max()][:len(shown)]
                     np.testing.assert_allclose(shown, scale * np.array(numbers), atol=half)
+    for r in found:
+        r["long_loops_solved_12"] = 8.0  # the same for all: nothing halts
+    assert sweep.markdown("loops_solved", "long", found, wanted) == sweep.markdown("hard", "long", found, wanted) == ""
 
 
 def test_a_bar_in_a_name_does_not_break_the_table():
     row = dict(row="a|b", seed=1, error="", val_loss="1.5")
-    assert "| a\\|b | 1/1 | 1.5000 |\n" in sweep.markdown("uniform", [row], ["a|b"])
+    assert "| a\\|b | 1/1 | 1.5000 |\n" in sweep.markdown("uniform", "", [row], ["a|b"])
