@@ -539,6 +539,7 @@ def check_in_float32(model, problem, X, meta, device):
 
 
 @trained
+@pytest.mark.timeout(600)  # three or four variants in float32, a minute or more each to compile
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=GPU)])
 def test_checkpoint_in_float32(problems, device):
     model, problem, X, _, meta = problems
