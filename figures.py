@@ -15,8 +15,9 @@ import runtime
 STYLE = {"trained": dict(color="k", marker="o", ls="-"), "untrained": dict(color="0.5", marker="s", ls="--")}
 
 
-def new_figure(count, size=None):
-    """A figure and so many axes: one row of the size given, sharing the scale of y, else 3 in a line, each by itself.
+def new_figure(count, size=None, share=True):
+    """A figure and so many axes: one row of the size given, sharing the scale of y or not, else 3 in a line, each by
+    itself.
 
     It is none of pyplot's, so it never needs a screen, and nothing has to close it.
     """
@@ -24,7 +25,7 @@ def new_figure(count, size=None):
     columns = count if size else min(count, 2 if count == 4 else 3)
     lines = -(-count // columns)
     figure = Figure(figsize=size or (4.4 * columns, 3.3 * lines), layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False, sharey=bool(size))
+    axes = figure.subplots(lines, columns, squeeze=False, sharey=bool(size) and share)
     for ax in axes.flat[count:]:
         ax.axis("off")
     return figure, axes.flat[:count]
@@ -43,32 +44,56 @@ def save(figure, path, title="", fontsize=9, dpi=110):
 # ---- of evaluate.py
 
 def finish(figure, axes, path, title=""):
-    """Grid and legend of every panel; write the figure and say so."""
+    """Grid and legend of every panel, of many lines one legend beside them; write the figure and say so."""
+    lines = axes[0].get_legend_handles_labels()
+    if many := len(lines[0]) > 6:
+        figure.legend(*lines, fontsize=8, loc="outside right upper")
     for ax in axes:
         ax.grid(alpha=0.3)
-        if ax.has_data():
+        if ax.has_data() and not many:
             ax.legend(fontsize=8)
     save(figure, path, title, fontsize=10, dpi=130)
     print(f"figure: {path}")
 
 
+def halts(found, columns):
+    """Are these columns of the rows of sweep.py mean loops by a rule? Where every token takes all, they are whole."""
+    return any(not float(r[k]).is_integer() for r in found for k in columns if r.get(k))
+
+
 def draw_sweep(found, path):
-    """Exact match against the digit count, uniform and hard problems: a line a row of the sweep, the median of its
-    seeds, and their range as a band. found: the rows of the table of sweep.py, with columns uniform_8, hard_8, ..."""
-    figure, axes = new_figure(2, (10, 3.8))
-    for kind, ax in zip(("uniform", "hard"), axes, strict=True):
-        counts = sorted({int(k.rpartition("_")[2]) for r in found for k in r if re.fullmatch(rf"{kind}_\d+", k)})
-        for i, name in enumerate(dict.fromkeys(r["row"] for r in found)):
-            own = {n: [100 * float(r[f"{kind}_{n}"]) for r in found if r["row"] == name and r.get(f"{kind}_{n}")]
-                   for n in counts}
+    """Exact match against the digit count, uniform and hard problems, and where runs halt the loops of solved ones: a
+    line a row of the sweep, or a row and an evaluation that halts; the median of the seeds, and their range as a band.
+
+    found: the rows of the table of sweep.py, with columns uniform_8, hard_8, kl_loops_solved_8, ..."""
+    panels = {}
+    for r in found:
+        for key in r:
+            if m := re.fullmatch(r"(?:(.+)_)?(uniform|hard|loops_solved)_(\d+)", key):
+                panels.setdefault((m[2], m[1] or ""), {})[int(m[3])] = key
+    loops = [(kind, label) for (kind, label), keys in panels.items() if kind == "loops_solved"
+             and halts(found, keys.values())]
+    figure, axes = new_figure(2 + bool(loops), (14 if loops else 10, 3.8), share=not loops)
+    for ax, shown in zip(axes, ([("uniform", "")], [("hard", "")], loops), strict=False):
+        rows = dict.fromkeys(r["row"] for r in found)
+        for i, (name, (kind, label)) in enumerate((name, one) for name in rows for one in shown):
+            keys, scale = panels.get((kind, label), {}), 1 if kind == "loops_solved" else 100
+            own = {n: [scale * float(r[keys[n]]) for r in found if r["row"] == name and r.get(keys[n])]
+                   for n in sorted(keys)}
             own = {n: x for n, x in own.items() if x}
             if not own:
                 continue
             shade, n, values = str(0.6 * (i % 3) / 2), [*own], [*own.values()]
+            text = name if not label else label if len(rows) == 1 else f"{name}, {label}"
             ax.plot(n, [np.median(x) for x in values], color=shade, ls=("-", "--", ":", "-.")[i % 4],
-                    marker="osv^Dx"[i % 6], ms=4, label=f"{name} ({max(map(len, values))} seeds)")
+                    marker="osv^Dx"[i % 6], ms=4, label=f"{text} ({max(map(len, values))} seeds)")
             ax.fill_between(n, [min(x) for x in values], [max(x) for x in values], color=shade, alpha=0.2, lw=0)
-        ax.set(xlabel="digits of both operands", ylim=(-3, 103), title=f"{kind} problems")
+        ax.set(xlabel="digits of both operands")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        if shown is loops:
+            ax.set(ylabel="loops of the slowest token", title="solved uniform problems, mean")
+        else:
+            ax.set(ylim=(-3, 103), title=f"{shown[0][0]} problems")
     axes[0].set(ylabel="exact match (%), median and range of seeds")
     finish(figure, axes, path)
 

@@ -202,7 +202,7 @@ def markdown(kind, label, found, wanted):
     columns = {k: k.removeprefix(prefix) for k in dict.fromkeys(k for r in found for k in r)
                if re.fullmatch(rf"{prefix}\d+", k)}
     head = {"val_loss": "val loss"} | columns if kind == "uniform" and not label else columns
-    if not head or loops and len({r[k] for r in found for k in columns if k in r}) == 1:  # a fixed depth
+    if not head or loops and not figures.halts(found, columns):
         return ""
     lines = [["row", "seeds", *head.values()], ["---"] * (2 + len(head))]
     for name in dict.fromkeys(wanted):

@@ -233,7 +233,7 @@ def test_a_sweep_reads_the_same_columns_beside_the_new_rows(run, tmp_path):
     found, wanted = (sweep.columns_of("evaluate", path, "") for path in ("fake.csv", tmp_path / "plain.csv"))
     assert found == wanted
     assert {*found} == {f"{k}_{n}" for k in ("uniform", "hard", "loops_answer", "loops_most", "accuracy_random")
-                        for n in (1, 2)}
+                        for n in (1, 2)} | {f"loops_solved_{r['n']}" for r in rows if r["loops_most_solved"]}
 
 
 def test_frontier_and_plot_need_loops_and_additions(scripts):

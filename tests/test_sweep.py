@@ -133,6 +133,13 @@ def test_the_figure_shows_medians_and_ranges(folder, swept, monkeypatch, rng):
         own = corners[corners[:, 0] == n, 1]
         np.testing.assert_allclose([own.min(), own.max()], [x.min(), x.max()])
     assert [len(ax.lines) for ax in drawn] == [1, 1]
+    for i, r in enumerate(found[:3]):  # an evaluation that halts, and one of a fixed depth
+        r.update(kl_loops_solved_4=str(i), kl_loops_solved_12=str(i + 2.5), loops_solved_4="8", loops_solved_12="8.0")
+    drawn.clear()
+    figures.draw_sweep(found, "x.png")
+    (line,) = drawn[2].lines
+    assert line.get_label() == "a, kl (3 seeds)"
+    np.testing.assert_allclose(line.get_ydata(), [1, 3.5])
 
 
 def test_a_second_call_runs_nothing_and_other_settings_run_anew(scripts, folder, swept):
