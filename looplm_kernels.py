@@ -1265,44 +1265,46 @@ def looplm_loop_kernel(x0, injected, h_out, wqkv, wproj, wfc, wout, vectors, ste
     last, bound, most = (tokens(last_in, b, r, S, TP), tokens(threshold, b, r, S, TP), tokens(limit, b, r, S, TP))
     loops = ct.zeros((S * TP, 1), ct.int32)
     done, going = 0, ct.max(active.astype(ct.int32))
+    # Blocks that share a sequence stop together, one loop after its last token halted: what they all know is who was
+    # active when a loop began. Their loops that are left do nothing. With a break instead all blocks leave at the same
+    # loop, and yet the launch never ends; one block a sequence may break, and its branch here folds
+    alive = 1
     for l in range(0, L):
-        u = inject(h, x0, injected, mix, vectors, l, b, r, INJECT, S, TP, W)
-        if STEPS:
-            u = shifted(u, steps, l)
-        a = cast(layer_norm(u, C), wqkv.dtype)
-        y = u
-        if R == 1:
-            y = self_attention(y, a, wqkv, wproj, allowed, groups, HS, GW)
-        else:
-            share_rows(a, wqkv, qkv, l, b, r, groups, TP, GW)
-            count = arrive_and_wait(sync, b * L + l, 1 + 65536 * going, R)
-            for n in range(0, groups):
-                y = accumulate(y, attend_rows(qkv, l % 2, b, r, n, allowed, HS, TP, GW), wproj, n)
-        a = cast(layer_norm(y, C), wqkv.dtype)
-        for j in range(0, slices):
-            y = accumulate(y, gelu(linear(a, wfc, j, FT), EXACT).astype(wqkv.dtype), wout, j)
-        if EULER:
-            y = stepped(h, y, u, alpha)
-        if NORM:
-            y = times(layer_norm(y, C), vectors, LOOP_NORM)
-        if ADAPT:
-            score, last = judge(h, y, active, last, l, b, r, head, gate_w, gate_s, gate_v, gate_b, previous, stats,
-                                predictions, V, alpha, S, TP, C, VT, RULE, EULER, TRACE, EXACT)
-            passes = score <= bound
-            if ct.static_eval(RULE in (CONFIDENCE, GATE)):
-                passes = score >= bound
-            h, loops, done = frozen(active, y, h), ct.where(active, l + 1, loops), l + 1
-            active = active & ~((passes & (l + 1 >= min_loops)) | (l + 1 >= most))
-            going = ct.max(active.astype(ct.int32))
-            # blocks that share a sequence leave together, one loop later: what they all know is who was active when
-            # this loop began. At its end, since the warps that fetch ahead wait for ever where a loop is left midway
-            leaves = going == 0
-            if R > 1:
-                leaves = count < 65536
-            if leaves:
-                break
-        else:
-            h = y
+        if R == 1 or not ADAPT or alive > 0:
+            u = inject(h, x0, injected, mix, vectors, l, b, r, INJECT, S, TP, W)
+            if STEPS:
+                u = shifted(u, steps, l)
+            a = cast(layer_norm(u, C), wqkv.dtype)
+            y = u
+            if R == 1:
+                y = self_attention(y, a, wqkv, wproj, allowed, groups, HS, GW)
+            else:
+                share_rows(a, wqkv, qkv, l, b, r, groups, TP, GW)
+                count = arrive_and_wait(sync, b * L + l, 1 + 65536 * going, R)
+                for n in range(0, groups):
+                    y = accumulate(y, attend_rows(qkv, l % 2, b, r, n, allowed, HS, TP, GW), wproj, n)
+            a = cast(layer_norm(y, C), wqkv.dtype)
+            for j in range(0, slices):
+                y = accumulate(y, gelu(linear(a, wfc, j, FT), EXACT).astype(wqkv.dtype), wout, j)
+            if EULER:
+                y = stepped(h, y, u, alpha)
+            if NORM:
+                y = times(layer_norm(y, C), vectors, LOOP_NORM)
+            if ADAPT:
+                score, last = judge(h, y, active, last, l, b, r, head, gate_w, gate_s, gate_v, gate_b, previous, stats,
+                                    predictions, V, alpha, S, TP, C, VT, RULE, EULER, TRACE, EXACT)
+                passes = score <= bound
+                if ct.static_eval(RULE in (CONFIDENCE, GATE)):
+                    passes = score >= bound
+                h, loops, done = frozen(active, y, h), ct.where(active, l + 1, loops), l + 1
+                active = active & ~((passes & (l + 1 >= min_loops)) | (l + 1 >= most))
+                going = ct.max(active.astype(ct.int32))
+                if R > 1:
+                    alive = count // 65536
+                elif going == 0:
+                    break
+            else:
+                h = y
     for i in ct.static_iter(range(len(h))):
         ct.store(h_out, (b, r, i), ct.reshape(h[i].astype(h_out.dtype), (S, TP, W)))
     if ADAPT:

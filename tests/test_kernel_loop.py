@@ -373,7 +373,8 @@ def test_kernel_in_bfloat16(rule):
 
 @pytest.mark.parametrize("T", [pytest.param(64, marks=GPU), pytest.param(200, marks=BARRIER)])
 def test_kernel_leaves_early(T):
-    """A limit of L / 2 gives to the bit what num_loops L / 2 gives, adaptive and at fixed depth."""
+    """A limit of L / 2 gives to the bit what num_loops L / 2 gives, adaptive and at fixed depth; and the launch ends,
+    time after time, as one that leaves its loop by a break did not always."""
     model = make("confidence", T=T, V=65, C=128, L=12, n_head=4, gain=2.0, device="cuda").bfloat16()
     idx = tokens(model, 8, T)
     never, limit, x0 = torch.full(idx.shape, 2.0, device="cuda"), torch.full_like(idx, 6), model.embed(idx)
@@ -381,6 +382,11 @@ def test_kernel_leaves_early(T):
                    for L in (12, 6))
     assert torch.equal(long[0], short[0])
     assert (long[1] == 6).all()
+    for _ in range(100):
+        limit = torch.randint_like(limit, 1, 13) if torch.rand(()) < 0.5 else torch.full_like(
+            limit, int(torch.randint(1, 13, ())))
+        _, loops, _ = real.adaptive_loop(model, x0, idx >= 0, never, limit, 12, "confidence", backend="cutile")
+        assert torch.equal(loops, limit)
     model.config.backend = "cutile"
     fixed = model.last_state(idx, 6)
     assert (fixed.float() - long[0].float()).norm() / fixed.float().norm() < 1e-2
