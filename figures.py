@@ -45,20 +45,30 @@ def save(figure, path, title="", fontsize=9, dpi=110):
 
 def finish(figure, axes, path, title=""):
     """Grid and legend of every panel, of many lines one legend beside them; write the figure and say so."""
-    lines = axes[0].get_legend_handles_labels()
-    if many := len(lines[0]) > 6:
-        figure.legend(*lines, fontsize=8, loc="outside right upper")
+    lines = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
+    many = len(lines) > 6
+    if many:
+        figure.legend(lines.values(), lines, fontsize=8, loc="outside right upper")
     for ax in axes:
         ax.grid(alpha=0.3)
-        if ax.has_data() and not many:
+        if ax.has_data() and not (many and set(ax.get_legend_handles_labels()[1]) <= set(lines)):
             ax.legend(fontsize=8)
     save(figure, path, title, fontsize=10, dpi=130)
     print(f"figure: {path}")
 
 
 def halts(found, columns):
-    """Are these columns of the rows of sweep.py mean loops by a rule? Where every token takes all, they are whole."""
-    return any(not float(r[k]).is_integer() for r in found for k in columns if r.get(k))
+    """Are these columns of the rows of sweep.py mean loops by a rule? Those of a fixed depth are whole numbers."""
+    return any(not float(r[k]).is_integer() for r in found for k in columns if r.get(k, "") != "")
+
+
+def style(i):
+    """How line i looks: 28 that can be told apart without colours."""
+    return dict(color=str(0.6 * (i % 3) / 2), marker="osv^DxP"[i % 7], ls=("-", "--", ":", "-.")[i % 4], ms=4)
+
+
+def seeds_of(values):
+    return f"{len(values)} seed{'s' * (len(values) > 1)}"
 
 
 def draw_sweep(found, path):
@@ -66,28 +76,27 @@ def draw_sweep(found, path):
     line a row of the sweep, or a row and an evaluation that halts; the median of the seeds, and their range as a band.
 
     found: the rows of the table of sweep.py, with columns uniform_8, hard_8, kl_loops_solved_8, ..."""
-    panels = {}
-    for r in found:
-        for key in r:
-            if m := re.fullmatch(r"(?:(.+)_)?(uniform|hard|loops_solved)_(\d+)", key):
-                panels.setdefault((m[2], m[1] or ""), {})[int(m[3])] = key
+    panels = {("uniform", ""): {}, ("hard", ""): {}}
+    for key in dict.fromkeys(key for r in found for key in r):
+        m = re.fullmatch(r"(?:(.+)_)?(uniform|hard|loops_solved)_(\d+)", key)
+        if m and (m[2] == "loops_solved" or not m[1]):
+            panels.setdefault((m[2], m[1] or ""), {})[int(m[3])] = key
     loops = [(kind, label) for (kind, label), keys in panels.items() if kind == "loops_solved"
              and halts(found, keys.values())]
     figure, axes = new_figure(2 + bool(loops), (14 if loops else 10, 3.8), share=not loops)
+    rows = dict.fromkeys(r["row"] for r in found)
     for ax, shown in zip(axes, ([("uniform", "")], [("hard", "")], loops), strict=False):
-        rows = dict.fromkeys(r["row"] for r in found)
         for i, (name, (kind, label)) in enumerate((name, one) for name in rows for one in shown):
-            keys, scale = panels.get((kind, label), {}), 1 if kind == "loops_solved" else 100
-            own = {n: [scale * float(r[keys[n]]) for r in found if r["row"] == name and r.get(keys[n])]
+            keys, scale = panels[kind, label], 1 if kind == "loops_solved" else 100
+            own = {n: [scale * float(r[keys[n]]) for r in found if r["row"] == name and r.get(keys[n], "") != ""]
                    for n in sorted(keys)}
             own = {n: x for n, x in own.items() if x}
             if not own:
                 continue
-            shade, n, values = str(0.6 * (i % 3) / 2), [*own], [*own.values()]
-            text = name if not label else label if len(rows) == 1 else f"{name}, {label}"
-            ax.plot(n, [np.median(x) for x in values], color=shade, ls=("-", "--", ":", "-.")[i % 4],
-                    marker="osv^Dx"[i % 6], ms=4, label=f"{text} ({max(map(len, values))} seeds)")
-            ax.fill_between(n, [min(x) for x in values], [max(x) for x in values], color=shade, alpha=0.2, lw=0)
+            n, values, text = [*own], [*own.values()], f"{name}, {label}" if label else name
+            ax.plot(n, [np.median(x) for x in values], label=f"{text} ({seeds_of(max(values, key=len))})", **style(i))
+            ax.fill_between(n, [min(x) for x in values], [max(x) for x in values], color=style(i)["color"], alpha=0.2,
+                            lw=0)
         ax.set(xlabel="digits of both operands")
         ax.xaxis.get_major_locator().set_params(integer=True)
         if shown is loops:
@@ -95,6 +104,34 @@ def draw_sweep(found, path):
         else:
             ax.set(ylim=(-3, 103), title=f"{shown[0][0]} problems")
     axes[0].set(ylabel="exact match (%), median and range of seeds")
+    finish(figure, axes, path)
+
+
+def draw_losses(found, curves, path):
+    """The best validation loss of every row of a sweep against its FLOPs and its parameters, and the losses over the
+    iterations: medians of the seeds, and their ranges as bars and bands.
+
+    found: the rows of the table of sweep.py; curves: {row: [{iteration: loss} of each seed]}."""
+    figure, axes = new_figure(3, (14, 3.8), share=False)
+    for i, name in enumerate(dict.fromkeys(r["row"] for r in found)):
+        own = [r for r in found if r["row"] == name and r.get("best_val_loss")]
+        look = style(i)
+        losses = [float(r["best_val_loss"]) for r in own]
+        for ax, key in zip(axes, ("flops_per_token", "parameters"), strict=False):
+            if losses and own[0].get(key):
+                middle = np.median(losses)
+                ax.errorbar([float(own[0][key])], [middle], [[middle - min(losses)], [max(losses) - middle]], capsize=3,
+                            label=f"{name} ({seeds_of(losses)})", **look | dict(ls=""))
+        seeds = curves.get(name, [])
+        if at := sorted(set.intersection(*map(set, seeds))) if seeds else []:
+            values = np.array([[losses[n] for n in at] for losses in seeds])
+            axes[2].plot(at, np.median(values, 0), label=f"{name} ({seeds_of(seeds)})", **look)
+            axes[2].fill_between(at, values.min(0), values.max(0), color=look["color"], alpha=0.2, lw=0)
+    best = [float(r["best_val_loss"]) for r in found if r.get("best_val_loss")]
+    for ax, x in zip(axes, ("training FLOPs a token", "parameters", "iteration"), strict=True):
+        ax.set(xlabel=x, xscale="linear" if x == "iteration" else "log")
+    axes[0].set(ylabel="best validation loss (nats a token)", title="median and range of seeds")
+    axes[2].set(ylabel="validation loss (nats a token)", ylim=(min(best) - 0.02, min(best) + 0.5))
     finish(figure, axes, path)
 
 

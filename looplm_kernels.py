@@ -1266,8 +1266,8 @@ def looplm_loop_kernel(x0, injected, h_out, wqkv, wproj, wfc, wout, vectors, ste
     loops = ct.zeros((S * TP, 1), ct.int32)
     done, going = 0, ct.max(active.astype(ct.int32))
     # Blocks that share a sequence stop together, one loop after its last token halted: what they all know is who was
-    # active when a loop began. Their loops that are left do nothing. With a break instead all blocks leave at the same
-    # loop, and yet the launch never ends; one block a sequence may break, and its branch here folds
+    # active when a loop began. The loops after that are skipped. With a break instead all blocks came as far, and some
+    # launches never ended; one block a sequence may break, and its branch here folds
     alive = 1
     for l in range(0, L):
         if R == 1 or not ADAPT or alive > 0:

@@ -7,7 +7,7 @@ A row is a name and arguments of train.py: "wide @3: --n_embd=128 --weight_decay
 a config file as the first word replaces base. All is checked before anything runs. A run is train.py, then evaluate.py
 once for each entry of `evaluate`, always of ckpt_last.pt: nothing is selected by a test. The same command again goes on
 after an interruption, skips what is finished, and runs what failed or now has other settings. Both tables are written
-after every run, of additions also a figure at the end; out_dir/<row>/seed<S>/ holds train.py's files, a log of each
+after every run, a figure at the end; out_dir/<row>/seed<S>/ holds train.py's files, a log of each
 step, and row.json, what is known.
 """
 import ast
@@ -44,7 +44,11 @@ dry_run = False                 # check everything, print the commands and stop
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ENTRY = re.compile(r"(?:\s*(\w[^:@]*?)\s*(?:@(\d+)\s*)?:)?(.*)", re.DOTALL)  # name @3: words
-FIRST = ("row", "seed", "parameters", "val_loss", "best_val_loss", "seconds", "device", "torch")  # columns
+FIRST = ("row", "seed", "parameters", "flops_per_token", "val_loss", "best_val_loss", "ms", "seconds", "device",
+         "torch")  # columns
+OF_TEXT = {"parameters": ("parameters", "{:,.0f}"), "flops_per_token": ("training FLOPs a token", "{:,.0f}"),
+           "best_val_loss": ("best val loss", "{:.4f}"), "val_loss": ("last val loss", "{:.4f}"),
+           "ms": ("ms a step", "{:.1f}")}  # columns of the Markdown where nothing is added up
 running, stopping = set(), []   # the processes; the signals that told this one to stop
 
 
@@ -193,26 +197,28 @@ def execute(run):
 
 def markdown(kind, label, found, wanted):
     """A table of what an evaluation says of a kind of problems, a line a row; with the validation loss if it is the
-    uniform kind of the evaluation without a label. "" where no run says anything.
+    uniform kind of the evaluation without a label, of a text also what a model costs. "" where nothing was measured.
 
     kind: uniform, hard, or loops_solved; label: of an entry of `evaluate`; found: rows as `execute` returns them;
     wanted: the name of the row of every run.
     """
     loops, prefix = kind == "loops_solved", f"{label}_{kind}_" if label else f"{kind}_"
     columns = {k: k.removeprefix(prefix) for k in dict.fromkeys(k for r in found for k in r)
-               if re.fullmatch(rf"{prefix}\d+", k)}
-    head = {"val_loss": "val loss"} | columns if kind == "uniform" and not label else columns
+               if re.fullmatch(re.escape(prefix) + r"\d+", k)}
+    of_text = kind == "uniform" and not label and not any(re.search(r"uniform_\d+$", k) for r in found for k in r)
+    first = OF_TEXT if of_text else {"val_loss": ("val loss", "{:.4f}")} if kind == "uniform" and not label else {}
+    head = first | {k: (n, "{:.2f}" if loops else "{:.1f}") for k, n in columns.items()}
     if not head or loops and not figures.halts(found, columns):
         return ""
-    lines = [["row", "seeds", *head.values()], ["---"] * (2 + len(head))]
+    lines = [["row", "seeds", *(name for name, _ in head.values())], ["---"] * (2 + len(head))]
     for name in dict.fromkeys(wanted):
         own = [r for r in found if r["row"] == name]
         line = [name.replace("|", "\\|"), f"{sum(not r['error'] for r in own)}/{wanted.count(name)}"]
-        for k in head:
-            scale, form = (1, ".2f") if loops else (100, ".1f") if k in columns else (1, ".4f")
-            values = [scale * float(r[k]) for r in own if r.get(k, "") != ""]
-            middle, low, high = (format(f(values), form) if values else "" for f in (statistics.median, min, max))
-            line.append(f"{middle} ({low}-{high})" if len(values) > 1 else middle)
+        for k, (_, form) in head.items():
+            values = [float(r[k]) * (100 if k in columns and not loops else 1) for r in own if r.get(k, "") != ""]
+            middle, low, high = (form.format(f(values)) if values else "" for f in (statistics.median, min, max))
+            line.append(f"{middle} ({low}-{high})" if len(values) > 1 and k not in ("parameters", "flops_per_token")
+                        else middle)
         lines.append(line)
     title = ("Mean loops of the slowest token of solved problems" if loops else f"Exact match in %, {kind} problems"
              if columns else "Validation loss") + (", by digits" if columns else "") + (f", `{label}`" if label else "")
@@ -232,6 +238,16 @@ def write_tables(found, wanted):
     labels = dict.fromkeys(["", *(ENTRY.fullmatch(entry)[1] or "" for entry in evaluate)])
     tables = [markdown(kind, label, found, wanted) for label in labels for kind in ("uniform", "hard", "loops_solved")]
     write(f"{results}.md", "\n\n".join(lines) + "\n" + "".join(tables))
+
+
+def curves(runs):
+    """The validation losses of runs, from their log.csv: {row: [{iteration: loss} of each seed]}."""
+    found = {}
+    for run in runs:
+        with contextlib.suppress(OSError), open(f"{run['folder']}/log.csv", encoding="utf-8") as f:
+            losses = {int(r["iter"]): float(r["val_loss"]) for r in csv.DictReader(f) if r["val_loss"]}
+            found.setdefault(run["row"], []).append(losses)
+    return found
 
 
 def stop(number, frame):
@@ -261,8 +277,10 @@ def run_all(runs):
             failed += [f"{name} ({log})"] if row["error"] else []
             print(f"{n}/{len(runs)} {name}: {'FAILED: ' + row['error'] if row['error'] else row['val_loss']}, "
                   + (f"{took}, ETA {left}" if log else "finished before"), flush=True)
-    if any(re.fullmatch(r"uniform_\d+", k) for row in found for k in row):
+    if any(re.search(r"uniform_\d+$", k) for row in found for k in row):
         figures.draw_sweep(found, f"{results}.png")
+    elif any("best_val_loss" in row for row in found):
+        figures.draw_losses(found, curves(runs), f"{results}.png")
     print(f"---\nruns: {len(runs)}\nfinished: {len(found) - len(failed)}\nfinished_before: {skipped}\n"
           f"seconds: {time.monotonic() - began:.1f}\ncsv: {results}.csv\ntable: {results}.md")
     return failed

@@ -11,7 +11,7 @@ rows = [
     "inject decay: --inject=decay",
     "add, learned step encoding: --step_encoding=learned",
     "add, sinusoid step encoding: --step_encoding=sinusoid",
-    "add, rope step encoding: --step_encoding=rope",
-    "decay, sinusoid step encoding: --inject=decay --step_encoding=sinusoid",
+    "add, rope step encoding @1: --step_encoding=rope",
+    "decay, sinusoid step encoding @1: --inject=decay --step_encoding=sinusoid",
 ]
 evaluate = ["--digits=[4,8,12,16,20] --eval_iters=0 --backend=torch"]

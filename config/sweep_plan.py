@@ -16,10 +16,10 @@ rows = [
     "A5 weight decay 0.1: --weight_decay=0.1",
     "A5 weight decay 0.001: --weight_decay=0.001",  # the base has 0.01
     "no operand swap: --swap_operands=False",
-    "half of the rows C=A+B: --flip_rows=0.5",
-    "200,000 fixed rows: --fresh_rows=False",
-    "no carry rows: --dataset=addition/nocarry",
-    "rope, least significant digit first: --pos=rope",
-    "rope, most significant digit first: --pos=rope --dataset=addition/plain",
+    "half of the rows C=A+B @1: --flip_rows=0.5",
+    "200,000 fixed rows @1: --fresh_rows=False",
+    "no carry rows @1: --dataset=addition/nocarry",
+    "rope, least significant digit first @1: --pos=rope",
+    "rope, most significant digit first @1: --pos=rope --dataset=addition/plain",
 ]
 evaluate = ["--digits=[1,2,3,4,5,6,8,12,16] --eval_iters=0 --backend=torch"]

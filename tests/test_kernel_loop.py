@@ -374,7 +374,7 @@ def test_kernel_in_bfloat16(rule):
 @pytest.mark.parametrize("T", [pytest.param(64, marks=GPU), pytest.param(200, marks=BARRIER)])
 def test_kernel_leaves_early(T):
     """A limit of L / 2 gives to the bit what num_loops L / 2 gives, adaptive and at fixed depth; and the launch ends,
-    time after time, as one that leaves its loop by a break did not always."""
+    time after time (with a break some never did)."""
     model = make("confidence", T=T, V=65, C=128, L=12, n_head=4, gain=2.0, device="cuda").bfloat16()
     idx = tokens(model, 8, T)
     never, limit, x0 = torch.full(idx.shape, 2.0, device="cuda"), torch.full_like(idx, 6), model.embed(idx)

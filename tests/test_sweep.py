@@ -140,6 +140,39 @@ def test_the_figure_shows_medians_and_ranges(folder, swept, monkeypatch, rng):
     (line,) = drawn[2].lines
     assert line.get_label() == "a, kl (3 seeds)"
     np.testing.assert_allclose(line.get_ydata(), [1, 3.5])
+    drawn.clear()  # zeros are values, as numbers too, which rows of this process hold
+    figures.draw_sweep([dict(row="b", seed=i, uniform_4=x) for i, x in enumerate((0.0, 0.0, 0.3))], "x.png")
+    np.testing.assert_allclose(drawn[0].lines[0].get_ydata(), [0])
+
+
+def test_the_table_and_the_figure_of_a_text(monkeypatch, rng, tmp_path):
+    """Without problems to solve, what a model costs stands beside its best loss; medians and ranges by numpy."""
+    best = rng.random(3)
+    found = [dict(row="a", seed=i, error="", parameters="1234567", flops_per_token="9876543", val_loss="2.0", ms="3.25",
+                  best_val_loss=str(x)) for i, x in enumerate(best)] + [dict(row="b", seed=0, error="failed")]
+    head, _, line, failed = ([c.strip() for c in x.strip("|").split("|")] for x in sweep.markdown(
+        "uniform", "", found, ["a"] * 3 + ["b"]).splitlines() if x.startswith("|"))
+    assert head == ["row", "seeds", "parameters", "training FLOPs a token", "best val loss", "last val loss",
+                    "ms a step"]
+    middle, low, high = np.median(best), best.min(), best.max()
+    assert line == ["a", "3/3", "1,234,567", "9,876,543", f"{middle:.4f} ({low:.4f}-{high:.4f})",
+                    "2.0000 (2.0000-2.0000)", "3.2 (3.2-3.2)"]
+    assert failed == ["b", "0/1", "", "", "", "", ""]
+    runs = [dict(row="a", folder=str(tmp_path / str(i))) for i in range(4)]  # the last one wrote nothing
+    values = rng.random((3, 2))
+    for run, (x, y) in zip(runs, values, strict=False):
+        os.makedirs(run["folder"])
+        with open(f"{run['folder']}/log.csv", "w") as f:
+            f.write(f"iter,loss,val_loss\n0,,{x}\n5,1.0,\n10,,{y}\n")
+    drawn = []
+    monkeypatch.setattr(figures, "finish", lambda figure, axes, path: drawn.extend(axes))
+    figures.draw_losses(found, sweep.curves(runs), "x.png")
+    for ax, x in zip(drawn, (9876543, 1234567), strict=False):
+        ((point, _, (bar,)),) = ax.containers
+        np.testing.assert_allclose([*point.get_xdata(), *point.get_ydata()], [x, middle])
+        np.testing.assert_allclose(bar.get_segments()[0][:, 1], [low, high])
+    (line,) = drawn[2].lines
+    np.testing.assert_allclose(line.get_xydata(), [[0, np.median(values[:, 0])], [10, np.median(values[:, 1])]])
 
 
 def test_a_second_call_runs_nothing_and_other_settings_run_anew(scripts, folder, swept):
@@ -303,4 +336,4 @@ def test_the_markdown_table(rng):
 
 def test_a_bar_in_a_name_does_not_break_the_table():
     row = dict(row="a|b", seed=1, error="", val_loss="1.5")
-    assert "| a\\|b | 1/1 | 1.5000 |\n" in sweep.markdown("uniform", "", [row], ["a|b"])
+    assert "| a\\|b | 1/1 |  |  |  | 1.5000 |  |\n" in sweep.markdown("uniform", "", [row], ["a|b"])
