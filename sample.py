@@ -99,13 +99,13 @@ def bar(values, largest):
 def print_trace(rows):
     """The trace of one sequence: what each token reads and writes, its loops, entropy and guesses loop by loop."""
     largest = math.log(meta.vocab_size)
-    L = len(rows[0]["entropy"])
-    print(f"  reads writes loops  {'entropy':<{max(L, 7)}}  last  guess after each loop")
+    width = max(7, *(r["loops"] for r in rows))
+    print(f"  reads writes loops  {'entropy':<{width}}  last  guess after each loop")
     for r in rows:
         guesses = " ".join(r["prediction"][:r["loops"]])
         entropy = [math.nan if e is None else e for e in r["entropy"]]
         last = entropy[r["loops"] - 1] if r["loops"] else math.nan
-        print(f"  {r['reads']:>5} {r['writes'] or '·':>6} {r['loops']:>5}  {bar(entropy, largest):<{max(L, 7)}} "
+        print(f"  {r['reads']:>5} {r['writes'] or '·':>6} {r['loops']:>5}  {bar(entropy[:width], largest):<{width}} "
               f"{last:>5.2f}  {guesses}")
 
 
@@ -130,12 +130,12 @@ def draw_trace(traces, titles, path):
     import matplotlib.pyplot as plt
     traces, titles = traces[:6], titles[:6]
     longest = min(60, max(map(len, traces)))
-    L = len(traces[0][0]["entropy"])
+    L = max(1, *(r["loops"] for rows in traces for r in rows))
     figure, axes = plt.subplots(1, len(traces), figsize=(1.2 + len(traces) * (0.9 + 0.42 * L), 1.2 + 0.28 * longest),
                                 layout="constrained", squeeze=False)
     for ax, rows, title in zip(axes[0], traces, titles, strict=True):
         rows = rows[:longest]
-        entropy = np.array([[math.nan if e is None else e for e in r["entropy"]] for r in rows])  # (T,L)
+        entropy = np.array([[math.nan if e is None else e for e in r["entropy"][:L]] for r in rows])  # (T,L)
         image = ax.imshow(entropy, cmap="Greys", vmin=0, vmax=math.log(meta.vocab_size), aspect="auto")
         ax.set_facecolor("#dfe9f2")  # where a token had halted
         for t, l in zip(*np.nonzero(~np.isnan(entropy)), strict=True):

@@ -47,3 +47,4 @@ def test_claims(name, n, rng):
 def test_sample_works_with_it(name, scripts):
     out = scripts("sample.py", f"--checkpoint={ROOT}/pretrained/{name}.pt", "--start=123456+876544=").out
     assert "123456+876544=1000000\n" in out
+    assert max(map(len, out.splitlines())) < (60 if name == "addition" else 90)  # no columns for loops that none took
