@@ -57,18 +57,34 @@ def finish(figure, axes, path, title=""):
     print(f"figure: {path}")
 
 
+def digit_columns(found, kind, label=""):
+    """The columns of the rows of sweep.py in which the evaluation of a label tells of a kind (uniform, hard,
+    loops_solved), in their order: {digits: column}."""
+    prefix = f"{label}_{kind}_" if label else f"{kind}_"
+    return {int(k.removeprefix(prefix)): k for r in found for k in r if re.fullmatch(re.escape(prefix) + r"\d+", k)}
+
+
 def halts(found, columns):
     """Are these columns of the rows of sweep.py mean loops by a rule? Those of a fixed depth are whole numbers."""
     return any(not float(r[k]).is_integer() for r in found for k in columns if r.get(k, "") != "")
 
 
-def style(i):
+def line_style(i):
     """How line i looks: 28 that can be told apart without colours."""
     return dict(color=str(0.6 * (i % 3) / 2), marker="osv^DxP"[i % 7], ls=("-", "--", ":", "-.")[i % 4], ms=4)
 
 
-def seeds_of(values):
-    return f"{len(values)} seed{'s' * (len(values) > 1)}"
+def with_seeds(name, count):
+    return f"{name} ({count} seed{'s' * (count > 1)})"
+
+
+def draw_seeds(ax, points, i, name):
+    """Line i: the median of points {x: [a value a seed]}, and their range as a band."""
+    x, values = [*points], [*points.values()]
+    if x:
+        ax.plot(x, [np.median(v) for v in values], label=with_seeds(name, max(map(len, values))), **line_style(i))
+        ax.fill_between(x, [min(v) for v in values], [max(v) for v in values], color=line_style(i)["color"], alpha=0.2,
+                        lw=0)
 
 
 def draw_sweep(found, path):
@@ -76,33 +92,25 @@ def draw_sweep(found, path):
     line a row of the sweep, or a row and an evaluation that halts; the median of the seeds, and their range as a band.
 
     found: the rows of the table of sweep.py, with columns uniform_8, hard_8, kl_loops_solved_8, ..."""
-    panels = {("uniform", ""): {}, ("hard", ""): {}}
-    for key in dict.fromkeys(key for r in found for key in r):
-        m = re.fullmatch(r"(?:(.+)_)?(uniform|hard|loops_solved)_(\d+)", key)
-        if m and (m[2] == "loops_solved" or not m[1]):
-            panels.setdefault((m[2], m[1] or ""), {})[int(m[3])] = key
-    loops = [(kind, label) for (kind, label), keys in panels.items() if kind == "loops_solved"
-             and halts(found, keys.values())]
-    figure, axes = new_figure(2 + bool(loops), (14 if loops else 10, 3.8), share=not loops)
+    matches = (re.fullmatch(r"(?:(.+)_)?loops_solved_\d+", k) for r in found for k in r)
+    labels = [label for label in dict.fromkeys(m[1] or "" for m in matches if m)
+              if halts(found, digit_columns(found, "loops_solved", label).values())]
+    figure, axes = new_figure(2 + bool(labels), (14 if labels else 10, 3.8), share=not labels)
     rows = dict.fromkeys(r["row"] for r in found)
-    for ax, shown in zip(axes, ([("uniform", "")], [("hard", "")], loops), strict=False):
-        for i, (name, (kind, label)) in enumerate((name, one) for name in rows for one in shown):
-            keys, scale = panels[kind, label], 1 if kind == "loops_solved" else 100
-            own = {n: [scale * float(r[keys[n]]) for r in found if r["row"] == name and r.get(keys[n], "") != ""]
-                   for n in sorted(keys)}
-            own = {n: x for n, x in own.items() if x}
-            if not own:
-                continue
-            n, values, text = [*own], [*own.values()], f"{name}, {label}" if label else name
-            ax.plot(n, [np.median(x) for x in values], label=f"{text} ({seeds_of(max(values, key=len))})", **style(i))
-            ax.fill_between(n, [min(x) for x in values], [max(x) for x in values], color=style(i)["color"], alpha=0.2,
-                            lw=0)
+    for ax, kind in zip(axes, ("uniform", "hard", "loops_solved"), strict=False):
+        loops = kind == "loops_solved"
+        for i, (name, label) in enumerate((name, label) for name in rows for label in (labels if loops else [""])):
+            own, points = [r for r in found if r["row"] == name], {}
+            for n, k in sorted(digit_columns(found, kind, label).items()):
+                if values := [float(r[k]) * (1 if loops else 100) for r in own if r.get(k, "") != ""]:
+                    points[n] = values
+            draw_seeds(ax, points, i, f"{name}, {label}" if label else name)
         ax.set(xlabel="digits of both operands")
         ax.xaxis.get_major_locator().set_params(integer=True)
-        if shown is loops:
+        if loops:
             ax.set(ylabel="loops of the slowest token", title="solved uniform problems, mean")
         else:
-            ax.set(ylim=(-3, 103), title=f"{shown[0][0]} problems")
+            ax.set(ylim=(-3, 103), title=f"{kind} problems")
     axes[0].set(ylabel="exact match (%), median and range of seeds")
     finish(figure, axes, path)
 
@@ -115,18 +123,15 @@ def draw_losses(found, curves, path):
     figure, axes = new_figure(3, (14, 3.8), share=False)
     for i, name in enumerate(dict.fromkeys(r["row"] for r in found)):
         own = [r for r in found if r["row"] == name and r.get("best_val_loss")]
-        look = style(i)
         losses = [float(r["best_val_loss"]) for r in own]
         for ax, key in zip(axes, ("flops_per_token", "parameters"), strict=False):
             if losses and own[0].get(key):
                 middle = np.median(losses)
                 ax.errorbar([float(own[0][key])], [middle], [[middle - min(losses)], [max(losses) - middle]], capsize=3,
-                            label=f"{name} ({seeds_of(losses)})", **look | dict(ls=""))
+                            label=with_seeds(name, len(losses)), **line_style(i) | dict(ls=""))
         seeds = curves.get(name, [])
-        if at := sorted(set.intersection(*map(set, seeds))) if seeds else []:
-            values = np.array([[losses[n] for n in at] for losses in seeds])
-            axes[2].plot(at, np.median(values, 0), label=f"{name} ({seeds_of(seeds)})", **look)
-            axes[2].fill_between(at, values.min(0), values.max(0), color=look["color"], alpha=0.2, lw=0)
+        at = sorted(set.intersection(*map(set, seeds))) if seeds else []
+        draw_seeds(axes[2], {n: [seed[n] for seed in seeds] for n in at}, i, name)
     best = [float(r["best_val_loss"]) for r in found if r.get("best_val_loss")]
     for ax, x in zip(axes, ("training FLOPs a token", "parameters", "iteration"), strict=True):
         ax.set(xlabel=x, xscale="linear" if x == "iteration" else "log")

@@ -7,8 +7,8 @@ A row is a name and arguments of train.py: "wide @3: --n_embd=128 --weight_decay
 a config file as the first word replaces base. All is checked before anything runs. A run is train.py, then evaluate.py
 once for each entry of `evaluate`, always of ckpt_last.pt: nothing is selected by a test. The same command again goes on
 after an interruption, skips what is finished, and runs what failed or now has other settings. Both tables are written
-after every run, a figure at the end; out_dir/<row>/seed<S>/ holds train.py's files, a log of each
-step, and row.json, what is known.
+after every run, a figure at the end; out_dir/<row>/seed<S>/ holds train.py's files, a log of each step, and row.json,
+what is known.
 """
 import ast
 import contextlib
@@ -195,6 +195,11 @@ def execute(run):
     return row, log
 
 
+def adds(found):
+    """Do these rows, as `execute` returns them, say how well problems are solved, and not of a text?"""
+    return any(re.search(r"uniform_\d+$", k) for r in found for k in r)
+
+
 def markdown(kind, label, found, wanted):
     """A table of what an evaluation says of a kind of problems, a line a row; with the validation loss if it is the
     uniform kind of the evaluation without a label, of a text also what a model costs. "" where nothing was measured.
@@ -202,12 +207,10 @@ def markdown(kind, label, found, wanted):
     kind: uniform, hard, or loops_solved; label: of an entry of `evaluate`; found: rows as `execute` returns them;
     wanted: the name of the row of every run.
     """
-    loops, prefix = kind == "loops_solved", f"{label}_{kind}_" if label else f"{kind}_"
-    columns = {k: k.removeprefix(prefix) for k in dict.fromkeys(k for r in found for k in r)
-               if re.fullmatch(re.escape(prefix) + r"\d+", k)}
-    of_text = kind == "uniform" and not label and not any(re.search(r"uniform_\d+$", k) for r in found for k in r)
-    first = OF_TEXT if of_text else {"val_loss": ("val loss", "{:.4f}")} if kind == "uniform" and not label else {}
-    head = first | {k: (n, "{:.2f}" if loops else "{:.1f}") for k, n in columns.items()}
+    loops, columns = kind == "loops_solved", {k: n for n, k in figures.digit_columns(found, kind, label).items()}
+    head = {k: (str(n), "{:.2f}" if loops else "{:.1f}") for k, n in columns.items()}
+    if kind == "uniform" and not label:
+        head = ({"val_loss": ("val loss", "{:.4f}")} if adds(found) else OF_TEXT) | head
     if not head or loops and not figures.halts(found, columns):
         return ""
     lines = [["row", "seeds", *(name for name, _ in head.values())], ["---"] * (2 + len(head))]
@@ -277,7 +280,7 @@ def run_all(runs):
             failed += [f"{name} ({log})"] if row["error"] else []
             print(f"{n}/{len(runs)} {name}: {'FAILED: ' + row['error'] if row['error'] else row['val_loss']}, "
                   + (f"{took}, ETA {left}" if log else "finished before"), flush=True)
-    if any(re.search(r"uniform_\d+$", k) for row in found for k in row):
+    if adds(found):
         figures.draw_sweep(found, f"{results}.png")
     elif any("best_val_loss" in row for row in found):
         figures.draw_losses(found, curves(runs), f"{results}.png")

@@ -454,14 +454,13 @@ if writes:
     plot()
 if master:
     print("---")
-    speed = [float(r["ms"]) for r in rows if r.get("ms")]
-    speed = dict(ms=f"{np.median(speed):.2f}") if speed else {}
+    ms = [float(r["ms"]) for r in rows if r.get("ms")]
     for key, value in dict(
             iterations=it, parameters=raw_model.get_num_params(),
             flops_per_token=raw_model.flops_per_token(T, getattr(raw_model, "trained_loops", 1)),
             train_loss=f"{losses['train'][-1]:.4f}", val_loss=f"{losses['val'][-1]:.4f}",
-            best_val_loss=f"{best_val_loss:.4f}", **speed, seconds=f"{time.time() - started:.1f}",
-            device=torch.cuda.get_device_name() if cuda else "cpu",
+            best_val_loss=f"{best_val_loss:.4f}", **(dict(ms=f"{np.median(ms):.2f}") if ms else {}),
+            seconds=f"{time.time() - started:.1f}", device=torch.cuda.get_device_name() if cuda else "cpu",
             torch=torch.__version__, checkpoint=last_path).items():
         print(f"{key}: {value}")
 stop_ranks()

@@ -1,4 +1,4 @@
-# Track P, where the carry travels in latent space: five seeds of config/train_addition_parallel.py.
+# Track P, all digits of the answer at once: five seeds of config/train_addition_parallel.py.
 # Data: python data/addition/prepare.py --track=slots --out_dir=data/addition/parallel
 base = "config/train_addition_parallel.py"
 seeds = [0, 1, 2, 3, 4]

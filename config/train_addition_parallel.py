@@ -1,4 +1,4 @@
-# Track P: parallel answer, all digits at once after the loop, so that the carry has to travel in latent space.
+# Track P: parallel answer, all digits at once after the loop, so that no carry is ever written down.
 # Data: python data/addition/prepare.py --track=slots --out_dir=data/addition/parallel
 out_dir = "out/train_addition_parallel"
 dataset = "addition/parallel"
