@@ -5,10 +5,10 @@
 
 A row is a name and arguments of train.py: "wide @3: --n_embd=128 --weight_decay=0.1". @3 takes the first 3 seeds only;
 a config file as the first word replaces base. All is checked before anything runs. A run is train.py, then evaluate.py
-once for each entry of `evaluate`, always of ckpt_last.pt: nothing is selected by a test. The same command again goes on
-after an interruption, skips what is finished, and runs what failed or now has other settings. Both tables are written
-after every run, a figure at the end; out_dir/<row>/seed<S>/ holds train.py's files, a log of each step, and row.json,
-what is known.
+once for each entry of `evaluate` and, of the first seed, analyze.py as `analyze` says, always of ckpt_last.pt: nothing
+is selected by a test. The same command again goes on after an interruption, skips what is finished, and runs what
+failed or now has other settings. The tables are written after every run, a figure at the end; out_dir/<row>/seed<S>/
+holds train.py's files, a log of each step, and row.json, what is known.
 """
 import ast
 import contextlib
@@ -36,6 +36,7 @@ seeds: list[int] = [1337]       # a run of each row for each
 rows: list[str] = []            # "name: --key=value ..." of train.py; "name @3: ..." with the first 3 seeds only
 overrides: list[str] = []       # --key=value of train.py, for all rows; a row's own wins
 evaluate: list[str] = []        # "--key=value ..." of evaluate.py, or "label: --key=value ..." with columns label_*
+analyze = ""                    # "--key=value ..." of analyze.py, for runs of the first seed: results/<name>_states.csv
 parallel = 0                    # processes at once; 0: one a core, on CUDA half as many and at most 8
 timeout = 0.0                   # seconds after which a training, or an evaluation, is killed; 0: never
 out_dir = ""                    # where the runs go; empty: out/<name of the file>
@@ -49,6 +50,8 @@ FIRST = ("row", "seed", "parameters", "flops_per_token", "val_loss", "best_val_l
 OF_TEXT = {"parameters": ("parameters", "{:,.0f}"), "flops_per_token": ("training FLOPs a token", "{:,.0f}"),
            "best_val_loss": ("best val loss", "{:.4f}"), "val_loss": ("last val loss", "{:.4f}"),
            "ms": ("ms a step", "{:.1f}")}  # columns of the Markdown where nothing is added up
+STATES = ("delta", "norm", "loss", "converged_by", "push_ratio", "spectral_radius", "spectral_radius_highest",
+          "limit_cycle")  # of the rows of analyze.py those that are kept, after the trained loops and at the end
 running, stopping = set(), []   # the processes; the signals that told this one to stop
 
 
@@ -77,11 +80,12 @@ def plan():
     if not rows or not seeds or len(set(seeds)) < len(seeds) or min(*seeds, parallel, timeout) < 0:
         raise SystemExit(f"{file}: needs rows, seeds (each once, none negative), and no negative parallel or timeout")
     tests, runs, slugs, known = {}, [], set(), []
-    for script, names in (("train.py", None), ("evaluate.py", HALTING)):  # they would run if they were imported
+    for script, names in (("train.py", None), ("evaluate.py", HALTING), ("analyze.py", HALTING)):  # not to be imported
         with open(os.path.join(HERE, script)) as f:
             of_model = {k: s for k, s in class_settings(LoopConfig, names).items() if k not in FACTS}
             known.append(read_settings(f.read()) | of_model)
-    of_train, of_evaluate = known
+    of_train, of_evaluate, of_analyze = known
+    look = read_entry(analyze, of_analyze, "checkpoint", "out_dir")[2]
     for entry in evaluate:
         label, first, words = read_entry(entry, of_evaluate, "checkpoint", "out_dir", "csv_file")
         step = f"{label}_evaluate" if label else "evaluate"
@@ -104,8 +108,10 @@ def plan():
             steps = {"train": ["train.py", *words, f"--seed={seed}", f"--out_dir={folder}"]} | {
                 step: ["evaluate.py", *test, f"--checkpoint={folder}/ckpt_last.pt", f"--csv_file={folder}/{step}.csv"]
                 for step, test in tests.items()}
-            runs.append(dict(row=name, seed=seed, folder=folder, steps=steps,
-                             settings=read_arguments(steps["train"][1:], of_train)))
+            settings = read_arguments(steps["train"][1:], of_train)
+            if analyze and seed == seeds[0] and settings.get("model_type") != "gpt":  # which has no loops to look at
+                steps["analyze"] = ["analyze.py", *look, f"--checkpoint={folder}/ckpt_last.pt", f"--out_dir={folder}"]
+            runs.append(dict(row=name, seed=seed, folder=folder, steps=steps, settings=settings))
     # all rows with the first seed come first, so that a sweep cut short still compares them
     return sorted(runs, key=lambda run: seeds.index(run["seed"]))
 
@@ -151,6 +157,12 @@ def columns_of(step, path, said):
     of evaluate.py; the loops are those of the uniform problems, loops_solved_8 of the slowest token of solved ones."""
     if step == "train":
         return dict(re.findall(r"^(\w+): (.+)$", said.rpartition("---\n")[2], re.MULTILINE))
+    if step == "analyze":
+        with open(path, encoding="utf-8") as f:
+            table = list(csv.DictReader(f))
+        loops = {r["loop"] for r in table if r["what"] == "spectral_radius"}  # those trained with, and the last
+        return dict(states=[r for r in table if r["what"] in STATES and r["loop"] in loops
+                            and not re.fullmatch(r"one loop|\d+ loops", r["class"])])
     found, prefix = {}, step.removesuffix("evaluate")
     with open(path, encoding="utf-8") as f:
         for r in csv.DictReader(f):
@@ -235,9 +247,16 @@ def write_tables(found, wanted):
         writer = csv.DictWriter(f, [*FIRST, *further, "error"], extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(found)
+    states = [dict(row=r["row"], **state) for r in found for state in r.get("states", [])]
+    if states:
+        with open(f"{results}_states.csv", "w", newline="", encoding="utf-8") as f:
+            writer = csv.DictWriter(f, states[0], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(states)
     device, version = (", ".join(dict.fromkeys(r[k] for r in found if k in r)) for k in ("device", "torch"))
     lines = [f"`{shlex.join(['python', 'sweep.py', *sys.argv[1:]])}`; {device}, torch {version}; "
-             f"seeds {', '.join(map(str, seeds))}; {parallel} at once", *(f"`evaluate.py`: `{x}`" for x in evaluate)]
+             f"seeds {', '.join(map(str, seeds))}; {parallel} at once", *(f"`evaluate.py`: `{x}`" for x in evaluate),
+             *[f"`analyze.py`: `{analyze}`"] * bool(analyze)]
     labels = dict.fromkeys(["", *(ENTRY.fullmatch(entry)[1] or "" for entry in evaluate)])
     tables = [markdown(kind, label, found, wanted) for label in labels for kind in ("uniform", "hard", "loops_solved")]
     write(f"{results}.md", "\n\n".join(lines) + "\n" + "".join(tables))

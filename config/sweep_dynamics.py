@@ -23,3 +23,4 @@ evaluate = [
     "long: --digits=[4,8,12] --num_loops=32 --eval_iters=0 --backend=torch",
     "anderson: --digits=[4,8,12] --num_loops=32 --anderson=5 --eval_iters=0 --backend=torch",
 ]
+analyze = "--probes=False --tokens=4000"

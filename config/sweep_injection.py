@@ -15,3 +15,4 @@ rows = [
     "decay, sinusoid step encoding @1: --inject=decay --step_encoding=sinusoid",
 ]
 evaluate = ["--digits=[4,8,12,16,20] --eval_iters=0 --backend=torch"]
+analyze = "--probes=False --tokens=4000"

@@ -42,6 +42,7 @@ rows = [
     "plain, 1/2 @1: --learning_rate=2e-3",
 ]
 evaluate = ["--digits=[1,2] --problems=30 --eval_iters=0 --halt=none --prompt_loops=0"]
+analyze = "--probes=False --tokens=200 --iterations=5 --times=2"
 parallel = 2
 """
 PLAIN = ("small.py", "--warmup_iters=5", "--learning_rate=2e-3", "--seed=3")  # its second row
@@ -114,6 +115,13 @@ def test_a_failing_row_stops_no_other_and_both_are_in_the_tables(folder, swept):
     assert "| broken | 0/1 |  |  |  |\n" in text
     assert f"| plain, 1/2 | 1/1 | {float(said['val_loss']):.4f} | {100 * float(good['uniform_1']):.1f} |" in text
     assert list(good)[-1] == "error"
+    states = read_csv(folder / "results/sweep_small_states.csv")
+    seen = {tuple(r[k] for k in ("what", "weights", "loop", "class")): r for r in read_csv(run / "analyze.csv")}
+    for r in states:
+        assert r.pop("row") == "plain, 1/2"
+        assert seen[tuple(r[k] for k in ("what", "weights", "loop", "class"))] == r
+    assert {r["loop"] for r in states} == {"2", "4"}  # those trained with, and --times=2 as many
+    assert {r["what"] for r in states} == set(sweep.STATES)
 
 
 def test_the_figure_shows_medians_and_ranges(folder, swept, monkeypatch, rng):
@@ -270,6 +278,7 @@ evaluate = ["--digits=[1]", "long: --num_loops=9 --digits=[2,3]"]
     ("--learning_rate=2e-3", "--seed=1", ["sweep_bad.py:7: ", "seed"]),
     ("--halt=none", "--checkpoint=x.pt", ["sweep_bad.py:9: ", "checkpoint"]),
     ("--halt=none", "--halt='none", ["sweep_bad.py:9: ", "quotation"]),
+    ("--times=2", "--time=2", ["sweep_bad.py:10: --time", "'times'"]),
     ("parallel = 2", "parallel = -2", ["parallel"]),
 ])
 def test_mistakes_stop_before_anything_runs(scripts, folder, old, new, words):
@@ -287,7 +296,7 @@ def test_committed_sweeps(scripts, folder, path):
     """Every row, with every key, of every committed tuning file."""
     lines = scripts("sweep.py", f"config/{path.name}", "--dry_run").out.splitlines()
     assert lines
-    assert all(re.match(r"python (train\.py config/|evaluate\.py .*ckpt_last\.pt)", line) for line in lines)
+    assert all(re.match(r"python (train\.py config/|(evaluate|analyze)\.py .*ckpt_last\.pt)", line) for line in lines)
     of_model = class_settings(LoopConfig)
     known = read_settings((ROOT / "train.py").read_text()) | {k: x for k, x in of_model.items() if k not in FACTS}
     facts = dict(think_token=11, number_tokens=(1,), longest_number=5)
