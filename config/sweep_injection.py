@@ -3,7 +3,7 @@
 base = "config/train_addition.py"
 seeds = [1, 2]
 overrides = ["--n_embd=128 --n_head=4 --max_iters=6000 --num_loops=[6,8,10] --grad_loops=0 --halt=none "
-             "--prompt_loops=0 --cuda_graph=True --compile=True"]
+             "--prompt_loops=0 --cuda_graph=True --compile=True --eval_interval=500"]
 rows = [
     "inject add:",
     "inject none: --inject=none",

@@ -9,7 +9,8 @@ log_interval = 100
 
 n_embd = 256
 n_head = 8
-num_loops = [8, 10, 12, 14]
+num_loops = [8, 10, 12, 14, 8, 10, 12, 14, 28, 56]
+grad_loops = 14  # what lies before has no gradients: the last two counts train the state to stay
 pos = "place"
 place_ids = 64
 place_subset = 16

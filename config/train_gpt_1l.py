@@ -13,7 +13,6 @@ n_embd = 384
 dropout = 0.2
 
 batch_size = 64
-max_iters = 5000
+max_iters = 2500
 learning_rate = 1e-3
-min_lr = 1e-4
 warmup_iters = 100
