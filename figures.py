@@ -119,7 +119,8 @@ def draw_losses(found, curves, path):
     """The best validation loss of every row of a sweep against its FLOPs and its parameters, and the losses over the
     iterations: medians of the seeds, and their ranges as bars and bands.
 
-    found: the rows of the table of sweep.py; curves: {row: [{iteration: loss} of each seed]}."""
+    found: the rows of the table of sweep.py; curves: {row: {seed: {iteration: loss}}}."""
+    from matplotlib import ticker  # as in new_figure
     figure, axes = new_figure(3, (14, 3.8), share=False)
     for i, name in enumerate(dict.fromkeys(r["row"] for r in found)):
         own = [r for r in found if r["row"] == name and r.get("best_val_loss")]
@@ -129,12 +130,15 @@ def draw_losses(found, curves, path):
                 middle = np.median(losses)
                 ax.errorbar([float(own[0][key])], [middle], [[middle - min(losses)], [max(losses) - middle]], capsize=3,
                             label=with_seeds(name, len(losses)), **line_style(i) | dict(ls=""))
-        seeds = curves.get(name, [])
+        seeds = curves.get(name, {}).values()
         at = sorted(set.intersection(*map(set, seeds))) if seeds else []
         draw_seeds(axes[2], {n: [seed[n] for seed in seeds] for n in at}, i, name)
     best = [float(r["best_val_loss"]) for r in found if r.get("best_val_loss")]
-    for ax, x in zip(axes, ("training FLOPs a token", "parameters", "iteration"), strict=True):
-        ax.set(xlabel=x, xscale="linear" if x == "iteration" else "log")
+    for ax, x in zip(axes, ("training FLOPs a token", "parameters"), strict=False):
+        ax.set(xlabel=x, xscale="log")
+        ax.xaxis.set(major_locator=ticker.LogLocator(subs=(1, 2, 5)), major_formatter=ticker.EngFormatter(sep=""),
+                     minor_formatter=ticker.NullFormatter())
+    axes[2].set(xlabel="iteration")
     axes[0].set(ylabel="best validation loss (nats a token)", title="median and range of seeds")
     axes[2].set(ylabel="validation loss (nats a token)", ylim=(min(best) - 0.02, min(best) + 0.5))
     finish(figure, axes, path)

@@ -7,12 +7,13 @@ A row is a name and arguments of train.py: "wide @3: --n_embd=128 --weight_decay
 a config file as the first word replaces base. All is checked before anything runs. A run is train.py, then evaluate.py
 once for each entry of `evaluate` and, of the first seed, analyze.py as `analyze` says, always of ckpt_last.pt: nothing
 is selected by a test. The same command again goes on after an interruption, skips what is finished, and runs what
-failed or now has other settings. The tables are written after every run, a figure at the end; out_dir/<row>/seed<S>/
-holds train.py's files, a log of each step, and row.json, what is known.
+failed or now has other settings. The tables are written after every run, a figure and the validation losses over the
+iterations at the end; out_dir/<row>/seed<S>/ holds train.py's files, a log of each step, and row.json, what is known.
 """
 import ast
 import contextlib
 import csv
+import io
 import json
 import os
 import re
@@ -121,6 +122,15 @@ def write(path, text):
     with open(f"{path}.part", "w", encoding="utf-8") as f:
         f.write(text)
     os.replace(f"{path}.part", path)
+
+
+def write_csv(end, fields, table):
+    """One of the tables of results, whole or not at all; columns that are not among fields are left out."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fields, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    write(f"{results}{end}.csv", text.getvalue())
 
 
 def launch(command, log):
@@ -243,16 +253,10 @@ def markdown(kind, label, found, wanted):
 def write_tables(found, wanted):
     """The CSV, a line a run, and the Markdown, a line a row; arguments as of `markdown`, found in their order."""
     further = [k for k in dict.fromkeys(k for r in found for k in r) if re.search(r"_\d+$", k)]
-    with open(f"{results}.csv", "w", newline="", encoding="utf-8") as f:
-        writer = csv.DictWriter(f, [*FIRST, *further, "error"], extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(found)
+    write_csv("", (*FIRST, *further, "error"), found)
     states = [dict(row=r["row"], **state) for r in found for state in r.get("states", [])]
     if states:
-        with open(f"{results}_states.csv", "w", newline="", encoding="utf-8") as f:
-            writer = csv.DictWriter(f, states[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(states)
+        write_csv("_states", states[0], states)
     device, version = (", ".join(dict.fromkeys(r[k] for r in found if k in r)) for k in ("device", "torch"))
     lines = [f"`{shlex.join(['python', 'sweep.py', *sys.argv[1:]])}`; {device}, torch {version}; "
              f"seeds {', '.join(map(str, seeds))}; {parallel} at once", *(f"`evaluate.py`: `{x}`" for x in evaluate),
@@ -263,12 +267,12 @@ def write_tables(found, wanted):
 
 
 def curves(runs):
-    """The validation losses of runs, from their log.csv: {row: [{iteration: loss} of each seed]}."""
+    """The validation losses of runs, from their log.csv: {row: {seed: {iteration: loss}}}."""
     found = {}
     for run in runs:
         with contextlib.suppress(OSError), open(f"{run['folder']}/log.csv", encoding="utf-8") as f:
             losses = {int(r["iter"]): float(r["val_loss"]) for r in csv.DictReader(f) if r["val_loss"]}
-            found.setdefault(run["row"], []).append(losses)
+            found.setdefault(run["row"], {})[run["seed"]] = losses
     return found
 
 
@@ -299,10 +303,14 @@ def run_all(runs):
             failed += [f"{name} ({log})"] if row["error"] else []
             print(f"{n}/{len(runs)} {name}: {'FAILED: ' + row['error'] if row['error'] else row['val_loss']}, "
                   + (f"{took}, ETA {left}" if log else "finished before"), flush=True)
+    losses = curves(runs)
+    write_csv("_curves", ("row", "seed", "iter", "val_loss"), [
+        dict(row=name, seed=seed, iter=it, val_loss=loss) for name, own in losses.items()
+        for seed, curve in own.items() for it, loss in curve.items()])
     if adds(found):
         figures.draw_sweep(found, f"{results}.png")
     elif any("best_val_loss" in row for row in found):
-        figures.draw_losses(found, curves(runs), f"{results}.png")
+        figures.draw_losses(found, losses, f"{results}.png")
     print(f"---\nruns: {len(runs)}\nfinished: {len(found) - len(failed)}\nfinished_before: {skipped}\n"
           f"seconds: {time.monotonic() - began:.1f}\ncsv: {results}.csv\ntable: {results}.md")
     return failed

@@ -9,8 +9,8 @@ rows = [
     "inject none: --inject=none",
     "inject concat: --inject=concat",
     "inject decay: --inject=decay",
-    "add, learned step encoding: --step_encoding=learned",
-    "add, sinusoid step encoding: --step_encoding=sinusoid",
+    "add, learned step encoding @1: --step_encoding=learned",
+    "add, sinusoid step encoding @1: --step_encoding=sinusoid",
     "add, rope step encoding @1: --step_encoding=rope",
     "decay, sinusoid step encoding @1: --inject=decay --step_encoding=sinusoid",
 ]

@@ -10,9 +10,9 @@ block_size = 256
 n_layer = 12
 n_head = 6
 n_embd = 384
-dropout = 0.2
+dropout = 0.4
 
 batch_size = 64
 max_iters = 2500
-learning_rate = 1e-3
+learning_rate = 2e-3
 warmup_iters = 100

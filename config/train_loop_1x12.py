@@ -15,5 +15,5 @@ dropout = 0.2
 
 batch_size = 64
 max_iters = 2500
-learning_rate = 1e-3
+learning_rate = 2e-3
 warmup_iters = 100

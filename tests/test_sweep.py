@@ -122,6 +122,8 @@ def test_a_failing_row_stops_no_other_and_both_are_in_the_tables(folder, swept):
         assert seen[tuple(r[k] for k in ("what", "weights", "loop", "class"))] == r
     assert {r["loop"] for r in states} == {"2", "4"}  # those trained with, and --times=2 as many
     assert {r["what"] for r in states} == set(sweep.STATES)
+    curve = [(r["iter"], float(r["val_loss"])) for r in read_csv(folder / "results/sweep_small_curves.csv")]
+    assert curve == [(r["iter"], float(r["val_loss"])) for r in read_csv(run / "log.csv") if r["val_loss"]] != []
 
 
 def test_the_figure_shows_medians_and_ranges(folder, swept, monkeypatch, rng):
@@ -166,7 +168,7 @@ def test_the_table_and_the_figure_of_a_text(monkeypatch, rng, tmp_path):
     assert line == ["a", "3/3", "1,234,567", "9,876,543", f"{middle:.4f} ({low:.4f}-{high:.4f})",
                     "2.0000 (2.0000-2.0000)", "3.2 (3.2-3.2)"]
     assert failed == ["b", "0/1", "", "", "", "", ""]
-    runs = [dict(row="a", folder=str(tmp_path / str(i))) for i in range(4)]  # the last one wrote nothing
+    runs = [dict(row="a", seed=i, folder=str(tmp_path / str(i))) for i in range(4)]  # the last one wrote nothing
     values = rng.random((3, 2))
     for run, (x, y) in zip(runs, values, strict=False):
         os.makedirs(run["folder"])
