@@ -262,7 +262,8 @@ def draw_halting(rows, s, path):
         for t in thresholds:
             ax.axhline(float(t), color="k", lw=0.6)
         label(ax, "loop l", "largest probability", f"quantiles; lines: thresholds {', '.join(thresholds)}")
-        ax.legend(fontsize=6, framealpha=0.6)
+        ax.set(ylim=(-0.03, 1.4), yticks=np.linspace(0, 1, 6))
+        ax.legend(fontsize=6, ncols=3, loc="upper center")
         for ax, t in zip(axes[-2:], thresholds, strict=True):
             bars(ax, rows, "confidence_loops_histogram", group=t)
             label(ax, "loops taken", "share of tokens", f"halting by confidence at {t}")
