@@ -12,6 +12,7 @@ import numpy as np
 
 import runtime
 
+CHAIN_DIGITS = 12   # of the problems whose loops sweep.py tells by their carry chains
 STYLE = {"trained": dict(color="k", marker="o", ls="-"), "untrained": dict(color="0.5", marker="s", ls="--")}
 
 
@@ -59,7 +60,7 @@ def finish(figure, axes, path, title=""):
 
 def digit_columns(found, kind, label=""):
     """The columns of the rows of sweep.py in which the evaluation of a label tells of a kind (uniform, hard,
-    loops_solved), in their order: {digits: column}."""
+    loops_solved, chain), in their order: {digits, or the length of a carry chain: column}."""
     prefix = f"{label}_{kind}_" if label else f"{kind}_"
     return {int(k.removeprefix(prefix)): k for r in found for k in r if re.fullmatch(re.escape(prefix) + r"\d+", k)}
 
@@ -88,30 +89,33 @@ def draw_seeds(ax, points, i, name):
 
 
 def draw_sweep(found, path):
-    """Exact match against the digit count, uniform and hard problems, and where runs halt the loops of solved ones: a
-    line a row of the sweep, or a row and an evaluation that halts; the median of the seeds, and their range as a band.
+    """Exact match against the digit count, uniform and hard problems, and where runs halt the loops of solved ones
+    against that and, if known, the longest carry chain: a line a row of the sweep, or a row and an evaluation that
+    halts; the median of the seeds, and their range as a band.
 
     found: the rows of the table of sweep.py, with columns uniform_8, hard_8, kl_loops_solved_8, ..."""
     matches = (re.fullmatch(r"(?:(.+)_)?loops_solved_\d+", k) for r in found for k in r)
     labels = [label for label in dict.fromkeys(m[1] or "" for m in matches if m)
               if halts(found, digit_columns(found, "loops_solved", label).values())]
-    figure, axes = new_figure(2 + bool(labels), (14 if labels else 10, 3.8), share=not labels)
+    chains = any(digit_columns(found, "chain", label) for label in labels)
+    figure, axes = new_figure(2 + bool(labels) + chains, None if chains else (14 if labels else 10, 3.8), not labels)
     rows = dict.fromkeys(r["row"] for r in found)
-    for ax, kind in zip(axes, ("uniform", "hard", "loops_solved"), strict=False):
-        loops = kind == "loops_solved"
+    for ax, kind in zip(axes, ("uniform", "hard", "loops_solved", "chain"), strict=False):
+        loops = kind in ("loops_solved", "chain")
         for i, (name, label) in enumerate((name, label) for name in rows for label in (labels if loops else [""])):
             own, points = [r for r in found if r["row"] == name], {}
             for n, k in sorted(digit_columns(found, kind, label).items()):
                 if values := [float(r[k]) * (1 if loops else 100) for r in own if r.get(k, "") != ""]:
                     points[n] = values
             draw_seeds(ax, points, i, f"{name}, {label}" if label else name)
-        ax.set(xlabel="digits of both operands")
+        ax.set(xlabel="longest carry chain (places)" if kind == "chain" else "digits of both operands")
         ax.xaxis.get_major_locator().set_params(integer=True)
         if loops:
-            ax.set(ylabel="loops of the slowest token", title="solved uniform problems, mean")
+            which = f"problems of {CHAIN_DIGITS} digits" if kind == "chain" else "uniform problems"
+            ax.set(ylabel="loops of the slowest token", title=f"solved {which}, mean")
         else:
             ax.set(ylim=(-3, 103), title=f"{kind} problems")
-    axes[0].set(ylabel="exact match (%), median and range of seeds")
+    axes[0].set(ylabel="exact match (%), median and range of seeds" if not chains else "exact match (%)")
     finish(figure, axes, path)
 
 

@@ -3,7 +3,7 @@
 base = "config/train_addition_parallel.py"
 seeds = [0, 1, 2, 3, 4]
 overrides = ["--halt=none --prompt_loops=0 --cuda_graph=True --compile=True --eval_interval=6000"]
-rows = ["8 to 14 loops, in some steps 28 or 56:"]
+rows = ["8 to 56 loops:"]
 evaluate = [  # 2,000 problems a count
     "--digits=[1,2,3,4,5,6,8,10,12,16,20] --num_loops=14 --eval_iters=0 --backend=torch",
     "28: --digits=[4,8,12,16,20] --num_loops=28 --problems=1000 --eval_iters=0 --backend=torch",

@@ -150,9 +150,24 @@ def test_the_figure_shows_medians_and_ranges(folder, swept, monkeypatch, rng):
     (line,) = drawn[2].lines
     assert line.get_label() == "a, kl (3 seeds)"
     np.testing.assert_allclose(line.get_ydata(), [1, 3.5])
+    for i, r in enumerate(found[:3]):
+        r.update(kl_chain_2=str(9.5 - i), kl_chain_11=i + 0.25)
+    drawn.clear()
+    figures.draw_sweep(found, "x.png")
+    (line,) = drawn[3].lines
+    np.testing.assert_allclose(line.get_xydata(), [[2, 8.5], [11, 1.25]])
     drawn.clear()  # zeros are values, as numbers too, which rows of this process hold
     figures.draw_sweep([dict(row="b", seed=i, uniform_4=x) for i, x in enumerate((0.0, 0.0, 0.3))], "x.png")
     np.testing.assert_allclose(drawn[0].lines[0].get_ydata(), [0])
+
+
+def test_loops_by_carry_chains_become_columns(tmp_path):
+    """Of the digit count that is told by chains, where at least ten problems were solved."""
+    (tmp_path / "kl_evaluate.csv").write_text(
+        "kind,n,problems,accuracy,chain,loops\nuniform,12,40,0.5,,\nchain,12,20,,1,7.25\nchain,12,9,,2,6.0\n"
+        "chain,12,10,,3,5.5\nchain,8,90,,3,4.0\n")
+    found = sweep.columns_of("kl_evaluate", tmp_path / "kl_evaluate.csv", "")
+    assert found == {"kl_uniform_12": 0.5, "kl_chain_1": 7.25, "kl_chain_3": 5.5}
 
 
 def test_the_table_and_the_figure_of_a_text(monkeypatch, rng, tmp_path):
@@ -316,7 +331,7 @@ def test_the_markdown_table(rng):
     """Against medians by numpy, with rows that failed, lack a column, or are not there yet."""
     seeds = [rng.permutation(5)[:n] for n in (5, 4, 1)]
     tables = {("uniform", ""): "uniform_8", ("hard", ""): "hard_8", ("uniform", "long"): "long_uniform_12",
-              ("loops_solved", "long"): "long_loops_solved_12"}
+              ("loops_solved", "long"): "long_loops_solved_12", ("chain", "long"): "long_chain_3"}
     found = [dict(row=f"row {i}", seed=int(s), error="", val_loss=f"{rng.random():.4f}",
                   **{k: round(float(rng.random()), 6) for k in tables.values()})
              for i, own in enumerate(seeds) for s in own]
@@ -334,7 +349,8 @@ def test_the_markdown_table(rng):
             own = [r for r in found if r["row"] == line[0]]
             for k, text in zip(["val_loss"] * with_loss + [key], line[2:], strict=True):
                 x = np.array([float(r[k]) for r in own if k in r])
-                scale, half = (1, 5.1e-5) if k == "val_loss" else (1, 5.1e-3) if "loops" in k else (100, 5.1e-2)
+                scale, half = ((1, 5.1e-5) if k == "val_loss" else (1, 5.1e-3) if kind in ("loops_solved", "chain")
+                               else (100, 5.1e-2))
                 shown = [float(part) for part in re.findall(r"\d+\.\d+", text)]
                 assert len(shown) == (0 if not len(x) else 1 if len(x) == 1 else 3)
                 if len(x):
