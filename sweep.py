@@ -81,7 +81,8 @@ def plan():
     if not rows or not seeds or len(set(seeds)) < len(seeds) or min(*seeds, parallel, timeout) < 0:
         raise SystemExit(f"{file}: needs rows, seeds (each once, none negative), and no negative parallel or timeout")
     tests, runs, slugs, known = {}, [], set(), []
-    for script, names in (("train.py", None), ("evaluate.py", HALTING), ("analyze.py", HALTING)):  # not to be imported
+    # not by importing them: they would run
+    for script, names in (("train.py", None), ("evaluate.py", HALTING), ("analyze.py", HALTING)):
         with open(os.path.join(HERE, script)) as f:
             of_model = {k: s for k, s in class_settings(LoopConfig, names).items() if k not in FACTS}
             known.append(read_settings(f.read()) | of_model)
