@@ -12,6 +12,8 @@ import numpy as np
 
 import runtime
 
+KINDS = ("uniform", "hard", "loops_solved", "chain")  # that evaluations of sweep.py tell of; OF_LOOPS: mean loops
+OF_LOOPS = KINDS[2:]
 CHAIN_DIGITS = 12   # of the problems whose loops sweep.py tells by their carry chains
 STYLE = {"trained": dict(color="k", marker="o", ls="-"), "untrained": dict(color="0.5", marker="s", ls="--")}
 
@@ -59,8 +61,8 @@ def finish(figure, axes, path, title=""):
 
 
 def digit_columns(found, kind, label=""):
-    """The columns of the rows of sweep.py in which the evaluation of a label tells of a kind (uniform, hard,
-    loops_solved, chain), in their order: {digits, or the length of a carry chain: column}."""
+    """The columns of the rows of sweep.py in which the evaluation of a label tells of one of KINDS, in their order:
+    {digits, or the length of a carry chain: column}."""
     prefix = f"{label}_{kind}_" if label else f"{kind}_"
     return {int(k.removeprefix(prefix)): k for r in found for k in r if re.fullmatch(re.escape(prefix) + r"\d+", k)}
 
@@ -98,10 +100,11 @@ def draw_sweep(found, path):
     labels = [label for label in dict.fromkeys(m[1] or "" for m in matches if m)
               if halts(found, digit_columns(found, "loops_solved", label).values())]
     chains = any(digit_columns(found, "chain", label) for label in labels)
-    figure, axes = new_figure(2 + bool(labels) + chains, None if chains else (14 if labels else 10, 3.8), not labels)
+    size = None if chains else (14 if labels else 10, 3.8)
+    figure, axes = new_figure(2 + bool(labels) + chains, size, share=not labels)
     rows = dict.fromkeys(r["row"] for r in found)
-    for ax, kind in zip(axes, ("uniform", "hard", "loops_solved", "chain"), strict=False):
-        loops = kind in ("loops_solved", "chain")
+    for ax, kind in zip(axes, KINDS, strict=False):
+        loops = kind in OF_LOOPS
         for i, (name, label) in enumerate((name, label) for name in rows for label in (labels if loops else [""])):
             own, points = [r for r in found if r["row"] == name], {}
             for n, k in sorted(digit_columns(found, kind, label).items()):

@@ -164,9 +164,10 @@ def launch(command, log):
 
 
 def columns_of(step, path, said):
-    """The columns that a step gives: train.py's closing lines, or uniform_8, hard_8, loops_answer_8, ... from the table
-    of evaluate.py; the loops are those of the uniform problems, loops_solved_8 of the slowest token of solved ones, and
-    chain_3 of those with figures.CHAIN_DIGITS digits, hard ones too, whose longest carry chain is 3."""
+    """The columns that a step gives: train.py's closing lines, `states`, the rows of analyze.py of which STATES speaks,
+    or uniform_8, hard_8, loops_answer_8, ... from the table of evaluate.py; loops are those of the uniform problems,
+    loops_solved_8 of the slowest token of solved ones, and chain_3 of those with figures.CHAIN_DIGITS digits, hard ones
+    too, whose longest carry chain is 3."""
     if step == "train":
         return dict(re.findall(r"^(\w+): (.+)$", said.rpartition("---\n")[2], re.MULTILINE))
     if step == "analyze":
@@ -230,11 +231,11 @@ def markdown(kind, label, found, wanted):
     """A table of what an evaluation says of a kind of problems, a line a row; with the validation loss if it is the
     uniform kind of the evaluation without a label, of a text also what a model costs. "" where nothing was measured.
 
-    kind: uniform, hard, loops_solved or chain; label: of an entry of `evaluate`; found: rows as `execute` returns them;
+    kind: one of figures.KINDS; label: of an entry of `evaluate`; found: rows as `execute` returns them;
     wanted: the name of the row of every run.
     """
     columns = {k: n for n, k in figures.digit_columns(found, kind, label).items()}
-    loops = kind in ("loops_solved", "chain")
+    loops = kind in figures.OF_LOOPS
     head = {k: (str(n), "{:.2f}" if loops else "{:.1f}") for k, n in columns.items()}
     if kind == "uniform" and not label:
         head = ({"val_loss": ("val loss", "{:.4f}")} if adds(found) else OF_TEXT) | head
@@ -250,10 +251,9 @@ def markdown(kind, label, found, wanted):
             line.append(f"{middle} ({low}-{high})" if len(values) > 1 and k not in ("parameters", "flops_per_token")
                         else middle)
         lines.append(line)
-    title = ("Mean loops of the slowest token of solved problems" if loops else f"Exact match in %, {kind} problems"
-             if columns else "Validation loss")
-    title += (f" of {figures.CHAIN_DIGITS} digits, by the longest carry chain" if kind == "chain" else ", by digits"
-              if columns else "") + (f", `{label}`" if label else "")
+    what = "Mean loops of the slowest token of solved problems" if loops else f"Exact match in %, {kind} problems"
+    by = f" of {figures.CHAIN_DIGITS} digits, by the longest carry chain" if kind == "chain" else ", by digits"
+    title = (what + by if columns else "Validation loss") + (f", `{label}`" if label else "")
     return f"\n{title}; median (lowest-highest) over seeds:\n\n" + "".join(f"| {' | '.join(x)} |\n" for x in lines)
 
 
@@ -269,8 +269,7 @@ def write_tables(found, wanted):
              f"seeds {', '.join(map(str, seeds))}; {parallel} at once", *(f"`evaluate.py`: `{x}`" for x in evaluate),
              *[f"`analyze.py`: `{analyze}`"] * bool(analyze)]
     labels = dict.fromkeys(["", *(ENTRY.fullmatch(entry)[1] or "" for entry in evaluate)])
-    tables = [markdown(kind, label, found, wanted) for label in labels
-              for kind in ("uniform", "hard", "loops_solved", "chain")]
+    tables = [markdown(kind, label, found, wanted) for label in labels for kind in figures.KINDS]
     write(f"{results}.md", "\n\n".join(lines) + "\n" + "".join(tables))
 
 
