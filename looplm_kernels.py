@@ -208,10 +208,20 @@ def put(x, i, tile):
     ct.store(x, (i,), tile, allow_tma=False)
 
 
-def tokens_halt(i, score, act, h, new, active, loops, scores, threshold, limit, loop, min_loops, ABOVE, R, CW):
-    """What follows the scoring of the R tokens from R * i on: score, act (R,) tiles; the rest as halt_update has it."""
-    bound = take(threshold, i, R)
-    last = take(limit, i, R)
+def state_tile(x, i, c, R, CW):
+    return ct.load(x, (i, c), (R, CW), padding_mode=ZERO, allow_tma=False)
+
+
+def tokens_need(i, h, new, loops, threshold, limit, R, CW):
+    """What tokens_halt reads of the R tokens from R * i on, all asked for at once."""
+    return (take(threshold, i, R), take(limit, i, R), take(loops, i, R), state_tile(new, i, 0, R, CW),
+            state_tile(h, i, 0, R, CW))
+
+
+def tokens_halt(i, score, act, need, h, new, active, loops, scores, loop, min_loops, ABOVE, R, CW):
+    """What follows the scoring of the R tokens from R * i on: score, act (R,) tiles; need: what tokens_need returned;
+    the rest as halt_update has it."""
+    bound, last, before, moved, still = need
     if ABOVE:
         passes = score >= bound  # a NaN passes nothing
     else:
@@ -219,13 +229,14 @@ def tokens_halt(i, score, act, h, new, active, loops, scores, threshold, limit, 
     halted = (passes & (loop >= min_loops)) | (last <= loop)
     put(scores, i, ct.where(act, score, NAN))
     put(active, i, act & ~halted)
-    before = take(loops, i, R)
     put(loops, i, ct.where(act, ct.full((R,), loop, loops.dtype), before))
-    for c in range(ct.num_tiles(h, 1, (R, CW))):
-        moved = ct.load(new, (i, c), (R, CW), padding_mode=ZERO, allow_tma=False)
-        if R > 1:  # a block of one token is here only if that one is active
-            still = ct.load(h, (i, c), (R, CW), padding_mode=ZERO, allow_tma=False)
-            moved = ct.where(act.reshape((R, 1)), moved, still)
+    if R > 1:  # a block of one token is here only if that one is active
+        moved = ct.where(act.reshape((R, 1)), moved, still)
+    ct.store(h, (i, 0), moved, allow_tma=False)
+    for c in range(1, ct.num_tiles(h, 1, (R, CW))):
+        moved = state_tile(new, i, c, R, CW)
+        if R > 1:
+            moved = ct.where(act.reshape((R, 1)), moved, state_tile(h, i, c, R, CW))
         ct.store(h, (i, c), moved, allow_tma=False)
 
 
@@ -233,8 +244,8 @@ def state_change(i, h, new, R, CW):
     """norm(new - h) / norm(h) of the R tokens from R * i on, (R,)."""
     change, size = ct.zeros((R,), ct.float32), ct.zeros((R,), ct.float32)
     for c in range(ct.num_tiles(h, 1, (R, CW))):
-        old = ct.astype(ct.load(h, (i, c), (R, CW), padding_mode=ZERO, allow_tma=False), ct.float32)
-        step = ct.astype(ct.load(new, (i, c), (R, CW), padding_mode=ZERO, allow_tma=False), ct.float32) - old
+        old = ct.astype(state_tile(h, i, c, R, CW), ct.float32)
+        step = ct.astype(state_tile(new, i, c, R, CW), ct.float32) - old
         change, size = change + ct.sum(step * step, 1), size + ct.sum(old * old, 1)
     return ct.sqrt(change) / ct.maximum(ct.sqrt(size), 1e-20)
 
@@ -285,20 +296,26 @@ def columns(x, i, j, R, W, MASKED):
     return ct.gather(x, (row, column), check_bounds=False, latency=1)
 
 
-def softmax_rows(logits, i, WITH_ENTROPY, R, W, K):
-    """Running statistics of the R rows from R * i on, K tiles of W columns at a time: total, mixed, each (R,)."""
+def softmax_rows(logits, i, only, WITH_ENTROPY, R, W, K):
+    """Running statistics of the R rows from R * i on, K tiles of W columns at a time: total, mixed, each (R,).
+
+    only: where R > 1, the one tile that holds all columns.
+    """
     V = logits.shape[1]
     best, peak = ct.full((R, W), -INF, logits.dtype), ct.full((R, W), FLOOR, ct.float32)
     total, mixed = ct.zeros((R, W), ct.float32), ct.zeros((R, W), ct.float32)
-    strides = V // (W * K)
-    for j in range(strides):
-        tiles = ()
-        for k in ct.static_iter(range(K)):
-            tiles += (columns(logits, i, j * K + k, R, W, False),)
-        best, peak, total, mixed = softmax_step(tiles, best, peak, total, mixed, WITH_ENTROPY)
-    for j in range(strides * K, ct.cdiv(V, W)):
-        tile = columns(logits, i, j, R, W, True)
-        best, peak, total, mixed = softmax_step((tile,), best, peak, total, mixed, WITH_ENTROPY)
+    if R > 1:
+        best, peak, total, mixed = softmax_step((only,), best, peak, total, mixed, WITH_ENTROPY)
+    else:
+        strides = V // (W * K)
+        for j in range(strides):
+            tiles = ()
+            for k in ct.static_iter(range(K)):
+                tiles += (columns(logits, i, j * K + k, R, W, False),)
+            best, peak, total, mixed = softmax_step(tiles, best, peak, total, mixed, WITH_ENTROPY)
+        for j in range(strides * K, ct.cdiv(V, W)):
+            tile = columns(logits, i, j, R, W, True)
+            best, peak, total, mixed = softmax_step((tile,), best, peak, total, mixed, WITH_ENTROPY)
     top = ct.max(peak, 1, keepdims=True)
     down = (peak - top) * LOG2E
     shrink = ct.exp2(down, flush_to_zero=True)
@@ -323,18 +340,26 @@ def divergence_step(p, q, inside, p_top, q_top, p_sum, q_sum, mixed):
     return p_new, q_new, p_sum, q_sum, mixed
 
 
-def divergence_rows(logits, previous, i, R, W):
-    """KL of the softmax of logits from that of previous, nats, of the R rows from R * i on, (R,)."""
+def divergence_rows(logits, previous, i, only, R, W):
+    """KL of the softmax of logits from that of previous, nats, of the R rows from R * i on, (R,).
+
+    only: where R > 1, the tiles of both that hold all columns.
+    """
     V = logits.shape[1]
     p_top, q_top = ct.full((R, W), FLOOR, ct.float32), ct.full((R, W), FLOOR, ct.float32)
     p_sum, q_sum, mixed = ct.zeros((R, W), ct.float32), ct.zeros((R, W), ct.float32), ct.zeros((R, W), ct.float32)
-    for j in range(V // W):
-        p, q = columns(logits, i, j, R, W, False), columns(previous, i, j, R, W, False)
-        p_top, q_top, p_sum, q_sum, mixed = divergence_step(p, q, True, p_top, q_top, p_sum, q_sum, mixed)
-    for j in range(V // W, ct.cdiv(V, W)):
-        inside = ct.arange(W, dtype=ct.int32).reshape((1, W)) < V - j * W
-        p, q = columns(logits, i, j, R, W, True), columns(previous, i, j, R, W, True)
-        p_top, q_top, p_sum, q_sum, mixed = divergence_step(p, q, inside, p_top, q_top, p_sum, q_sum, mixed)
+    column = ct.arange(W, dtype=ct.int32).reshape((1, W))
+    if R > 1:
+        p, q = only
+        p_top, q_top, p_sum, q_sum, mixed = divergence_step(p, q, column < V, p_top, q_top, p_sum, q_sum, mixed)
+    else:
+        for j in range(V // W):
+            p, q = columns(logits, i, j, R, W, False), columns(previous, i, j, R, W, False)
+            p_top, q_top, p_sum, q_sum, mixed = divergence_step(p, q, True, p_top, q_top, p_sum, q_sum, mixed)
+        for j in range(V // W, ct.cdiv(V, W)):
+            p, q = columns(logits, i, j, R, W, True), columns(previous, i, j, R, W, True)
+            p_top, q_top, p_sum, q_sum, mixed = divergence_step(p, q, column < V - j * W, p_top, q_top, p_sum, q_sum,
+                                                                mixed)
     p_down = (p_top - ct.max(p_top, 1, keepdims=True)) * LOG2E
     q_down = (q_top - ct.max(q_top, 1, keepdims=True)) * LOG2E
     p_shrink = ct.exp2(p_down, flush_to_zero=True)
@@ -362,24 +387,29 @@ def looplm_halt_update_kernel(h, new, active, loops, scores, threshold, limit, l
 
     h, new (N,C); active (N,) bool, loops (N,) int, scores (N,) float32, threshold (N,) float32, limit (N,) int;
     logits, previous (N,V); gate, alpha (N,); step, by which delta is divided beside alpha; loop, min_loops.
-    What a rule does not read may be any tensor of the rank.
+    What a rule does not read may be any tensor of the rank. R > 1 only where W columns are all, as halt_plan has it.
     """
     i = ct.bid(0)
     act = take(active, i, R)
-    if ct.max(ct.astype(act, ct.int32)) == 0:  # all have halted: nothing moves, nothing is read
+    p = q = ct.zeros((R, W), logits.dtype)
+    if R > 1:  # a small block waits for memory, not for bandwidth: it asks for all before it waits for anything
+        need = tokens_need(i, h, new, loops, threshold, limit, R, CW)
+        p, q = columns(logits, i, 0, R, W, True), columns(previous, i, 0, R, W, True)
+    if ct.max(ct.astype(act, ct.int32)) == 0:  # all have halted: nothing moves
         put(scores, i, ct.full((R,), NAN, ct.float32))
         return
     if RULE == CONFIDENCE:
-        score = 1.0 / softmax_rows(logits, i, False, R, W, K)[0]
+        score = 1.0 / softmax_rows(logits, i, p, False, R, W, K)[0]
     elif RULE == ENTROPY:
-        total, mixed = softmax_rows(logits, i, True, R, W, K)
+        total, mixed = softmax_rows(logits, i, p, True, R, W, K)
         score = LN2 * (ct.log2(total) - mixed / total)
     elif RULE == KL:
-        score = divergence_rows(logits, previous, i, R, W)
+        score = divergence_rows(logits, previous, i, (p, q), R, W)
     else:
         score = plain_score(RULE, i, h, new, gate, alpha, step, R, CW)
-    tokens_halt(i, score, act, h, new, active, loops, scores, threshold, limit, loop, min_loops,
-                ABOVE, R, CW)
+    if R == 1:
+        need = tokens_need(i, h, new, loops, threshold, limit, R, CW)
+    tokens_halt(i, score, act, need, h, new, active, loops, scores, loop, min_loops, ABOVE, R, CW)
 
 
 # halt update: torch reference ----------------------------------------------------------------------------------------
@@ -661,8 +691,8 @@ def looplm_head_halt_kernel(h, new, active, loops, scores, threshold, limit, gat
         score = unsure
     else:
         score = plain_score(RULE, i, h, new, gate, alpha, step, R, CW)
-    tokens_halt(i, score, act, h, new, active, loops, scores, threshold, limit, loop, min_loops,
-                ABOVE, R, CW)
+    tokens_halt(i, score, act, tokens_need(i, h, new, loops, threshold, limit, R, CW), h, new, active, loops, scores,
+                loop, min_loops, ABOVE, R, CW)
 
 
 # head and halt: torch reference --------------------------------------------------------------------------------------
