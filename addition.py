@@ -13,12 +13,18 @@ DIGITS, PLUS, EQUALS, END, PAD, SLOT = "0123456789", "+", "=", "\n", " ", "_"
 VOCAB = list(DIGITS + PLUS + EQUALS + END + PAD + SLOT)  # the digit d has the id d
 ID = {symbol: i for i, symbol in enumerate(VOCAB)}
 MASK_RULE = "targets are what follows the second operator, end symbol included; all others are -1"
+PADDED = 0.75  # share of rows with leading zeros where a dataset has them
 TEST_SEED = 2_000_003  # no training stream starts with it, so test problems are the same for every model
 
 
-def row_length(max_digits, track="next"):
-    """Tokens of the longest row: A + B = C, and the end symbol of track next."""
-    return 3 * max_digits + 3 + (track == "next")
+def row_length(places, track="next"):
+    """Tokens of a row whose operands have so many digits: A + B = C, and the end symbol of track next."""
+    return 3 * places + 3 + (track == "next")
+
+
+def row_places(row_len, track="next"):
+    """The digits of the longest operands that a row of row_len tokens holds."""
+    return (row_len - row_length(0, track)) // 3
 
 
 # ---- numbers and problems
@@ -70,9 +76,13 @@ def with_chain(rng, a, la, b, lb, start, length):
     return a.astype(np.int8), b.astype(np.int8)
 
 
-def random_problems(rng, N, max_digits, carry_rows=0.0):
+def random_problems(rng, N, max_digits, carry_rows=0.0, max_places=0):
     """Training problems: lengths 1..max_digits drawn independently; a share `carry_rows` in which a carry travels
-    2 places or more, which uniform draws almost never do. Returns a, la, b, lb."""
+    2 places or more, which uniform draws almost never do. Returns a, la, b, lb.
+
+    max_places: if more than max_digits, leading zeros bring both numbers of a share PADDED of the rows to one length,
+    drawn from the longer one's to max_places. Zero padding is that of Shen et al. 2023 (arXiv 2311.14737).
+    """
     la, lb = rng.integers(1, max_digits + 1, (2, N))
     a, b = random_numbers(rng, la, max_digits), random_numbers(rng, lb, max_digits)
     longer, shorter = np.maximum(la, lb), np.minimum(la, lb)
@@ -81,7 +91,12 @@ def random_problems(rng, N, max_digits, carry_rows=0.0):
     length = rng.integers(np.minimum(2, reach), reach + 1)
     chained = rng.random(N) < carry_rows
     ca, cb = with_chain(rng, a, la, b, lb, start, length)
-    return np.where(chained[:, None], ca, a), la, np.where(chained[:, None], cb, b), lb
+    a, b = np.where(chained[:, None], ca, a), np.where(chained[:, None], cb, b)
+    if max_places > max_digits:
+        a, b = (np.pad(x, ((0, 0), (0, max_places - max_digits))) for x in (a, b))
+        padded, places = rng.random(N) < PADDED, rng.integers(longer, max_places + 1)
+        la, lb = np.where(padded, places, la), np.where(padded, places, lb)
+    return a, la, b, lb
 
 
 def problem_set(n, count, kind="uniform", m=None):

@@ -17,7 +17,8 @@ import torch
 import addition
 
 TINYSHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
-VARIANTS = {"demo": " --max_digits=3", "parallel": " --track=slots"}  # what the folders of addition were made with
+# what the folders of addition were made with
+VARIANTS = {"demo": " --max_digits=3", "parallel": " --track=slots", "padded": " --track=slots --max_places=12"}
 NEEDED = dict(kind=str, vocab=(list, type(None)), vocab_size=int, dtype=str, tokens=dict, sha256=dict)
 NEEDED_ROWS = dict(vocab=list, row_len=int, pad=str, think_token=str, digits=str, mask=str, track=str, plain=bool,
                    max_digits=int, carry_rows=(int, float))
@@ -53,9 +54,10 @@ def read_meta(folder):
                 vocab=len(meta.vocab) == meta.vocab_size if meta.vocab else isinstance(meta.encoding, str),
                 tokens=all(type(n) is int for n in meta.tokens.values()))
     if meta.kind == "rows":
+        places = addition.row_places(meta.row_len, meta.track)
         fits.update(vocab=meta.vocab == addition.VOCAB and fits["vocab"], track=meta.track in ("next", "slots"),
                     max_digits=meta.max_digits > 0, carry_rows=0 <= meta.carry_rows <= 1,
-                    row_len=meta.row_len == addition.row_length(meta.max_digits, meta.track),
+                    row_len=meta.row_len == addition.row_length(max(places, meta.max_digits), meta.track),
                     pad=meta.pad == addition.PAD, think_token=meta.think_token == addition.EQUALS,
                     digits=meta.digits == addition.DIGITS + addition.SLOT, mask=meta.mask == addition.MASK_RULE)
     wrong = [k for k, fit in fits.items() if not fit]
@@ -112,7 +114,7 @@ def model_facts(meta):
         ids = {s: i for i, s in enumerate(meta.vocab)}
         facts.update(pad_token=ids[meta.pad], think_token=ids[meta.think_token],
                      number_tokens=() if meta.plain else tuple(ids[s] for s in meta.digits),
-                     longest_number=meta.max_digits + 1)
+                     longest_number=addition.row_places(meta.row_len, meta.track) + 1)
     return facts
 
 
@@ -141,7 +143,8 @@ def get_batch(data, split, key, batch_size, block_size=0, device="cpu", fresh=Fa
         x, y = rows[:, :-1], rows[:, 1:]
     else:
         if fresh:
-            problems = addition.random_problems(rng, batch_size, meta.max_digits, meta.carry_rows)
+            problems = addition.random_problems(rng, batch_size, meta.max_digits, meta.carry_rows,
+                                                addition.row_places(meta.row_len, meta.track))
             rows = addition.write_rows(*problems, meta.row_len, meta.track, meta.plain)
         else:
             rows = tokens[rng.integers(0, len(tokens), batch_size)]

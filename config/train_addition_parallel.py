@@ -1,7 +1,8 @@
 # Track P: parallel answer, all digits at once after the loop, so that no carry is ever written down.
-# Data: python data/addition/prepare.py --track=slots --out_dir=data/addition/parallel
+# Three rows of four have leading zeros, up to 12 places, so that a place has as many neighbours as at test.
+# Data: python data/addition/prepare.py --track=slots --max_places=12 --out_dir=data/addition/padded
 out_dir = "out/train_addition_parallel"
-dataset = "addition/parallel"
+dataset = "addition/padded"
 fresh_rows = True
 swap_operands = True
 eval_interval = 1000
@@ -20,7 +21,7 @@ halt = "kl"
 halt_threshold = 1e-4
 prompt_loops = 14
 
-batch_size = 256
+batch_size = 128
 max_iters = 12000
 learning_rate = 1e-3
 warmup_iters = 200

@@ -143,7 +143,8 @@ def test_plain_rows_and_other_sizes(scripts):
 
 
 def test_prepare_refuses_nonsense(scripts):
-    for wrong in ("--track=other", "--max_digits=0", "--carry_rows=1.5", "--train_rows=0"):
+    for wrong in ("--track=other", "--max_digits=0", "--max_places=3", "--max_places=101", "--carry_rows=1.5",
+                  "--train_rows=0"):
         assert "prepare.py" in scripts("data/addition/prepare.py", "--out_dir=none", wrong, status=None).err
     assert not (scripts.folder / "none").exists()
 
@@ -161,6 +162,36 @@ def test_random_problems(rng, max_digits):
         assert stats.chisquare(table.ravel()).pvalue > UNLIKELY
     single = a[la == 1, 0]
     assert stats.chisquare(np.bincount(single, minlength=10)).pvalue > UNLIKELY  # the number 0 occurs too
+
+
+@pytest.mark.parametrize("track", ["next", "slots"])
+@pytest.mark.parametrize(("max_digits", "max_places"), [(1, 2), (4, 12), (3, 4)])
+def test_leading_zeros(rng, track, max_digits, max_places):
+    N = 20_000
+    a, la, b, lb = addition.random_problems(rng, N, max_digits, 0.3, max_places)
+    values = np.array([to_ints(a), to_ints(b)])
+    assert values.max() == 10**max_digits - 1  # zeros add no digits
+    own = np.array([[len(str(x)) for x in v] for v in values])
+    lengths = np.array([la, lb])
+    padded = (lengths != own).any(0)
+    assert (la == lb)[padded].all()
+    assert (lengths >= own).all()
+    assert lengths.max() == max_places
+    longest = own.max(0)
+    chance = addition.PADDED * (1 - (own[0] == own[1]) / (max_places + 1 - longest))  # one length may be drawn twice
+    assert abs(padded.mean() - chance.mean()) < 5 / np.sqrt(N)
+    drawn = la[padded & (own[0] == own[1])] - longest[padded & (own[0] == own[1])]
+    for k in range(1, max_digits + 1):  # the length is uniform from the longer operand's to max_places
+        found = np.bincount(drawn[longest[padded & (own[0] == own[1])] == k], minlength=max_places + 1 - k)[1:]
+        assert len(found) == max_places - k
+        assert len(found) == 1 or stats.chisquare(found).pvalue > UNLIKELY
+    T = addition.row_length(max_places, track)
+    assert addition.row_places(T, track) == max_places
+    rows = texts(addition.write_rows(a, la, b, lb, T, track)[:500])
+    for text, x, y, n, m in zip(rows, *values, la, lb, strict=False):
+        c = max(n, m) + 1 if track == "slots" else max(max(n, m), len(str(x + y)))
+        wanted = f"{str(x).zfill(n)[::-1]}+{str(y).zfill(m)[::-1]}={str(x + y).zfill(c)[::-1]}"
+        assert text.rstrip(" ") == wanted + "\n" * (track == "next")
 
 
 @pytest.mark.parametrize("kind", ["uniform", "hard"])
