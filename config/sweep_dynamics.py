@@ -16,7 +16,9 @@ rows = [
     "concat, euler gate: --inject=concat --update=euler --alpha=gate",
     "concat, heun, 4 loops: --inject=concat --update=heun --alpha=0.5 --num_loops=4",  # as many evaluations
     "concat, rk4, 2 loops: --inject=concat --update=rk4 --num_loops=2",
-    "concat, replace, gradients of 4 of 4 to 16 loops: --inject=concat --num_loops=[4,8,16] --grad_loops=4",
+    # gradients through the last 4; in the first row all counts are multiples of 4, in the second they share no period
+    "concat, replace, gradients of 4 of 4, 8 or 16 loops: --inject=concat --num_loops=[4,8,16] --grad_loops=4",
+    "concat, replace, gradients of 4 of 4, 7, 10 or 16 loops: --inject=concat --num_loops=[4,7,10,16] --grad_loops=4",
 ]
 evaluate = [
     "--digits=[4,8,12] --eval_iters=0 --backend=torch",
