@@ -387,7 +387,7 @@ def looplm_halt_update_kernel(h, new, active, loops, scores, threshold, limit, l
 
     h, new (N,C); active (N,) bool, loops (N,) int, scores (N,) float32, threshold (N,) float32, limit (N,) int;
     logits, previous (N,V); gate, alpha (N,); step, by which delta is divided beside alpha; loop, min_loops.
-    What a rule does not read may be any tensor of the rank. R > 1 only where W columns are all, as halt_plan has it.
+    What a rule does not read may be any tensor of the rank. Where R > 1, W columns are all that is read.
     """
     i = ct.bid(0)
     act = take(active, i, R)

@@ -44,6 +44,6 @@ for number, (split, rows) in enumerate({"train": train_rows, "val": val_rows}.it
     splits[split] = task.write_rows(a, la, b, lb, row_len, track, plain)
 write_dataset(out_dir, splits, kind="rows", vocab=task.VOCAB, vocab_size=len(task.VOCAB), row_len=row_len,
               pad=task.PAD, think_token=task.EQUALS, digits=task.DIGITS + task.SLOT, track=track, plain=plain,
-              mask=task.MASK_RULE, max_digits=max_digits, carry_rows=carry_rows, seed=seed)
+              mask=task.MASK_RULE, max_digits=max_digits, max_places=max_places, carry_rows=carry_rows, seed=seed)
 print(f"written in {time.time() - start:.1f} s; first rows: "
       + ", ".join(repr("".join(task.VOCAB[t] for t in row).rstrip()) for row in splits["train"][:3]))
