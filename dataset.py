@@ -49,15 +49,16 @@ def read_meta(folder):
     wrong = [k for k, t in needed.items() if not isinstance(meta, dict) or not isinstance(meta.get(k), t)]
     if wrong:
         stop(folder, f"{path}: {', '.join(wrong)} missing or of the wrong type")
-    meta = SimpleNamespace(**{"vocab": None, "encoding": None} | meta)
+    meta = SimpleNamespace(**{"vocab": None, "encoding": None, "max_places": 0} | meta)
     fits = dict(kind=meta.kind in ("text", "rows"), dtype=meta.dtype == "uint16",
                 vocab=len(meta.vocab) == meta.vocab_size if meta.vocab else isinstance(meta.encoding, str),
                 tokens=all(type(n) is int for n in meta.tokens.values()))
     if meta.kind == "rows":
-        places = addition.row_places(meta.row_len, meta.track)
         fits.update(vocab=meta.vocab == addition.VOCAB and fits["vocab"], track=meta.track in ("next", "slots"),
                     max_digits=meta.max_digits > 0, carry_rows=0 <= meta.carry_rows <= 1,
-                    row_len=meta.row_len == addition.row_length(max(places, meta.max_digits), meta.track),
+                    max_places=meta.max_places in (0, *range(meta.max_digits, 101)),
+                    row_len=isinstance(meta.max_places, int) and meta.row_len == addition.row_length(
+                        meta.max_places or meta.max_digits, meta.track),
                     pad=meta.pad == addition.PAD, think_token=meta.think_token == addition.EQUALS,
                     digits=meta.digits == addition.DIGITS + addition.SLOT, mask=meta.mask == addition.MASK_RULE)
     wrong = [k for k, fit in fits.items() if not fit]

@@ -182,8 +182,10 @@ def test_wrong_types_in_meta(here, key):
 @pytest.mark.parametrize(("name", "change"), [
     ("rows", {"kind": "other"}), ("rows", {"dtype": "int32"}), ("rows", {"vocab_size": 16}),
     ("rows", {"vocab": list("0123456789"), "vocab_size": 10}), ("rows", {"track": "other"}), ("rows", {"row_len": 0}),
-    ("rows", {"row_len": 8}), ("rows", {"max_digits": 9}), ("rows", {"max_digits": 0}), ("rows", {"carry_rows": 2.0}),
-    ("rows", {"think_token": "?"}), ("rows", {"pad": "?"}), ("rows", {"digits": "01?"}),
+    ("rows", {"row_len": 8}), ("rows", {"max_digits": 9}), ("rows", {"max_digits": 0}),
+    ("rows", {"max_digits": 3}), ("rows", {"max_places": 3}), ("rows", {"max_places": 5}),
+    ("rows", {"max_places": "x"}), ("rows", {"carry_rows": 2.0}), ("rows", {"think_token": "?"}),
+    ("rows", {"pad": "?"}), ("rows", {"digits": "01?"}),
     ("rows", {"tokens": {"train": "x", "val": 1}}), ("rows", {"tokens": {"train": 4800}}), ("rows", {"sha256": {}}),
     ("text", {"vocab": 5}), ("text", {"encoding": None}), ("text", {"tokens": {}}),
     ("text", {"tokens": {"train": None, "val": None}})])
