@@ -222,7 +222,7 @@ def character_classes(x, y, decode):
 def answer_labels(x, y, plain=False):
     """Of addition rows, inputs x and targets y (N,T): the place (N,T) of the answer's digit that a token writes,
     counted from the least significant, -1 where it writes none, and the carry into it (N,T); then of each problem the
-    digits (N,) of its longer operand and its longest carry chain (N,)."""
+    digits (N,) of its longer operand, leading zeros aside, and its longest carry chain (N,)."""
     x, y, t = x.numpy(), y.numpy(), np.arange(x.size(1))
     la, eq = (x == addition.ID["+"]).argmax(1), (x == addition.ID["="]).argmax(1)
     lb, longest = eq - la - 1, int(max(la.max(), (eq - la - 1).max()))
@@ -236,8 +236,8 @@ def answer_labels(x, y, plain=False):
     place = writes.cumsum(1) - 1
     place = np.where(writes, writes.sum(1, keepdims=True) - 1 - place if plain else place, -1)
     carry = np.take_along_axis(addition.add(a, b)[1], place.clip(0, longest), 1)
-    return (*map(torch.from_numpy, (place, carry.astype(np.int64))), torch.from_numpy(np.maximum(la, lb)),
-            torch.from_numpy(addition.chain_lengths(a, b)))
+    digits = np.where((a | b) > 0, d + 1, 1).max(1)  # leading zeros are no digits
+    return (*map(torch.from_numpy, (place, carry.astype(np.int64), digits, addition.chain_lengths(a, b))),)
 
 
 # ---- a model under observation

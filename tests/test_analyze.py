@@ -227,10 +227,12 @@ def test_character_classes():
         2, 3, 1, 0]  # tokens of BPE
 
 
-@pytest.mark.parametrize(("track", "plain"), [("next", False), ("slots", False), ("next", True)])
-def test_answer_labels(rng, track, plain):
-    problems = addition.random_problems(rng, 200, 5, 0.5)
-    rows = addition.write_rows(*problems, addition.row_length(5, track), track, plain)
+@pytest.mark.parametrize(("track", "plain", "places"), [("next", False, 0), ("slots", False, 0), ("next", True, 0),
+                                                         ("slots", False, 9)])
+def test_answer_labels(rng, track, plain, places):
+    """Leading zeros, up to `places` of a number, are written but are no digits of it."""
+    problems = addition.random_problems(rng, 200, 5, 0.5, places)
+    rows = addition.write_rows(*problems, addition.row_length(places or 5, track), track, plain)
     x, y = map(torch.from_numpy, addition.inputs_and_targets(rows, track))
     place, carry, length, chain = analyze.answer_labels(x, y, plain)
     for i in range(200):
@@ -242,7 +244,7 @@ def test_answer_labels(rng, track, plain):
             k = int(place[i, t])
             assert y[i, t] == (a + b) // 10 ** k % 10
             assert carry[i, t] == (a % 10 ** k + b % 10 ** k) // 10 ** k
-        digits = len(str(a + b)) if track == "next" else max(len(str(a)), len(str(b))) + 1
+        digits = len(str(a + b)) if track == "next" else max(problems[1][i], problems[3][i]) + 1
         assert sorted(p for p in place[i].tolist() if p >= 0) == list(range(digits))
         assert length[i] == max(len(str(a)), len(str(b)))
     assert chain.tolist() == addition.chain_lengths(problems[0], problems[2]).tolist()
