@@ -1,15 +1,13 @@
-# Track P, all digits of the answer at once: five seeds of config/train_addition_parallel.py, and of the same without
-# leading zeros in the training rows.
+# Track P, all digits of the answer at once: five seeds of config/train_addition_parallel.py.
 # Data: python data/addition/prepare.py --track=slots --max_places=12 --out_dir=data/addition/padded
-#       python data/addition/prepare.py --track=slots --out_dir=data/addition/parallel
 base = "config/train_addition_parallel.py"
 seeds = [0, 1, 2, 3, 4]
 overrides = ["--halt=none --prompt_loops=0 --cuda_graph=True --compile=True --eval_interval=6000"]
-rows = ["leading zeros:", "no leading zeros: --dataset=addition/parallel --batch_size=256"]
+rows = ["leading zeros:"]
 evaluate = [  # 2,000 problems a count
     "--digits=[1,2,3,4,5,6,8,10,12,16,20] --num_loops=14 --eval_iters=0 --backend=torch",
-    "28: --digits=[4,8,12,16,20] --num_loops=28 --problems=1000 --eval_iters=0 --backend=torch",
-    "56: --digits=[4,8,12,16,20] --num_loops=56 --problems=1000 --eval_iters=0 --backend=torch",
+    "28: --digits=[4,8,12,16,20] --num_loops=28 --eval_iters=0 --backend=torch",
+    "56: --digits=[4,8,12,16,20] --num_loops=56 --eval_iters=0 --backend=torch",
     # how loops grow with digits: the thresholds lose nothing on 1 to 4 digits
     "kl: --digits=[1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20] --problems=500 --plot=True "
     "--halt=kl --halt_threshold=1e-4 --num_loops=32 --prompt_loops=14 --eval_iters=0 --backend=torch",
