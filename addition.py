@@ -22,11 +22,6 @@ def row_length(places, track="next"):
     return 3 * places + 3 + (track == "next")
 
 
-def row_places(row_len, track="next"):
-    """The digits of the longest operands that a row of row_len tokens holds."""
-    return (row_len - row_length(0, track)) // 3
-
-
 # ---- numbers and problems
 
 def random_numbers(rng, lengths, D):

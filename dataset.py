@@ -21,7 +21,7 @@ TINYSHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/da
 VARIANTS = {"demo": " --max_digits=3", "parallel": " --track=slots", "padded": " --track=slots --max_places=12"}
 NEEDED = dict(kind=str, vocab=(list, type(None)), vocab_size=int, dtype=str, tokens=dict, sha256=dict)
 NEEDED_ROWS = dict(vocab=list, row_len=int, pad=str, think_token=str, digits=str, mask=str, track=str, plain=bool,
-                   max_digits=int, carry_rows=(int, float))
+                   max_digits=int, max_places=int, carry_rows=(int, float))
 
 
 def stop(folder, what):
@@ -45,11 +45,12 @@ def read_meta(folder):
             meta = json.load(f)
     except (OSError, ValueError) as e:
         stop(folder, f"{path} cannot be read ({e})")
-    needed = NEEDED | (NEEDED_ROWS if isinstance(meta, dict) and meta.get("kind") == "rows" else {})
-    wrong = [k for k, t in needed.items() if not isinstance(meta, dict) or not isinstance(meta.get(k), t)]
+    meta = {"vocab": None, "encoding": None, "max_places": 0} | meta if isinstance(meta, dict) else {}
+    needed = NEEDED | (NEEDED_ROWS if meta.get("kind") == "rows" else {})
+    wrong = [k for k, t in needed.items() if not isinstance(meta.get(k), t)]
     if wrong:
         stop(folder, f"{path}: {', '.join(wrong)} missing or of the wrong type")
-    meta = SimpleNamespace(**{"vocab": None, "encoding": None, "max_places": 0} | meta)
+    meta = SimpleNamespace(**meta)
     fits = dict(kind=meta.kind in ("text", "rows"), dtype=meta.dtype == "uint16",
                 vocab=len(meta.vocab) == meta.vocab_size if meta.vocab else isinstance(meta.encoding, str),
                 tokens=all(type(n) is int for n in meta.tokens.values()))
@@ -57,8 +58,7 @@ def read_meta(folder):
         fits.update(vocab=meta.vocab == addition.VOCAB and fits["vocab"], track=meta.track in ("next", "slots"),
                     max_digits=meta.max_digits > 0, carry_rows=0 <= meta.carry_rows <= 1,
                     max_places=meta.max_places in (0, *range(meta.max_digits, 101)),
-                    row_len=isinstance(meta.max_places, int) and meta.row_len == addition.row_length(
-                        meta.max_places or meta.max_digits, meta.track),
+                    row_len=meta.row_len == addition.row_length(meta.max_places or meta.max_digits, meta.track),
                     pad=meta.pad == addition.PAD, think_token=meta.think_token == addition.EQUALS,
                     digits=meta.digits == addition.DIGITS + addition.SLOT, mask=meta.mask == addition.MASK_RULE)
     wrong = [k for k, fit in fits.items() if not fit]
@@ -115,7 +115,7 @@ def model_facts(meta):
         ids = {s: i for i, s in enumerate(meta.vocab)}
         facts.update(pad_token=ids[meta.pad], think_token=ids[meta.think_token],
                      number_tokens=() if meta.plain else tuple(ids[s] for s in meta.digits),
-                     longest_number=addition.row_places(meta.row_len, meta.track) + 1)
+                     longest_number=(meta.max_places or meta.max_digits) + 1)
     return facts
 
 
@@ -144,8 +144,7 @@ def get_batch(data, split, key, batch_size, block_size=0, device="cpu", fresh=Fa
         x, y = rows[:, :-1], rows[:, 1:]
     else:
         if fresh:
-            problems = addition.random_problems(rng, batch_size, meta.max_digits, meta.carry_rows,
-                                                addition.row_places(meta.row_len, meta.track))
+            problems = addition.random_problems(rng, batch_size, meta.max_digits, meta.carry_rows, meta.max_places)
             rows = addition.write_rows(*problems, meta.row_len, meta.track, meta.plain)
         else:
             rows = tokens[rng.integers(0, len(tokens), batch_size)]

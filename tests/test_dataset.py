@@ -18,13 +18,14 @@ import addition
 import dataset as datasets
 
 
-def write_rows(folder, rng, N=300, max_digits=4, track="next", plain=False, carry_rows=0.4, splits=("train", "val")):
-    row_len = addition.row_length(max_digits, track)
-    data = {s: addition.write_rows(*addition.random_problems(rng, N, max_digits, carry_rows), row_len, track, plain)
-            for s in splits}
+def write_rows(folder, rng, N=300, max_digits=4, track="next", plain=False, carry_rows=0.4, splits=("train", "val"),
+               max_places=0):
+    row_len = addition.row_length(max_places or max_digits, track)
+    draw = max_digits, carry_rows, max_places
+    data = {s: addition.write_rows(*addition.random_problems(rng, N, *draw), row_len, track, plain) for s in splits}
     datasets.write_dataset(folder, data, kind="rows", vocab=list(SYMBOLS), vocab_size=15, row_len=row_len, pad=" ",
                            think_token="=", digits="0123456789_", mask=addition.MASK_RULE, track=track, plain=plain,
-                           max_digits=max_digits, carry_rows=carry_rows)
+                           max_digits=max_digits, max_places=max_places, carry_rows=carry_rows)
     return data
 
 
@@ -125,6 +126,17 @@ def test_fresh_rows_obey_meta(here, rng, track, max_digits, carry_rows):
     assert (lengths[1:] > 4000 / max_digits / 2).all()
     share = (chains(a, b, max_digits + 1) >= 2)[np.maximum(a, b) >= 10].mean()
     assert share > 0.8 if carry_rows else share < 0.2
+
+
+@pytest.mark.parametrize("track", ["next", "slots"])
+def test_fresh_rows_have_the_leading_zeros_of_meta(here, rng, track):
+    write_rows("data/some", rng, max_digits=2, track=track, max_places=7)
+    data = datasets.open_dataset("some")
+    assert datasets.model_facts(data.meta)["longest_number"] == 8  # the sum of 7 places
+    x, y = datasets.get_batch(data, "train", (int(rng.integers(1000)), 5, 0), 2000, fresh=True)
+    numbers = [n[::-1] for t in texts(whole_rows(x, y, track)) for n in t.partition("=")[0].split("+")]
+    assert {len(n) for n in numbers} == set(range(1, 8))
+    assert max(map(int, numbers)) == 99
 
 
 def test_a_share_of_flipped_rows_in_batches(here, rng):
