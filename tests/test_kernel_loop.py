@@ -13,14 +13,15 @@ import pytest
 import torch
 
 import addition
-import looplm_kernels as real
+import kernels as real
+import looplm_kernels
 import model_loop
 import runtime
 from looplm_kernels import HALTS_ABOVE, RULES
 from model_loop import LoopConfig, LoopGPT, from_checkpoint
 
-ROOT = Path(real.__file__).parent
-WHY = real.why_not_cutile(torch.device("cuda")) if torch.cuda.is_available() else "there is no GPU"
+ROOT = Path(looplm_kernels.__file__).parent
+WHY = real.backend.why_not_cutile(torch.device("cuda")) if torch.cuda.is_available() else "there is no GPU"
 GPU = [pytest.mark.gpu, pytest.mark.skipif(bool(WHY), reason=f"needs a GPU that cuTile runs on: {WHY}")]
 STATISTICS = ("entropy", "confidence", "delta", "score")
 PAD, THINK = 0, 1
@@ -34,16 +35,16 @@ def seed(rng):
 @pytest.fixture(scope="module")
 def standin():
     """The kernels' source on the CPU, where cuTile counts as able to run."""
-    module = cutile_cpu.load_module(real.__file__)
-    module.why_not_cutile = lambda device: ""
-    return module
+    package = cutile_cpu.load_kernels()
+    package.backend.why_not_cutile = lambda device: ""
+    return package
 
 
 @pytest.fixture
 def on_cpu(standin, monkeypatch):
     """Models run the stand-in's loop kernel, and nothing else can run with backend cutile. Memory is poisoned."""
-    monkeypatch.setattr(model_loop, "adaptive_loop", standin.adaptive_loop)
-    monkeypatch.setattr(model_loop, "prepared", standin.prepared)
+    monkeypatch.setattr(model_loop, "adaptive_loop", standin.paths.adaptive_loop)
+    monkeypatch.setattr(model_loop, "prepared", standin.loop.prepared)
     torch.use_deterministic_algorithms(True)
     yield standin
     torch.use_deterministic_algorithms(False)
@@ -252,9 +253,9 @@ def test_weights_that_change(on_cpu):
 
 def recorded(monkeypatch, kernels, model, idx, trace):
     """The arguments of the operator in a call of think."""
-    calls, op = [], kernels.loop_op
+    calls, op = [], kernels.loop.loop_op
     with monkeypatch.context() as patch:
-        patch.setattr(kernels, "loop_op", lambda *args: calls.append(args) or op(*args))
+        patch.setattr(kernels.loop, "loop_op", lambda *args: calls.append(args) or op(*args))
         model.config.backend = "cutile"
         model.think(idx, trace=trace)
     return calls[-1]
@@ -266,11 +267,11 @@ def test_operator(on_cpu, monkeypatch, T, trace):
     """The operator, here with the stand-in's launch, is what its schema and its fake say, and compiles."""
     model = make("confidence", T=T, L=2)
     x0, *others = recorded(monkeypatch, on_cpu, model, tokens(model, 2, T), trace)
-    monkeypatch.setattr(real, "launch_loop", on_cpu.launch_loop)
-    torch.library.opcheck(real.loop_op, (x0, *others), test_utils=("test_schema", "test_faketensor"))
+    monkeypatch.setattr(real.loop, "launch_loop", on_cpu.loop.launch_loop)
+    torch.library.opcheck(real.loop.loop_op, (x0, *others), test_utils=("test_schema", "test_faketensor"))
 
     def call(x0):
-        return real.loop_op(x0 + 0, *others)
+        return real.loop.loop_op(x0 + 0, *others)
     got = torch.compile(call, fullgraph=True, backend="aot_eager")(x0)
     torch.testing.assert_close(got[:2], call(x0)[:2], rtol=1e-6, atol=1e-6)
 
@@ -292,12 +293,12 @@ def test_falls_back(on_cpu, capfd, says, case):
     model = make(**{key: x for key, x in case.items() if key != "double"})
     model = model.double() if "double" in case else model
     idx = tokens(model, 2, case.get("T", 13))
-    cannot = real.loop_cannot(model, model.embed(idx), 4, case["rule"], False)
+    cannot = real.loop.loop_cannot(model, model.embed(idx), 4, case["rule"], False)
     assert says in cannot
     assert bool(says) == bool(cannot)
     if not says:
         return
-    on_cpu.choose_backend.cache_clear()
+    on_cpu.backend.choose_backend.cache_clear()
     results = {}
     for backend in ("auto", "torch"):
         model.config.backend = backend
@@ -313,11 +314,11 @@ def test_falls_back(on_cpu, capfd, says, case):
 def test_falls_back_to_train():
     model = make("confidence")
     x0 = model.embed(tokens(model, 2, 13))
-    assert real.loop_cannot(model, x0, 4, "confidence", False) == ""
-    assert "training" in real.loop_cannot(model.train(), x0, 4, "confidence", False)
-    assert "gradient" in real.loop_cannot(model.eval(), x0.requires_grad_(), 4, "confidence", False)
+    assert real.loop.loop_cannot(model, x0, 4, "confidence", False) == ""
+    assert "training" in real.loop.loop_cannot(model.train(), x0, 4, "confidence", False)
+    assert "gradient" in real.loop.loop_cannot(model.eval(), x0.requires_grad_(), 4, "confidence", False)
     with torch.no_grad():
-        assert real.loop_cannot(model, x0, 4, "confidence", False) == ""
+        assert real.loop.loop_cannot(model, x0, 4, "confidence", False) == ""
 
 
 # ---- L2: the kernel on a GPU
@@ -378,14 +379,14 @@ def test_kernel_leaves_early(T):
     model = make("confidence", T=T, V=65, C=128, L=12, n_head=4, gain=2.0, device="cuda").bfloat16()
     idx = tokens(model, 8, T)
     never, limit, x0 = torch.full(idx.shape, 2.0, device="cuda"), torch.full_like(idx, 6), model.embed(idx)
-    long, short = (real.adaptive_loop(model, x0, idx >= 0, never, limit, L, "confidence", backend="cutile")
+    long, short = (real.paths.adaptive_loop(model, x0, idx >= 0, never, limit, L, "confidence", backend="cutile")
                    for L in (12, 6))
     assert torch.equal(long[0], short[0])
     assert (long[1] == 6).all()
     for _ in range(100):
         limit = torch.randint_like(limit, 1, 13) if torch.rand(()) < 0.5 else torch.full_like(
             limit, int(torch.randint(1, 13, ())))
-        _, loops, _ = real.adaptive_loop(model, x0, idx >= 0, never, limit, 12, "confidence", backend="cutile")
+        _, loops, _ = real.paths.adaptive_loop(model, x0, idx >= 0, never, limit, 12, "confidence", backend="cutile")
         assert torch.equal(loops, limit)
     model.config.backend = "cutile"
     fixed = model.last_state(idx, 6)
@@ -418,8 +419,8 @@ def test_kernel_compiled_and_captured(monkeypatch, T):
     x0, *others = recorded(monkeypatch, real, model, idx, True)
 
     def call(x0):
-        return real.loop_op(x0 + 0, *others)
-    torch.library.opcheck(real.loop_op, (x0, *others), test_utils=("test_schema", "test_faketensor"))
+        return real.loop.loop_op(x0 + 0, *others)
+    torch.library.opcheck(real.loop.loop_op, (x0, *others), test_utils=("test_schema", "test_faketensor"))
     want = call(x0)
     for function in (call, torch.compile(call, fullgraph=True)):
         torch.testing.assert_close(function(x0), want, rtol=0, atol=0, equal_nan=True)
@@ -446,23 +447,23 @@ def test_graphs_of_both_paths(monkeypatch, rule, T):
             never = torch.full(idx.shape, 2.0 if rule == "confidence" else -1.0, device="cuda")
             limit = 6 if rule == "none" else torch.randint_like(idx, 1, 7)
             plan = model, model.embed(idx), idx >= 0, never, limit, 6, rule
-            h, loops, _ = real.adaptive_loop(*plan, backend="cutile")
+            h, loops, _ = real.paths.adaptive_loop(*plan, backend="cutile")
             assert rule == "none" or torch.equal(loops, limit)
-            again, took, _ = real.kernel_graph(*plan)
+            again, took, _ = real.paths.kernel_graph(*plan)
             assert torch.equal(again, h)
             assert torch.equal(took, loops)
-            other, took, _ = real.torch_graph(*plan)
+            other, took, _ = real.paths.torch_graph(*plan)
             assert torch.equal(took, loops)
             assert (other.float() - h.float()).norm() / h.float().norm() < 2e-2
-    case = real.loop_case(128, 8, T, "fixed" if rule == "none" else rule, torch.bfloat16)
+    case = real.paths.loop_case(128, 8, T, "fixed" if rule == "none" else rule, torch.bfloat16)
     for way in ("kernel", "graph"):
-        monkeypatch.setattr(real, "seen", {})
-        monkeypatch.setitem(real.known(torch.cuda.get_device_name()), case, way)
-        for _ in range(real.OFTEN + 2):
-            got, took, _ = real.adaptive_loop(*plan)
+        monkeypatch.setattr(real.paths, "seen", {})
+        monkeypatch.setitem(real.paths.known(torch.cuda.get_device_name()), case, way)
+        for _ in range(real.paths.OFTEN + 2):
+            got, took, _ = real.paths.adaptive_loop(*plan)
             assert torch.equal(took, loops)
             assert (got.float() - h.float()).norm() / h.float().norm() < 2e-2
-    assert "graph" not in real.broken
+    assert "graph" not in real.paths.broken
 
 
 @pytest.mark.parametrize("rule", [pytest.param(rule, marks=GPU) for rule in ("confidence", "entropy")])
@@ -591,7 +592,7 @@ def test_large_vocabularies_halt_without_logits(standin, monkeypatch):
     threshold, limit = torch.where(torch.rand(3, 13) < 0.5, 1e9, -1.0), torch.randint_like(limit, 1, 5)
     calls = []
     monkeypatch.setattr(model_loop, "choose_backend", lambda *args: "cutile")
-    monkeypatch.setattr(model_loop, "head_halt", lambda *args: calls.append(args) or standin.head_halt(
+    monkeypatch.setattr(model_loop, "head_halt", lambda *args: calls.append(args) or standin.head.head_halt(
         *args[:-1], "cutile"))
     with torch.no_grad():
         plan = model.embed(idx), active, threshold, limit, L, "entropy"
@@ -615,16 +616,16 @@ def paths(monkeypatch):
                 raise torch.OutOfMemoryError("no room for a graph")
             return name
         return replay
-    monkeypatch.setattr(real, "why_not_cutile", lambda device: "")
-    monkeypatch.setattr(real, "choose_backend", lambda *args: "cutile")
-    monkeypatch.setattr(real, "kernel_path", lambda *args: taken.append("kernel") or "kernel")
-    monkeypatch.setattr(real, "torch_graph", graph("graph"))
-    monkeypatch.setattr(real, "kernel_graph", graph("kernel graph"))
-    monkeypatch.setattr(real, "fastest", lambda case, *args, **ways: taken.append(case) or real.best)
+    monkeypatch.setattr(real.backend, "why_not_cutile", lambda device: "")
+    monkeypatch.setattr(real.paths, "choose_backend", lambda *args: "cutile")
+    monkeypatch.setattr(real.loop, "kernel_path", lambda *args: taken.append("kernel") or "kernel")
+    monkeypatch.setattr(real.paths, "torch_graph", graph("graph"))
+    monkeypatch.setattr(real.paths, "kernel_graph", graph("kernel graph"))
+    monkeypatch.setattr(real.paths, "fastest", lambda case, *args, **ways: taken.append(case) or real.best)
     monkeypatch.setattr(real, "best", "graph", raising=False)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(real, "seen", {})
-    monkeypatch.setattr(real, "broken", {})
+    monkeypatch.setattr(real.paths, "seen", {})
+    monkeypatch.setattr(real.paths, "broken", {})
     return taken
 
 
@@ -635,11 +636,11 @@ def test_auto_takes_the_faster_path_for_shapes_that_come_often(paths, monkeypatc
     x0, some = torch.zeros(3, 13, 64), torch.ones(3, 13)
 
     def ask(limit, backend="auto"):
-        return real.adaptive_loop(model, x0, some > 0, some, limit, 4, model.config.halt, backend=backend)
+        return real.paths.adaptive_loop(model, x0, some > 0, some, limit, 4, model.config.halt, backend=backend)
     case = "C64 T64 tokens256 confidence float32"
-    for _ in range(real.OFTEN):
+    for _ in range(real.paths.OFTEN):
         ask(some.long())
-    assert paths == ["kernel"] * (real.OFTEN - 1) + [case, way]
+    assert paths == ["kernel"] * (real.paths.OFTEN - 1) + [case, way]
     assert ask(some.long(), "cutile") == "kernel"
     torch.use_deterministic_algorithms(True)
     assert ask(some.long()) == "kernel"
@@ -654,9 +655,9 @@ def test_auto_takes_the_faster_path_for_shapes_that_come_often(paths, monkeypatc
 
 
 def test_a_failed_launch_does_not_excuse_a_forced_one(paths):
-    real.broken["loop of n_embd 64"] = "its compiler"
+    real.paths.broken["loop of n_embd 64"] = "its compiler"
     model, x0, some = make(C=64), torch.zeros(3, 13, 64), torch.ones(3, 13)
-    call = partial(real.adaptive_loop, model, x0, some > 0, some, 4, 4, "none")
+    call = partial(real.paths.adaptive_loop, model, x0, some > 0, some, 4, 4, "none")
     assert call() is None
     assert call(backend="cutile") == "kernel"
 
@@ -664,39 +665,39 @@ def test_a_failed_launch_does_not_excuse_a_forced_one(paths):
 def test_a_compiler_that_fails_or_too_many_shapes(paths, monkeypatch):
     """What keeps auto from a graph is no error of the call, and too many shapes leave the other shapes their graphs."""
     model, x0, some = make(C=64), torch.zeros(3, 13, 64), torch.ones(3, 13)
-    call = partial(real.adaptive_loop, model, x0, some > 0, some, 4, 4, "none")
-    for _ in range(real.OFTEN):
+    call = partial(real.paths.adaptive_loop, model, x0, some > 0, some, 4, 4, "none")
+    for _ in range(real.paths.OFTEN):
         call()
-    assert real.replay(dict.fromkeys(range(real.GRAPHS)), "one more", (x0,), None) is None
-    monkeypatch.setattr(real, "torch_graph", lambda *args: None)
+    assert real.paths.replay(dict.fromkeys(range(real.paths.GRAPHS)), "one more", (x0,), None) is None
+    monkeypatch.setattr(real.paths, "torch_graph", lambda *args: None)
     assert call() == "kernel"
-    assert "graph" not in real.broken
-    for error in real.ERRORS:
-        monkeypatch.setattr(real, "broken", {})
-        monkeypatch.setattr(real, "torch_graph", mock.Mock(side_effect=error("of a compiler")))
+    assert "graph" not in real.paths.broken
+    for error in real.tile.ERRORS:
+        monkeypatch.setattr(real.paths, "broken", {})
+        monkeypatch.setattr(real.paths, "torch_graph", mock.Mock(side_effect=error("of a compiler")))
         assert call() == "kernel"
-        assert real.broken["graph"] == "of a compiler"
+        assert real.paths.broken["graph"] == "of a compiler"
 
 
 def test_a_case_is_measured_once(monkeypatch, tmp_path, capfd):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
-    monkeypatch.setattr(real, "milliseconds", lambda call: call())
-    case = real.loop_case(128, 64, 64, "fixed", torch.bfloat16)
+    monkeypatch.setattr(real.paths, "milliseconds", lambda call: call())
+    case = real.paths.loop_case(128, 64, 64, "fixed", torch.bfloat16)
     assert case == "C128 T64 tokens4096 fixed bfloat16"
     for kernel, graph, best in ((2.0, float("inf"), "kernel"), (2.0, 1.0, "graph"), (None, None, "graph")):
-        real.known.cache_clear()  # as a new process would; a path that failed is tried again by it
-        assert real.fastest(case, "cuda", lambda t=kernel: t, lambda t=graph: t) == best
+        real.paths.known.cache_clear()  # as a new process would; a path that failed is tried again by it
+        assert real.paths.fastest(case, "cuda", lambda t=kernel: t, lambda t=graph: t) == best
     assert "kernel 2.000 ms, graph 1.000 ms" in capfd.readouterr().err
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
-    assert real.fastest("C384 T64 tokens1024 fixed bfloat16", "cuda", None, None) == "graph"
+    assert real.paths.fastest("C384 T64 tokens1024 fixed bfloat16", "cuda", None, None) == "graph"
     for broken in ("[1]", "{", None):  # tables that cannot be read, and a cache that cannot be written
-        real.known.cache_clear()
-        monkeypatch.setattr(real, "TABLE", tmp_path / "table.json")
+        real.paths.known.cache_clear()
+        monkeypatch.setattr(real.paths, "TABLE", tmp_path / "table.json")
         (tmp_path / "table.json").write_text(broken) if broken else (tmp_path / "table.json").unlink()
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "looplm" / "Some_GPU.json"))
-        assert real.fastest(case, "cuda", lambda: 1.0, lambda: 2.0) == "kernel"
-    real.known.cache_clear()
+        assert real.paths.fastest(case, "cuda", lambda: 1.0, lambda: 2.0) == "kernel"
+    real.paths.known.cache_clear()
 
 
 def test_weights_that_change_unseen(on_cpu):
