@@ -33,8 +33,8 @@ import dataset as datasets
 import figures
 import runtime
 from configurator import class_settings, configure
-from looplm_kernels import HALTS_ABOVE, relative_change, softmax_statistics
-from model_loop import HALTING, THRESHOLDS, LoopConfig, LoopGPT, build, from_checkpoint
+from looplm_kernels import RULES, passes, softmax_statistics, state_delta
+from model_loop import INFERENCE_SETTINGS, LoopConfig, LoopGPT, build, from_checkpoint
 
 checkpoint = ""                 # a checkpoint file; empty: ckpt_best.pt, else ckpt_last.pt, of out_dir
 out_dir = ""                    # where train.py wrote, and where the results go; empty: the checkpoint's folder, or out
@@ -99,7 +99,7 @@ def readout_statistics(logits, targets):
 def state_statistics(path):
     """Of a trajectory (1+L,B,T,C), x0 first: delta and norm after each loop (L,B,T), and over the periods p (P,B,T)
     norm(h_l - h_{l-p}) / norm(h_l) at its end, with the period of a limit cycle (B,T), 0 where there is none."""
-    delta = torch.stack([relative_change(new, h) for h, new in zip(path, path[1:], strict=False)])
+    delta = torch.stack([state_delta(new, h) for h, new in zip(path, path[1:], strict=False)])
     ends = [returns(path, p) for p in PERIODS]
     return dict(delta=delta, norm=path[1:].float().norm(dim=-1), returned=torch.stack([r[-1] for r in ends]),
                 period=cycle_period(delta, dict(zip(PERIODS, ends, strict=True))))
@@ -110,7 +110,7 @@ def returns(path, p):
     L = len(path) - 1
     if 2 * p > L:
         return path.new_full((p, *path.shape[1:-1]), math.nan)
-    return relative_change(path[L - 2 * p + 1:L - p + 1], path[L - p + 1:])
+    return state_delta(path[L - 2 * p + 1:L - p + 1], path[L - p + 1:])
 
 
 def cycle_period(delta, returned):
@@ -296,8 +296,7 @@ def taken(model, s):
     for (x,) in chunks(s.X):
         record = model.think(x)[1]
         score = record["score"].gather(-1, (record["loops"] - 1).clamp(min=0)[..., None]).squeeze(-1)
-        threshold = model.halting_plan(x, s.L)[1]
-        passed = score >= threshold if model.config.halt in HALTS_ABOVE else score <= threshold
+        passed = passes(model.config.halt, score, model.halting_plan(x, s.L).threshold)
         found.append((record["loops"].cpu(), ((record["loops"] > 0) & ~passed).cpu()))
     return map(torch.cat, zip(*found, strict=True))
 
@@ -325,7 +324,7 @@ def diagnosis_rows(name, model, seen, s):
     c, rows = model.config, []
     kept = c.halt, c.halt_threshold, c.think_threshold
     own = c.think_threshold if c.halt == "confidence" and c.think_threshold is not None else c.halt_threshold
-    own = own if c.halt == "confidence" and own is not None else THRESHOLDS["confidence"]
+    own = own if c.halt == "confidence" and own is not None else RULES["confidence"].threshold
     for l, x in enumerate(over(seen["confidence"][:s.L], s.main), 1):
         for q in (0.05, 0.25, 0.5, 0.75, 0.95):
             rows.append(row("confidence_quantile", name, number(x.nanquantile(q), int(s.main.sum())), l, f"{q:g}"))
@@ -512,7 +511,7 @@ def main():
 
 if __name__ == "__main__":
     settings, overrides, given = configure(__file__, {
-        "halting settings, by default as in the checkpoint": class_settings(LoopConfig, HALTING)})
+        "halting settings, by default as in the checkpoint": class_settings(LoopConfig, INFERENCE_SETTINGS)})
     globals().update(settings)
     overrides = {k: v for k, v in overrides.items() if k in given}
     device = runtime.choose_device(device)

@@ -317,7 +317,8 @@ def loop_case(T, C, B, mode):
         if not on_gpu():
             return all_loops(model, x0, state, kernels.halt_update_reference)
         limit = state[2] if adaptive else LOOPS  # a number tells the kernel that the depth is fixed
-        return kernels.adaptive_loop(model, x0, *state[:2], limit, LOOPS, rule, backend=backend())[:2]
+        plan = kernels.HaltingPlan(*state[:2], limit, LOOPS, rule)
+        return kernels.adaptive_loop(model.loop_spec(), x0, plan, backend=backend())[:2]
 
     update = functools.partial(kernels.halt_update, backend=backend(), inplace=True) if adaptive else None
     reference = kernels.halt_update_reference if adaptive else None
@@ -337,12 +338,12 @@ def loop_case(T, C, B, mode):
         path("c graph a loop", lambda: graph_a_loop(model, x0, whole, adaptive), right,
              **facts, bars=[("ratio", ">=", 3.0)] if short and adaptive else [])]
     if on_gpu():
-        limit, few = whole[2] if adaptive else LOOPS, 1 + adaptive
+        plan, few = kernels.HaltingPlan(*whole[:2], whole[2] if adaptive else LOOPS, LOOPS, rule), 1 + adaptive
         ways = {
-            "kernel": lambda: kernels.kernel_graph(model, x0, *whole[:2], limit, LOOPS, rule)[:few],
-            "graph": lambda: kernels.torch_graph(model, x0, *whole[:2], limit, LOOPS, rule)[:few],
-            "auto": lambda: kernels.adaptive_loop(model, x0, *whole[:2], limit, LOOPS, rule)[:few]}
-        often = kernels.OFTEN  # calls from which on auto asks its table
+            "kernel": lambda: kernels.kernel_graph(model.loop_spec(), x0, plan)[:few],
+            "graph": lambda: kernels.torch_graph(model.loop_spec(), x0, plan)[:few],
+            "auto": lambda: kernels.adaptive_loop(model.loop_spec(), x0, plan)[:few]}
+        often = kernels.CALLS_BEFORE_GRAPH  # calls from which on auto asks its table
         for way, call in ways.items():
             call = torch.no_grad()(call)  # as LoopGPT.think is
             paths.append(path(f"called: {way}", lambda call=call: [plain(call) for _ in range(often)][-1], right,

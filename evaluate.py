@@ -29,7 +29,8 @@ import dataset as datasets
 import figures
 import runtime
 from configurator import class_settings, configure
-from model_loop import HALTING, LoopConfig, LoopGPT, from_checkpoint
+from looplm_kernels import RULES
+from model_loop import INFERENCE_SETTINGS, LoopConfig, LoopGPT, from_checkpoint
 
 checkpoint = ""                 # a checkpoint file; empty: ckpt_best.pt, else ckpt_last.pt, of out_dir
 out_dir = "out"                 # where train.py wrote
@@ -45,12 +46,6 @@ csv_file = ""                   # where the table goes; empty: evaluate.csv besi
 device = "auto"                 # auto, cpu, cuda
 dtype = "float32"               # float32, or bfloat16 by autocast
 seed = 0                        # of the random control
-
-THRESHOLD_GRIDS = dict(confidence=(0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 0.9999),
-                       entropy=(1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.005, 0.001),
-                       delta=(1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.03, 0.01),
-                       kl=(3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4),
-                       gate=(0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9995, 0.9999))
 
 
 def predictions(X, exact_loops=None):
@@ -179,8 +174,8 @@ def frontier_rows():
         X, Y, _ = ask(n, n, "uniform", max(1, problems // 4))
         sets.append((n, X, Y, *parts(X, Y)))
     points = [("fixed", l) for l in range(1, model.trained_loops + 1)]
-    points += [(rule, at) for rule, thresholds in THRESHOLD_GRIDS.items() for at in thresholds
-               if rule != "gate" or c.halt_head != "none"]
+    points += [(name, at) for name, rule in RULES.items() for at in rule.grid
+               if name != "gate" or c.halt_head != "none"]
     kept = dict(vars(c))
     c.think_threshold, c.think_loops = None, 0  # the point alone says when the answer halts
     rows = [frontier_row(sets, *p) for p in tqdm(points, desc="frontier", unit="point", disable=None)]
@@ -297,7 +292,7 @@ def loss_table(data):
 
 
 settings, overrides, given = configure(__file__, {
-    "halting settings, by default as in the checkpoint": class_settings(LoopConfig, HALTING)})
+    "halting settings, by default as in the checkpoint": class_settings(LoopConfig, INFERENCE_SETTINGS)})
 globals().update(settings)
 device = runtime.choose_device(device)
 dtype = runtime.choose_dtype(dtype, device)

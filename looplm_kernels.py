@@ -15,26 +15,35 @@ A CPU, or a GPU that cuTile does not know, runs the reference.
 N tokens, C width, V vocabulary; B, T, nh, hs as in model.py.
 """
 # ruff: noqa: F401 (what is imported here and not used is for others to import)
-import functools
 from types import SimpleNamespace
 
 import torch
 
 from kernels.attention import attention, attention_reference, rotate_halves
-from kernels.backend import choose_backend, product_dtype, tileiras_version, why_not_cutile, wide
+from kernels.backend import (
+    BACKENDS,
+    at_least_float32,
+    choose_backend,
+    first_line,
+    product_dtype,
+    tileiras_version,
+    why_not_cutile,
+)
+from kernels.block import INJECTS
+from kernels.graphs import capture, gpu_milliseconds
 from kernels.halt import (
-    HALTS_ABOVE,
-    NEEDS_LOGITS,
     RULES,
+    HaltingPlan,
     halt_score,
     halt_update,
     halt_update_reference,
-    relative_change,
+    passes,
     softmax_statistics,
+    state_delta,
 )
 from kernels.head import head_halt, head_halt_reference
-from kernels.loop import LOOP_FLAGS, LOOP_SIZES, launch_loop, loop_plan, prepared
-from kernels.paths import OFTEN, adaptive_loop, kernel_graph, torch_graph
+from kernels.loop import LoopSpec, LoopTensors, constants, forget_weights, launch_loop, loop_sizes
+from kernels.paths import CALLS_BEFORE_GRAPH, adaptive_loop, kernel_graph, torch_graph
 from kernels.tile import MISSING, ct, gpu
 
 
@@ -42,16 +51,17 @@ def smallest_loop(device):
     """Arguments of launch_loop: one sequence of three tokens, one loop of a block whose weights are zero."""
     if reason := why_not_cutile(device):
         raise RuntimeError(reason)
-    zeros, C = functools.partial(torch.zeros, device=device), 64
+    C = 64
     config = SimpleNamespace(n_embd=C, n_head=2, vocab_size=13, step_encoding="none", inject="add", update="replace",
                              loop_norm=False)
-    k = loop_plan(config, 3, "none", False, False, torch.bfloat16)
+    sizes = [int(k) for k in constants(loop_sizes(config, 3, "none", False, False, torch.bfloat16))]
     shapes = ((3 * C, C), (C, C), (4 * C, C), (C, 4 * C), (2, C), (1, C), (1, C), (13, C), (1, C), (1, C), (1, C))
     float32 = {4, 5, 9, 10}  # those of layer norms, steps and the halt head
-    weights = [zeros(shape, dtype=torch.float32 if i in float32 else torch.bfloat16) for i, shape in enumerate(shapes)]
-    x0, one = zeros(1, 3, C, dtype=torch.bfloat16), zeros(1, 3, dtype=torch.int32)
-    return (x0, x0.new_empty(1, 1, 16), weights, one > 0, one.float(), one, one.clone(),
-            [int(k[name]) for name in LOOP_SIZES + LOOP_FLAGS], (1.0, 0.0), 1, 1, 13)
+    weights = [torch.zeros(shape, dtype=torch.float32 if i in float32 else torch.bfloat16, device=device)
+               for i, shape in enumerate(shapes)]
+    x0 = torch.zeros(1, 3, C, dtype=torch.bfloat16, device=device)
+    one = torch.zeros(1, 3, dtype=torch.int32, device=device)
+    return (x0, x0.new_empty(1, 1, 16), weights, one > 0, one.float(), one, one.clone(), sizes, (1.0, 0.0), 1, 1, 13)
 
 
 def report():
@@ -74,7 +84,7 @@ def report():
             call()
             print(f"{name}: cutile")
         except Exception as error:
-            print(f"{name}: torch ({str(error).splitlines()[0]})")
+            print(f"{name}: torch ({first_line(error)})")
 
 
 if __name__ == "__main__":

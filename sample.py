@@ -17,7 +17,7 @@ import addition
 import dataset as datasets
 import runtime
 from configurator import class_settings, configure
-from model_loop import HALTING, LoopConfig, LoopGPT, from_checkpoint
+from model_loop import INFERENCE_SETTINGS, LoopConfig, LoopGPT, from_checkpoint
 
 checkpoint = ""                 # a checkpoint file; empty: ckpt_best.pt, else ckpt_last.pt, of out_dir
 out_dir = "out"                 # where train.py wrote
@@ -155,7 +155,7 @@ def draw_trace(traces, titles, path):
 
 
 settings, overrides, given = configure(__file__, {
-    "halting settings, by default as in the checkpoint": class_settings(LoopConfig, HALTING)})
+    "halting settings, by default as in the checkpoint": class_settings(LoopConfig, INFERENCE_SETTINGS)})
 globals().update(settings)
 device = runtime.choose_device(device)
 dtype = runtime.choose_dtype(dtype, device)

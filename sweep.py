@@ -30,7 +30,7 @@ import torch
 
 import figures
 from configurator import class_settings, configure, read_arguments, read_settings
-from model_loop import FACTS, HALTING, LoopConfig
+from model_loop import FROM_DATASET, INFERENCE_SETTINGS, LoopConfig
 
 base = ""                       # config file of train.py; empty: its defaults
 seeds: list[int] = [1337]       # a run of each row for each
@@ -82,9 +82,9 @@ def plan():
         raise SystemExit(f"{file}: needs rows, seeds (each once, none negative), and no negative parallel or timeout")
     tests, runs, slugs, known = {}, [], set(), []
     # not by importing them: they would run
-    for script, names in (("train.py", None), ("evaluate.py", HALTING), ("analyze.py", HALTING)):
+    for script, names in (("train.py", None), ("evaluate.py", INFERENCE_SETTINGS), ("analyze.py", INFERENCE_SETTINGS)):
         with open(os.path.join(HERE, script)) as f:
-            of_model = {k: s for k, s in class_settings(LoopConfig, names).items() if k not in FACTS}
+            of_model = {k: s for k, s in class_settings(LoopConfig, names).items() if k not in FROM_DATASET}
             known.append(read_settings(f.read()) | of_model)
     of_train, of_evaluate, of_analyze = known
     look = read_entry(analyze, of_analyze, "checkpoint", "out_dir")[2]

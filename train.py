@@ -23,7 +23,7 @@ import dataset as datasets
 import runtime
 from configurator import class_settings, configure
 from model import GPTConfig
-from model_loop import FACTS, HALTING, LoopConfig, build, load_weights, loop_counts
+from model_loop import FROM_DATASET, INFERENCE_SETTINGS, LoopConfig, build, load_weights, loop_counts
 
 # input, output
 out_dir = "out"                 # where checkpoints and logs go
@@ -65,7 +65,7 @@ compile: bool | str = "auto"    # torch.compile; auto: on CUDA, unless cuda_grap
 cuda_graph = False              # capture the whole step, one graph a loop count; for small models on a GPU
 deterministic = False           # bit-exact on CUDA too, slower; a CPU is in any case
 
-FREE = set(HALTING) - {"num_loops"}  # model settings that a resumed run may change
+FREE = set(INFERENCE_SETTINGS) - {"num_loops"}  # model settings that a resumed run may change
 COLUMNS = ("iter", "loss", "lr", "grad_norm", "ms", "tokens_per_s", "loops", "train_loss", "val_loss",
            "val_loss_per_loop", "halted_after")  # of log.csv
 
@@ -111,7 +111,7 @@ def make_model(data, checkpoint):
     old = checkpoint["model_args"]
     if ("num_loops" in old) != (model_type == "loop"):
         raise SystemExit(f"--model_type={model_type}, but the checkpoint of --init_from={init_from} is the other one")
-    changed = [k for k in args if (k in given or k in FACTS) and args[k] != old.get(k, args[k])]
+    changed = [k for k in args if (k in given or k in FROM_DATASET) and args[k] != old.get(k, args[k])]
     fixed = [k for k in changed if (k not in FREE if resume else k == "vocab_size")]
     if fixed:
         raise SystemExit(f"--init_from={init_from} with dataset {dataset}, but {', '.join(fixed)} differ from the "
@@ -329,7 +329,7 @@ def log_evaluation(losses, halted_after):
 
 stop = runtime.StopSignal()
 own, of_model, given = configure(__file__, {"model settings": {
-    k: s for k, s in class_settings(LoopConfig).items() if k not in FACTS}})
+    k: s for k, s in class_settings(LoopConfig).items() if k not in FROM_DATASET}})
 globals().update(own)
 settings = own | of_model
 for key in ("batch_size", "gradient_accumulation_steps", "eval_interval", "eval_iters", "log_interval"):

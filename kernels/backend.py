@@ -1,4 +1,8 @@
-"""What can run on a device, which backend is chosen, and how an operation becomes an operator with a fallback."""
+"""What can run on a device, which backend is chosen, and how an operation becomes an operator with a fallback.
+
+backend 'cutile' runs the kernels or raises; 'torch' runs their references; 'auto' takes the kernels where they can
+run, and says once on stderr what it took and why.
+"""
 import contextlib
 import ctypes
 import functools
@@ -13,7 +17,10 @@ from torch import Tensor
 
 from kernels.tile import ERRORS, MISSING, ct
 
+BACKENDS = ("auto", "cutile", "torch")
 
+
+# what can run --------------------------------------------------------------------------------------------------------
 @functools.cache
 def tileiras_version():
     """(13, 5) of cuTile's compiler, None where there is none."""
@@ -55,35 +62,8 @@ def why_not_cutile(device):
     return ""
 
 
-@functools.cache  # so that the choice is printed once
-def backend_choice(backend, device, cannot):
-    if backend not in ("auto", "cutile", "torch"):
-        raise ValueError(f"backend {backend!r} is none of auto, cutile, torch")
-    if backend == "torch":
-        return "torch"
-    reason = why_not_cutile(device) or cannot
-    if backend == "cutile" and reason:
-        raise RuntimeError(f"backend cutile cannot run here: {reason}; use torch or auto")
-    if backend == "auto":
-        why = reason or f"cuda-tile {ct.__version__}, {torch.cuda.get_device_name(device)}"
-        print(f"kernels: {'torch' if reason else 'cutile'} backend ({why})", file=sys.stderr)
-    return "torch" if reason else "cutile"
-
-
-@torch.compiler.assume_constant_result  # a compiled function has no print in it
-def choose_backend(backend="auto", device="cpu", cannot=""):
-    """'auto', 'cutile' or 'torch' -> the backend that runs, 'cutile' or 'torch'; auto says why on stderr, once.
-
-    cannot: what is asked for that no kernel does.
-    """
-    return backend_choice(backend, torch.device(device), cannot)
-
-
-choose_backend.cache_clear = backend_choice.cache_clear
-
-
-def unsupported(*tensors):
-    """What the kernels cannot do with these tensors or None, "" if nothing."""
+def why_not_tensors(*tensors):
+    """What the kernels cannot do with these tensors (other values are passed over), "" if nothing."""
     for x in tensors:
         if isinstance(x, Tensor) and x.dtype == torch.float64:
             return "the kernels do not compute in float64"
@@ -92,12 +72,51 @@ def unsupported(*tensors):
     return ""
 
 
-broken = {}  # operation -> why its launch failed
+@functools.cache  # so that the choice is printed once
+def backend_choice(backend, device, why_not):
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r} is none of {', '.join(BACKENDS)}")
+    if backend == "torch":
+        return "torch"
+    reason = why_not_cutile(device) or why_not
+    if backend == "cutile" and reason:
+        raise RuntimeError(f"backend cutile cannot run here: {reason}; use torch or auto")
+    if backend == "auto":
+        why = reason or f"cuda-tile {ct.__version__}, {torch.cuda.get_device_name(device)}"
+        print(f"kernels: {'torch' if reason else 'cutile'} backend ({why})", file=sys.stderr)
+    return "torch" if reason else "cutile"
 
 
-def run(name, forced, device, kernels, reference):
-    """kernels(), or reference() where they cannot run; forced: no reference, an error instead."""
-    if not forced and (name in broken or choose_backend("auto", device) == "torch"):
+def choose_backend(backend="auto", device="cpu", why_not=""):
+    """'auto', 'cutile' or 'torch' -> the backend that runs, 'cutile' or 'torch'; auto says why on stderr, once.
+
+    why_not: a reason against the kernels that the caller knows, such as an unsupported shape; "" if there is none.
+    ValueError for another backend; RuntimeError if cutile is asked for and cannot run.
+    """
+    return backend_choice(backend, torch.device(device), why_not)
+
+
+# torch.compile shall take the choice as a constant, since a compiled function has no print in it. This is what
+# torch.compiler.assume_constant_result does; the decorator itself would import torch._dynamo, which is as dear as
+# torch and delays every script's start by 2 s.
+choose_backend._dynamo_marked_constant = True
+
+
+# operators with a fallback -------------------------------------------------------------------------------------------
+failed_ops = {}  # operation -> why its launch failed
+
+
+def first_line(error):
+    """The first line of what an exception says, or its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def run_or_fall_back(name, forced, device, kernels, reference):
+    """kernels(), or reference() where they cannot run or a launch of this name failed before.
+
+    forced: no reference, an error instead. torch.OutOfMemoryError is the caller's: a reference would need more.
+    """
+    if not forced and (name in failed_ops or choose_backend("auto", device) == "torch"):
         return reference()
     try:
         return kernels()
@@ -106,15 +125,16 @@ def run(name, forced, device, kernels, reference):
     except ERRORS as error:
         if forced:
             raise
-        broken[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-        print(f"kernels: torch backend for {name}, its launch failed: {broken[name]}", file=sys.stderr)
+        failed_ops[name] = f"{type(error).__name__}: {first_line(error)}"
+        print(f"kernels: torch backend for {name}, its launch failed: {failed_ops[name]}", file=sys.stderr)
         return reference()
 
 
 def operator(name, fake, mutates=()):
     """Make a function the operator looplm::name, which torch.compile takes as it is.
 
-    Copies of the kernels on the tests' stand-in keep plain functions: an operator has one home.
+    fake: the shapes and dtypes of its results, from those of its arguments. Copies of the kernels on the tests'
+    stand-in keep plain functions: an operator has one home.
     """
     def register(function):
         if ct.__version__ == "stand-in":
@@ -125,33 +145,34 @@ def operator(name, fake, mutates=()):
     return register
 
 
-def wide(x):
+# what the host side of several operations needs ----------------------------------------------------------------------
+def at_least_float32(x):
     """x in float32, or as it is in float64."""
     return x if x.dtype == torch.float64 else x.float()
-
-
-@functools.cache
-def blanks(device):
-    """Two tensors (1,16) and two (16,) for arguments that a rule does not read; arguments must not overlap."""
-    rows = torch.zeros(4, 16, device=device)
-    return rows[0:1], rows[1:2], rows[2], rows[3]
-
-
-def step_size(alpha, h, active):
-    """alpha as the operators take it: (...) or None, and a number to multiply it by."""
-    if not isinstance(alpha, Tensor):
-        return None, float(alpha)
-    if alpha.device != h.device:  # a number in a tensor of the host
-        return None, alpha.item()
-    return alpha.expand(active.shape).contiguous(), 1.0  # stays on the device
-
-
-def settle(tensors, values, inplace=True):
-    """values, or in place the tensors that they overwrite, those that are None apart."""
-    return tuple(v if x is None else x.copy_(v) for x, v in zip(tensors, values, strict=True)) if inplace else values
 
 
 def product_dtype(weight):
     """What a product with a weight computes in: its own dtype, or that of autocast."""
     kind = weight.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
+def write_or_return(tensors, values, inplace=True):
+    """values; or in place the tensors that they overwrite, and the values of those that are None."""
+    return tuple(v if x is None else x.copy_(v) for x, v in zip(tensors, values, strict=True)) if inplace else values
+
+
+@functools.cache
+def unread_arguments(device):
+    """Two tensors (1,16) and two (16,) for arguments that a rule does not read; arguments must not overlap."""
+    rows = torch.zeros(4, 16, device=device)
+    return rows[0:1], rows[1:2], rows[2], rows[3]
+
+
+def step_size(alpha, h, active):
+    """alpha as operators take it: a tensor (...) or None, and a number to multiply it by."""
+    if not isinstance(alpha, Tensor):
+        return None, float(alpha)
+    if alpha.device != h.device:  # a number in a tensor of the host
+        return None, alpha.item()
+    return alpha.expand(active.shape).contiguous(), 1.0  # stays on the device

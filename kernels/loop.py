@@ -1,32 +1,57 @@
-"""All loops of a sequence in one launch: kernel, its plan and its weights, operator; the reference is LoopGPT.think."""
+"""All loops of a sequence in one launch: kernel, its sizes and weights, operator; the reference is LoopGPT.think.
+
+Tokens halt and the loop ends on the device: nothing crosses to the host. A sequence of up to 64 tokens lives in one
+block for all of its loops, its state in registers. Longer ones have a block for each 64 tokens, which exchange keys
+and values once per loop, behind a barrier.
+"""
 import sys
 import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import tile
-from kernels.backend import operator, product_dtype, run, unsupported
+from kernels.backend import operator, product_dtype, run_or_fall_back, why_not_tensors
 from kernels.block import (
-    LOOP_NORM,
+    INJECTS,
+    NORM_ROW,
+    At,
+    LoopSizes,
+    Trace,
+    Weights,
     accumulate,
+    add_step_encoding,
     attend_rows,
-    frozen,
+    euler_step,
     inject,
-    judge,
+    keep_halted,
     layer_norm,
     linear,
+    load_block_states,
+    load_tokens,
+    publish_qkv,
+    scale_channels,
+    score_and_trace,
     self_attention,
-    share_rows,
-    shifted,
-    states_of,
-    stepped,
-    times,
-    tokens,
 )
-from kernels.halt import CONFIDENCE, GATE, KL, NEEDS_LOGITS, RULES
-from kernels.tile import NAN, Flag, Int, cast, ct, gelu, power
+from kernels.halt import KL, NUMBER, RULES, halts_on_tiles
+from kernels.tile import NAN, Const, cast, constants, ct, gelu, next_power_of_2
+
+LOOP_VOCABULARY = 128  # above it the readout of every loop is the head kernel's work
+
+
+# kernel --------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class LoopTokens:
+    """What the loop kernel reads and writes of the tokens, (B,T) each."""
+    active: Any     # int32, 0 for pads
+    threshold: Any  # float32
+    limit: Any      # int32
+    last: Any       # int32: what the readout of x0 says
+    loops: Any      # int32 out: loops taken
 
 
 def arrive_and_wait(sync, at, add, target):
@@ -42,158 +67,214 @@ def arrive_and_wait(sync, at, add, target):
     return count
 
 
-@ct.kernel
-def looplm_loop_kernel(x0, injected, h_out, wqkv, wproj, wfc, wout, vectors, steps, mix, head, gate_w, gate_s, gate_v,
-                       active_in, loops_out, threshold, limit, last_in, stats, predictions, previous, qkv, sync,
-                       L, groups, slices, V, min_loops, alpha, gate_b,
-                       R: Int, S: Int, TP: Int, W: Int, C: Int, HS: Int, GW: Int, FT: Int, VT: Int, RULE: Int,
-                       INJECT: Int, STEPS: Flag, EULER: Flag, NORM: Flag, ADAPT: Flag, TRACE: Flag, EXACT: Flag):
-    """All L loops of S sequences of up to TP rows (R = 1), or of TP rows of one sequence with R blocks a sequence.
+def visible(p):
+    """Which rows of a block a row may attend to, (1,M,M): those not after it in its own sequence."""
+    row = ct.arange(p.S * p.TP, dtype=ct.int32)
+    allowed = (row[:, None] >= row[None, :]) & ((row // p.TP)[:, None] == (row // p.TP)[None, :])
+    return ct.reshape(allowed, (1, p.S * p.TP, p.S * p.TP))
 
-    x0, injected, h_out (B,T,C); active_in, loops_out, threshold, limit, last_in (B,T); the rest as loop_weights and
-    launch_loop make it. W channels are a tile, GW of them the heads of one step of the attention, FT hidden units
-    one step of the MLP, sized so that shared memory holds several tiles of weights ahead.
+
+def one_loop(h, x0, injected, l, L, at, allowed, going, exchange, w, p):
+    """Loop l + 1 of the states h: the new states, and what the barrier counted (0 with a block per sequence).
+
+    exchange: qkv and sync, by which the blocks of a sequence see each other; going: has this block active tokens.
     """
+    qkv, sync = exchange
+    u = inject(h, x0, injected, l, at, w, p)
+    if p.STEPS:
+        u = add_step_encoding(u, w.steps, l)
+    a = cast(layer_norm(u, p.C), w.wqkv.dtype)
+    y = u
+    count = 0
+    if p.R == 1:
+        y = self_attention(y, a, allowed, w, p)
+    else:
+        publish_qkv(a, qkv, l, at, w, p)
+        count = arrive_and_wait(sync, at.b * L + l, 1 + 65536 * going, p.R)
+        for n in range(0, w.groups):
+            y = accumulate(y, attend_rows(qkv, l % 2, at, n, allowed, p), w.wproj, n)
+    a = cast(layer_norm(y, p.C), w.wqkv.dtype)
+    for j in range(0, w.slices):  # sized so that shared memory holds several tiles of weights ahead
+        y = accumulate(y, gelu(linear(a, w.wfc, j, p.FT), p.EXACT).astype(w.wqkv.dtype), w.wout, j)
+    if p.EULER:
+        y = euler_step(h, y, u, w.alpha)
+    if p.NORM:
+        y = scale_channels(layer_norm(y, p.C), w.vectors, NORM_ROW)
+    return y, count
+
+
+@ct.kernel
+def looplm_loop_kernel(
+        x0,             # (B,T,C) embedded input
+        injected,       # (B,T,C) what x0 contributes from loop 2 on, where that is not x0 itself
+        h_out,          # (B,T,C) out: the final states
+        weights,        # the eleven tensors of Weights
+        tokens,         # the five tensors of LoopTokens
+        trace,          # the three tensors of Trace
+        qkv,            # (5,B,T,C) if R > 1: see publish_qkv
+        sync,           # (B*L+1,) int32 zeros if R > 1: a counter for each barrier, and the tickets
+        L,              # loops
+        groups,         # C / GW; this and the next are no constants on purpose: loops of a known trip count are
+        slices,         # 4C / FT; unrolled, and warp specialisation is lost
+        V,              # vocabulary
+        min_loops,
+        alpha,          # step size of Euler
+        gate_b,         # bias of the halt head's readout
+        plan: Const):   # LoopSizes
+    """All L loops of S sequences of up to TP tokens (R = 1), or of TP tokens of one sequence that R blocks share.
+
+    Grid (cdiv(B, S) * R,). All R blocks of a sequence must be resident at once; tickets see to it that those who wait
+    for each other have started.
+    """
+    p, w = LoopSizes(*plan), Weights(*weights, V, alpha, gate_b, groups, slices)
+    t, record = LoopTokens(*tokens), Trace(*trace)
     bid = ct.bid(0)
-    if R > 1:  # blocks take tickets, so that those who wait for each other have started, whatever the order
+    if p.R > 1:  # whatever the order in which blocks start
         bid = ct.atomic_add(sync, x0.shape[0] * L, 1)
-    b, r = bid // R, bid % R
-    h = states_of(x0, b, r, S, TP, W, C)
-    row = ct.arange(S * TP, dtype=ct.int32)
-    allowed = (row[:, None] >= row[None, :]) & ((row // TP)[:, None] == (row // TP)[None, :])
-    allowed = ct.reshape(allowed, (1, S * TP, S * TP))
-    active = tokens(active_in, b, r, S, TP) != 0
-    last, bound, most = (tokens(last_in, b, r, S, TP), tokens(threshold, b, r, S, TP), tokens(limit, b, r, S, TP))
-    loops = ct.zeros((S * TP, 1), ct.int32)
+    at = At(bid // p.R, bid % p.R)
+    h, allowed = load_block_states(x0, at, p), visible(p)
+    active, last = load_tokens(t.active, at, p) != 0, load_tokens(t.last, at, p)
+    threshold, limit = load_tokens(t.threshold, at, p), load_tokens(t.limit, at, p)
+    loops = ct.zeros((p.S * p.TP, 1), ct.int32)
     done, going = 0, ct.max(active.astype(ct.int32))
-    # Blocks that share a sequence stop together, one loop after its last token halted: what they all know is who was
-    # active when a loop began. The loops after that are skipped. With a break instead all blocks came as far, and some
-    # launches never ended; one block a sequence may break, and its branch here folds
+    # All blocks of a sequence must leave in the same loop. They share only who was active when a loop began, so they
+    # leave one loop late, by skipping the body. Do not `break` there: launches then hung (docs/kernels.md). With one
+    # block per sequence the test is a constant, and a break is fine.
     alive = 1
     for l in range(0, L):
-        if R == 1 or not ADAPT or alive > 0:
-            u = inject(h, x0, injected, mix, vectors, l, b, r, INJECT, S, TP, W)
-            if STEPS:
-                u = shifted(u, steps, l)
-            a = cast(layer_norm(u, C), wqkv.dtype)
-            y = u
-            if R == 1:
-                y = self_attention(y, a, wqkv, wproj, allowed, groups, HS, GW)
-            else:
-                share_rows(a, wqkv, qkv, l, b, r, groups, TP, GW)
-                count = arrive_and_wait(sync, b * L + l, 1 + 65536 * going, R)
-                for n in range(0, groups):
-                    y = accumulate(y, attend_rows(qkv, l % 2, b, r, n, allowed, HS, TP, GW), wproj, n)
-            a = cast(layer_norm(y, C), wqkv.dtype)
-            for j in range(0, slices):
-                y = accumulate(y, gelu(linear(a, wfc, j, FT), EXACT).astype(wqkv.dtype), wout, j)
-            if EULER:
-                y = stepped(h, y, u, alpha)
-            if NORM:
-                y = times(layer_norm(y, C), vectors, LOOP_NORM)
-            if ADAPT:
-                score, last = judge(h, y, active, last, l, b, r, head, gate_w, gate_s, gate_v, gate_b, previous, stats,
-                                    predictions, V, alpha, S, TP, C, VT, RULE, EULER, TRACE, EXACT)
-                passes = score <= bound
-                if ct.static_eval(RULE in (CONFIDENCE, GATE)):
-                    passes = score >= bound
-                h, loops, done = frozen(active, y, h), ct.where(active, l + 1, loops), l + 1
-                active = active & ~((passes & (l + 1 >= min_loops)) | (l + 1 >= most))
+        if p.R == 1 or not p.ADAPT or alive > 0:
+            y, count = one_loop(h, x0, injected, l, L, at, allowed, going, (qkv, sync), w, p)
+            if p.ADAPT:
+                score, last = score_and_trace(h, y, active, last, l, at, w, record, p)
+                h, loops, done = keep_halted(active, y, h), ct.where(active, l + 1, loops), l + 1
+                active = active & ~halts_on_tiles(score, threshold, limit, l + 1, min_loops, p.RULE)
                 going = ct.max(active.astype(ct.int32))
-                if R > 1:
+                if p.R > 1:
                     alive = count // 65536
                 elif going == 0:
                     break
             else:
                 h = y
     for i in ct.static_iter(range(len(h))):
-        ct.store(h_out, (b, r, i), ct.reshape(h[i].astype(h_out.dtype), (S, TP, W)))
-    if ADAPT:
-        ct.store(loops_out, (b, r), ct.reshape(loops, (S, TP)), allow_tma=False)
-    if TRACE:
+        ct.store(h_out, (at.b, at.r, i), ct.reshape(h[i].astype(h_out.dtype), (p.S, p.TP, p.W)))
+    if p.ADAPT:
+        ct.store(t.loops, (at.b, at.r), ct.reshape(loops, (p.S, p.TP)), allow_tma=False)
+    if p.TRACE:
         for l in range(done, L):  # loops that no token took
-            ct.store(predictions, (l, b, r), ct.reshape(last, (1, S, TP)), allow_tma=False)
+            ct.store(record.predictions, (l, at.b, at.r), ct.reshape(last, (1, p.S, p.TP)), allow_tma=False)
 
 
-LOOP_SIZES = ("R", "S", "TP", "W", "C", "HS", "GW", "FT", "VT", "RULE", "INJECT")  # as the kernel takes them, then
-LOOP_FLAGS = ("STEPS", "EULER", "NORM", "ADAPT", "TRACE", "EXACT")
-INJECTS = ("none", "add", "decay", "concat")  # as `inject` in the kernel counts them
-started = set()  # variants of the loop kernel that were launched
-prepared = weakref.WeakKeyDictionary()  # model -> what loop_weights made of it, and the CUDA graphs that read it
-LOOP_VOCABULARY = 128  # above it the readout of every loop is the head kernel's work
+# what a model tells the kernels --------------------------------------------------------------------------------------
+class LoopTensors(NamedTuple):
+    """The weights of a looped model's block and readout as they are; None for what a model does not have."""
+    ln_1: Tensor              # (C)
+    qkv: Tensor               # (3C,C)
+    proj: Tensor              # (C,C)
+    ln_2: Tensor              # (C)
+    fc: Tensor                # (4C,C)
+    out: Tensor               # (C,4C)
+    ln_f: Tensor              # (C)
+    head: Tensor              # (V,C)
+    steps: Tensor | None      # (L,C) step encodings
+    alpha: Tensor | float     # step size
+    loop_norm: Tensor | None  # (C)
+    decay: Tensor | None      # (C), of the injection 'decay': a of a h + b x0
+    mix: Tensor | None        # (C,2C), of the injection 'concat'
+    gate: tuple | None        # weight (C,2C), bias (C), weight (1,C) and bias (1) of the halt head
 
 
-def loop_cannot(model, x0, L, rule, trace):
+class LoopSpec(NamedTuple):
+    """A looped model as the kernels see it; LoopGPT.loop_spec makes it."""
+    owner: object             # whose it is: packed weights and graphs are kept for it, and dropped with it
+    config: object            # the settings of LoopConfig
+    step_limit: float         # loops that have a step encoding, infinite if there is no end
+    training: bool
+    head: Tensor              # (V,C), for its dtype and device
+    parameters: Callable      # () -> all weights
+    tensors: Callable         # (L) -> LoopTensors
+    injected: Callable        # (x0, dtype) -> (B,T,C) what x0 contributes from loop 2 on, None if it is x0 itself
+    in_torch: Callable        # (x0, HaltingPlan) -> h, loops (None at a fixed depth): all L loops in torch
+
+
+def why_not_loop_kernel(spec, x0, L, rule, trace):
     """What the loop kernel does not do of a model, its input x0 (B,T,C) and L loops, "" if it does all."""
-    c, (_, T, C), hs = model.config, x0.shape, model.config.n_embd // model.config.n_head
+    c, (_, T, C), hs = spec.config, x0.shape, spec.config.n_embd // spec.config.n_head
     asks = {"n_layer above 1": c.n_layer > 1, "biases": c.bias,
             "more tokens than log_scale": 0 < c.log_scale < T, "rope": "rope" in (c.pos, c.step_encoding),
             f"heads of {hs} channels": hs & (hs - 1) or not 16 <= hs <= 128,
             f"n_embd {C}": C not in (64, 128, 256, 384), "more than 256 tokens": T > 256,
-            "float16": torch.float16 in (x0.dtype, model.lm_head.weight.dtype),
+            "float16": torch.float16 in (x0.dtype, spec.head.dtype),
             f"update {c.update!r}": c.update not in ("replace", "euler"), "Anderson acceleration": c.anderson > 0,
-            "alpha 'gate'": c.alpha == "gate",
-            "loops beyond the learned step encoding": c.step_encoding == "learned" and len(model.step_bias) < L,
-            "training": model.training,
-            "gradients": torch.is_grad_enabled() and any(p.requires_grad for p in model.parameters()),
+            "alpha 'gate'": c.alpha == "gate", "loops beyond the learned step encoding": L > spec.step_limit,
+            "training": spec.training,
+            "gradients": torch.is_grad_enabled() and any(p.requires_grad for p in spec.parameters()),
             f"halting by the logits of {c.vocab_size} tokens": (
-                (trace or rule in NEEDS_LOGITS) and c.vocab_size > LOOP_VOCABULARY)}
-    return next((f"the loop kernel does not do {what}" for what, asked in asks.items() if asked), "") or unsupported(x0)
+                (trace or RULES[rule].needs_logits) and c.vocab_size > LOOP_VOCABULARY)}
+    what = next((what for what, asked in asks.items() if asked), "")
+    return f"the loop kernel does not do {what}" if what else why_not_tensors(x0)
 
 
-def loop_plan(c, T, rule, adapt, trace, w_dtype):
-    """The constants of the kernel for a model's config, T tokens, the dtype of weights."""
-    TP, C, V, hs = min(64, max(16, power(T))), c.n_embd, c.vocab_size, c.n_embd // c.n_head
-    exact = w_dtype == torch.float32
-    FT = 64 if C > 128 or exact else 128
-    steps = c.step_encoding in ("learned", "sinusoid")
-    VT = max(16, power(V)) if trace or rule in NEEDS_LOGITS else 16  # all of it, in one tile
-    return dict(R=-(-T // TP), S=64 // TP, TP=TP, W=min(C, 128), C=C, HS=hs, GW=max(64, hs), FT=FT, VT=VT,
-                RULE=RULES.index(rule), INJECT=INJECTS.index(c.inject), STEPS=steps,
-                EULER=c.update == "euler", NORM=c.loop_norm, ADAPT=adapt, TRACE=trace, EXACT=exact)
+def loop_sizes(c, T, rule, adapt, trace, dtype):
+    """The constants of the kernel for the settings of a model, T tokens, and the dtype of its weights."""
+    TP, C, hs, exact = min(64, max(16, next_power_of_2(T))), c.n_embd, c.n_embd // c.n_head, dtype == torch.float32
+    return LoopSizes(
+        R=-(-T // TP), S=64 // TP, TP=TP, W=min(C, 128), C=C, HS=hs, GW=max(64, hs),
+        FT=64 if C > 128 or exact else 128,
+        VT=max(16, next_power_of_2(c.vocab_size)) if trace or RULES[rule].needs_logits else 16,
+        RULE=NUMBER[rule], INJECT=INJECTS.index(c.inject), STEPS=c.step_encoding in ("learned", "sinusoid"),
+        EULER=c.update == "euler", NORM=c.loop_norm, ADAPT=adapt, TRACE=trace, EXACT=exact)
+
+
+class Packed(NamedTuple):
+    """What is kept of a model's weights."""
+    key: tuple       # by which a change is seen
+    tensors: list    # those of Weights
+    numbers: tuple   # alpha, and the bias of the halt head's readout
+    graphs: dict     # the CUDA graphs that read these tensors
+
+
+packed_weights = weakref.WeakKeyDictionary()  # owner -> Packed
+
+
+def forget_weights(owner):
+    """Drop what is kept of a model's weights, which may have changed unseen (a CUDA graph changes them so)."""
+    packed_weights.pop(owner, None)
 
 
 @torch.no_grad()
-def loop_weights(model, L, dtype):
-    """What the kernel reads of a model: tensors, and two numbers; kept until the model's train or eval is
-    called, or a weight or the rule is seen to change (a CUDA graph changes weights unseen)."""
-    key = (L, dtype, model.config.halt, model.config.alpha, model.config.update,
-           *((p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()))
-    if model in prepared and prepared[model][0] == key:
-        return prepared[model][1:3]
-    c, block, C = model.config, model.transformer.h[0], model.config.n_embd
-    one = torch.ones(C, device=model.lm_head.weight.device)
-    steps = [model.step_encoding(l) for l in range(1, L + 1)]
-    steps = torch.stack(steps).float() if steps[0] is not None else 0 * one[None]
-    concat, gate = c.inject == "concat", c.halt == "gate"
-    head = model.lm_head.weight if c.vocab_size <= LOOP_VOCABULARY else one[None]
-    mix = model.inject.mix.weight if concat else torch.cat((one, one))[None]
-    read, out = (model.halt_head[0], model.halt_head[2]) if gate else (None, None)
+def pack_weights(spec, L, dtype):
+    """Packed: what the kernel reads of a model, kept until a weight or the rule is seen to change, or forgotten."""
+    c = spec.config
+    key = (L, dtype, c.halt, c.alpha, c.update,
+           *((p.data_ptr(), 0 if p.is_inference() else p._version) for p in spec.parameters()))
+    if spec.owner in packed_weights and packed_weights[spec.owner].key == key:
+        return packed_weights[spec.owner]
+    t, C = spec.tensors(L), c.n_embd
+    one = torch.ones(C, device=spec.head.device)  # in the place of what is not read
+    steps = 0 * one[None] if t.steps is None else t.steps.float()
+    head = t.head if c.vocab_size <= LOOP_VOCABULARY else one[None]
+    mix = torch.cat((one, one))[None] if t.mix is None else t.mix
+    vectors = [one if x is None else x.float() for x in (t.loop_norm, t.decay)]
     # a layer norm's weights go into the product that follows it: the kernel would load them in every loop
-    wqkv, wfc, head = ((w.float() * norm.weight.float()).to(dtype) for w, norm in (
-        (block.attn.c_attn.weight, block.ln_1), (block.mlp.c_fc.weight, block.ln_2), (head, model.transformer.ln_f)))
-    made = dict(
-        wqkv=wqkv, wproj=block.attn.c_proj.weight.to(dtype), wfc=wfc, wout=block.mlp.c_proj.weight.to(dtype),
-        vectors=torch.stack([x.float() for x in (
-            model.loop_norm.weight if c.loop_norm else one, model.inject.a.sigmoid() if c.inject == "decay" else one)]),
-        steps=steps, mix=mix[:, :C].to(dtype), head=head,
-        gate_w=read.weight[:, :C].to(dtype) if gate else one[None].to(dtype),
-        gate_s=(steps.expand(L, C) @ read.weight[:, C:].float().T + read.bias.float()) if gate else one[None].clone(),
-        gate_v=out.weight.float() if gate else one[None].clone())
-    tensors = [x.detach().contiguous() for x in made.values()]
-    numbers = (model.step_size.item() if c.alpha == "learned" else float(c.alpha), out.bias.item() if gate else 0.0)
-    prepared[model] = key, tensors, numbers, {}
-    return tensors, numbers
+    wqkv, wfc, head = ((w.float() * norm.float()).to(dtype)
+                       for w, norm in ((t.qkv, t.ln_1), (t.fc, t.ln_2), (head, t.ln_f)))
+    if t.gate is None:
+        gate, gate_b = (one[None].to(dtype), one[None].clone(), one[None].clone()), 0.0
+    else:
+        read, bias, out, out_bias = t.gate
+        gate_s = steps.expand(L, C) @ read[:, C:].float().T + bias.float()
+        gate, gate_b = (read[:, :C].to(dtype), gate_s, out.float()), out_bias.item()
+    made = (wqkv, t.proj.to(dtype), wfc, t.out.to(dtype), torch.stack(vectors), steps, mix[:, :C].to(dtype), head,
+            *gate)
+    alpha = t.alpha.item() if isinstance(t.alpha, Tensor) else float(t.alpha)
+    packed_weights[spec.owner] = Packed(key, [x.detach().contiguous() for x in made], (alpha, gate_b), {})
+    return packed_weights[spec.owner]
 
 
-def injected_by(model, x0, dtype):
-    """What x0 (B,T,C) contributes to the input of every loop from the second on, where that is not x0 itself."""
-    if model.config.inject == "decay":
-        return (model.inject.b * x0).to(x0.dtype).contiguous()
-    if model.config.inject == "concat":
-        weight = model.inject.mix.weight[:, x0.size(2):].to(dtype)
-        return F.linear(x0.to(dtype), weight).to(x0.dtype).contiguous()
-    return x0.new_empty(1, 1, 16)
+# operator ------------------------------------------------------------------------------------------------------------
+def sizes_from(numbers):
+    """LoopSizes from its values as plain integers, which is how they pass through an operator."""
+    return LoopSizes(*(field.type(x) for field, x in zip(fields(LoopSizes), numbers, strict=True)))
 
 
 def loop_outputs(x0, L, trace):
@@ -204,50 +285,72 @@ def loop_outputs(x0, L, trace):
             x0.new_full((whole[0], 4, *whole[1:]), NAN, dtype=torch.float32), x0.new_zeros(whole, dtype=torch.int32))
 
 
-def launch_loop(x0, injected, weights, active, threshold, limit, last, constants, numbers, L, min_loops, V):
-    k, (B, T, C), dtype = dict(zip(LOOP_SIZES + LOOP_FLAGS, constants, strict=True)), x0.shape, weights[0].dtype
-    h, loops, stats, predictions = loop_outputs(x0, L, k["TRACE"])
-    previous = x0.new_empty((B, T, k["VT"]) if k["RULE"] == KL else (1, 1, 16), dtype=torch.float32)
-    qkv = x0.new_empty((5, B, T, C) if k["R"] > 1 else (1, 1, 1, 16), dtype=dtype)
-    sync = x0.new_zeros(B * L + 1 if k["R"] > 1 else 1, dtype=torch.int32)
-    flags = (bool(k[name]) for name in LOOP_FLAGS)
+def launch_loop(x0, injected, weights, active, threshold, limit, last, sizes, numbers, L, min_loops, V):
+    """loop_op by the kernel."""
+    p, (B, T, C), dtype = sizes_from(sizes), x0.shape, weights[0].dtype
+    h, loops, stats, predictions = loop_outputs(x0, L, p.TRACE)
+    previous = x0.new_empty((B, T, p.VT) if p.RULE == KL else (1, 1, 16), dtype=torch.float32)
+    qkv = x0.new_empty((5, B, T, C) if p.R > 1 else (1, 1, 1, 16), dtype=dtype)
+    sync = x0.new_zeros(B * L + 1 if p.R > 1 else 1, dtype=torch.int32)
     # one warp group: norms and softmaxes need no exchange. Wider states spill then, as do products without wgmma
-    few = C <= 128 and k["R"] == 1 and not k["EXACT"] and tile.gpu(x0.device).major == 9
-    tile.launch(looplm_loop_kernel, (-(-B // k["S"]) * k["R"],), (
-        x0, injected, h, *weights, active.int(), loops, threshold, limit.int(), last, stats, predictions, previous, qkv,
-        sync, L, C // k["GW"], 4 * C // k["FT"], V, min_loops, *numbers, *(k[name] for name in LOOP_SIZES), *flags),
-        x0.device, num_worker_warps=4 if few else 8)
+    narrow = C <= 128 and p.R == 1 and not p.EXACT and tile.gpu(x0.device).major == 9
+    tokens = active.int(), threshold, limit.int(), last, loops
+    tile.launch(looplm_loop_kernel, (-(-B // p.S) * p.R,), (
+        x0, injected, h, tuple(weights), tokens, (stats, predictions, previous), qkv, sync, L, C // p.GW,
+        4 * C // p.FT, V, min_loops, *numbers, constants(p)), x0.device, num_worker_warps=4 if narrow else 8)
     return h, loops, stats, predictions
 
 
-@operator("adaptive_loop", lambda x0, a, b, c, d, e, f, constants, n, L, m, v: loop_outputs(x0, L, constants[-2]))
+def loop_fake(x0, injected, weights, active, threshold, limit, last, sizes, numbers, L, min_loops, V):
+    return loop_outputs(x0, L, sizes_from(sizes).TRACE)
+
+
+@operator("adaptive_loop", loop_fake)
 def loop_op(x0: Tensor, injected: Tensor, weights: list[Tensor], active: Tensor, threshold: Tensor, limit: Tensor,
-            last: Tensor, constants: list[int], numbers: list[float], L: int, min_loops: int,
+            last: Tensor, sizes: list[int], numbers: list[float], L: int, min_loops: int,
             V: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """All loops in one launch; constants: those of loop_plan; numbers: alpha and the bias of the halt head."""
-    return launch_loop(x0, injected, weights, active, threshold, limit, last, constants, numbers, L, min_loops, V)
+    """All loops in one launch: the tensors of loop_outputs.
+
+    weights, numbers: of Packed; sizes: the values of LoopSizes; the tokens' tensors (B,T) as LoopTokens has them.
+    """
+    return launch_loop(x0, injected, weights, active, threshold, limit, last, sizes, numbers, L, min_loops, V)
 
 
-def kernel_path(model, x0, active, threshold, limit, L, rule, last, trace, forced):
+# one call ------------------------------------------------------------------------------------------------------------
+compiled_variants = set()  # variants of the loop kernel that were launched
+
+
+def announce(sizes, dtypes, T, rule):
+    """Say once that a variant of the loop kernel takes a while."""
+    if (sizes, dtypes) not in compiled_variants:
+        print(f"kernels: the loop kernel for n_embd {sizes.C}, {T} tokens, rule {rule}, {dtypes[0]} compiles, or comes "
+              "from the disk; some seconds, in float32 up to a minute ...", file=sys.stderr)
+        compiled_variants.add((sizes, dtypes))
+
+
+def loop_name(x0):
+    """Under which the loop kernel's launch fails, if it does."""
+    return f"loop of n_embd {x0.size(2)}"
+
+
+def kernel_path(spec, x0, plan, last=None, trace=False, forced=False):
     """adaptive_loop by looplm_loop_kernel, None if its launch fails and it is not forced."""
-    dtype = product_dtype(model.lm_head.weight)
-    adapt = trace or rule != "none" or isinstance(limit, Tensor)
-    (B, T, _), V, x0 = x0.shape, model.config.vocab_size, x0.contiguous()
-    k = loop_plan(model.config, T, rule, adapt, trace, dtype)
-    weights, numbers = loop_weights(model, L, dtype)
-    if (variant := (*k.values(), dtype, x0.dtype)) not in started and x0.is_cuda:
-        print(f"kernels: the loop kernel for n_embd {k['C']}, {T} tokens, rule {rule}, {dtype} compiles, or comes from "
-              "the disk; some seconds, in float32 up to a minute ...", file=sys.stderr)
-        started.add(variant)
-    last = active.new_zeros(B, T, dtype=torch.int32) if last is None else last.int()
-    limit = limit if isinstance(limit, Tensor) else active.new_full((B, T), limit, dtype=torch.int32)
-    out = run(f"loop of n_embd {k['C']}", forced, x0.device, lambda: loop_op(
-        x0, injected_by(model, x0, dtype), weights, active, threshold, limit, last,
-        [int(k[name]) for name in LOOP_SIZES + LOOP_FLAGS], list(numbers), L, model.config.min_loops, V), lambda: None)
+    c, (B, T, _), x0, dtype = spec.config, x0.shape, x0.contiguous(), product_dtype(spec.head)
+    adapt = trace or plan.rule != "none" or not plan.fixed
+    sizes, packed = loop_sizes(c, T, plan.rule, adapt, trace, dtype), pack_weights(spec, plan.L, dtype)
+    if x0.is_cuda:
+        announce(sizes, (dtype, x0.dtype), T, plan.rule)
+    injected = spec.injected(x0, dtype)
+    injected = x0.new_empty(1, 1, 16) if injected is None else injected.to(x0.dtype).contiguous()
+    last = plan.active.new_zeros(B, T, dtype=torch.int32) if last is None else last.int()
+    limit = plan.active.new_full((B, T), plan.limit, dtype=torch.int32) if plan.fixed else plan.limit
+    out = run_or_fall_back(loop_name(x0), forced, x0.device, lambda: loop_op(
+        x0, injected, packed.tensors, plan.active, plan.threshold, limit, last, [int(k) for k in constants(sizes)],
+        list(packed.numbers), plan.L, c.min_loops, c.vocab_size), lambda: None)
     if out is None:
         return None
     h, loops, stats, predictions = out
-    loops = loops.long() if adapt else torch.full_like(limit, L).long()
+    loops = loops.long() if adapt else torch.full_like(limit, plan.L).long()
     if not trace:
         return h, loops, None
     named = dict(zip(("entropy", "confidence", "delta", "score"), stats.permute(1, 2, 3, 0), strict=True))

@@ -58,9 +58,8 @@ def loop(rule, C, T, mode="bfloat16", trace=False, V=65, L=12, B=16, **settings)
         model.bfloat16()
     every = torch.ones(B, T, dtype=torch.bool)
     with torch.autocast("cpu", torch.bfloat16, enabled=mode == "autocast"):
-        limit = L if rule == "none" else every.long()
-        K.paths.adaptive_loop(model, model.embed(every.long()), every, every.float(), limit, L, rule, trace=trace,
-                              backend="cutile")
+        plan = K.halt.HaltingPlan(every, every.float(), L if rule == "none" else every.long(), L, rule)
+        K.paths.adaptive_loop(model.loop_spec(), model.embed(every.long()), plan, trace=trace, backend="cutile")
 
 
 # What is called, the first of each kernel the one that the tests compile.
@@ -97,25 +96,30 @@ def launches(call, target):
     return started
 
 
-def signature(kernel, args):
-    """What the compiler is told of the arguments of a launch."""
-    from cuda.tile.compilation import ArrayConstraint, CallingConvention, KernelSignature, ScalarConstraint
-    ct, out = K.tile.ct, []
+def constraint(x):
+    """What the compiler is told of an argument that is no constant."""
+    from cuda.tile.compilation import ArrayConstraint, ScalarConstraint
+    ct = K.tile.ct
+    if isinstance(x, tuple):
+        return tuple(map(constraint, x))
+    if not isinstance(x, torch.Tensor):
+        return ScalarConstraint(ct.float32 if isinstance(x, float) else ct.int32)
     types = {torch.bool: ct.bool_} | {getattr(torch, n): getattr(ct, n) for n in (
         "float32", "float16", "bfloat16", "int32", "int64")}
+    divisors = tuple(16 if s % 16 == 0 else 8 if s % 8 == 0 else 1 for s in x.stride()[:-1])
+    return ArrayConstraint(
+        types[x.dtype], x.dim(), index_dtype=ct.int32, stride_lower_bound_incl=0, alias_groups=(),
+        may_alias_internally=False, stride_constant=(None,) * (x.dim() - 1) + (1,),
+        stride_divisible_by=(*divisors, 1), base_addr_divisible_by=16)
+
+
+def signature(kernel, args):
+    """What the compiler is told of the arguments of a launch."""
+    from cuda.tile.compilation import CallingConvention, KernelSignature
     parameters = inspect.signature(kernel._annotated_function.pyfunc).parameters.values()
-    for x, parameter in zip(args, parameters, strict=True):
-        if isinstance(x, torch.Tensor):
-            divisors = tuple(16 if s % 16 == 0 else 8 if s % 8 == 0 else 1 for s in x.stride()[:-1])
-            out.append(ArrayConstraint(
-                types[x.dtype], x.dim(), index_dtype=ct.int32, stride_lower_bound_incl=0, alias_groups=(),
-                may_alias_internally=False, stride_constant=(None,) * (x.dim() - 1) + (1,),
-                stride_divisible_by=(*divisors, 1), base_addr_divisible_by=16))
-        elif parameter.annotation in (K.tile.Int, K.tile.Flag):
-            out.append(x)
-        else:
-            out.append(ScalarConstraint(ct.float32 if isinstance(x, float) else ct.int32))
-    return KernelSignature(out, CallingConvention.cutile_python_v1())
+    return KernelSignature([x if parameter.annotation is K.tile.Const else constraint(x)
+                            for x, parameter in zip(args, parameters, strict=True)],
+                           CallingConvention.cutile_python_v2())
 
 
 def build(kernel, args, target, limit=LIMIT):
@@ -128,8 +132,12 @@ def build(kernel, args, target, limit=LIMIT):
 
 
 def describe(kernel, args):
-    name = kernel._annotated_function.pyfunc.__name__
-    return name, " ".join(str(x) if not isinstance(x, torch.Tensor) else f"{x.dtype}{list(x.shape)}"[6:] for x in args)
+    """The name of a kernel, and its arguments as text, tensors by dtype and shape."""
+    def text(x):
+        if isinstance(x, tuple):
+            return " ".join(map(text, x))
+        return f"{x.dtype}{list(x.shape)}"[6:] if isinstance(x, torch.Tensor) else str(x)
+    return kernel._annotated_function.pyfunc.__name__, text(args)
 
 
 @functools.cache

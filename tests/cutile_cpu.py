@@ -654,8 +654,19 @@ def _argument(value, annotation):
     """A launch argument as a kernel sees it: an array, a constant, or a scalar tile."""
     if isinstance(value, torch.Tensor):
         return Array(value.detach())
+    if isinstance(value, tuple):
+        return tuple(_argument(item, annotation) for item in value)
     _check(isinstance(value, _LOOSE), f"a kernel takes no {type(value).__name__}", TypeError)
     return value if get_origin(annotation) is Annotated else _number(value, _loose_dtype(value))
+
+
+def _tensors(args):
+    """The tensors among launch arguments, those in tuples too."""
+    for a in args:
+        if isinstance(a, tuple):
+            yield from _tensors(a)
+        elif isinstance(a, torch.Tensor):
+            yield a
 
 
 def _check_apart(tensors):
@@ -685,7 +696,7 @@ class Kernel:
         parameters = list(inspect.signature(self._pyfunc, eval_str=True).parameters.values())
         _check(len(parameters) == len(args), f"{self.__name__} takes {len(parameters)} arguments, not {len(args)}",
                TypeError)
-        _check_apart([a for a in args if isinstance(a, torch.Tensor)])
+        _check_apart(_tensors(args))
         return [_argument(a, p.annotation) for a, p in zip(args, parameters, strict=True)]
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.distributions import Categorical, kl_divergence
 
-from looplm_kernels import HALTS_ABOVE, RULES, choose_backend, halt_score, halt_update, softmax_statistics
-from model_loop import THRESHOLDS, LoopConfig, LoopGPT, from_checkpoint
+from kernels import backend
+from looplm_kernels import RULES, halt_score, halt_update, softmax_statistics
+from model_loop import LoopConfig, LoopGPT, from_checkpoint
 
 V, T, C, L = 13, 11, 16, 5
 PAD, THINK = 12, 11
@@ -136,7 +137,7 @@ def halfway(model, idx, rule):
     c.halt, c.halt_threshold = rule, NEVER[rule]
     score = model.think(idx)[1]["score"][..., c.min_loops - 1:L - 1]  # (B,T,l)
     score = score[~score.isnan().all(-1)]
-    best = score.nan_to_num(-torch.inf).amax(-1) if rule in HALTS_ABOVE else score.nan_to_num(torch.inf).amin(-1)
+    best = score.nan_to_num(-torch.inf).amax(-1) if RULES[rule].above else score.nan_to_num(torch.inf).amin(-1)
     middle = best.sort().values[len(best) // 3:-(len(best) // 3)]
     i = middle.diff().argmax()
     c.halt_threshold = middle[i:i + 2].mean().float().item()  # as float32 has it
@@ -259,7 +260,7 @@ def test_another_rule_starts_from_its_own_threshold(rule):
     def loops(**overrides):
         return from_checkpoint(saved, halt=rule, **overrides).double().think(idx, trace=False)[1]["loops"]
     idx = tokens()
-    assert torch.equal(loops(), loops(halt_threshold=THRESHOLDS[rule]))
+    assert torch.equal(loops(), loops(halt_threshold=RULES[rule].threshold))
     assert torch.equal(loops(halt_threshold=NEVER[rule]), L * (idx != PAD))
 
 
@@ -562,7 +563,7 @@ def test_a_halted_token_may_hold_anything():
 def test_backends(capfd):
     """auto says once what it takes and why; torch is always there; others say what is wrong."""
     inputs, _, _ = update_inputs("entropy", (3, 7), torch.float32, 2)
-    choose_backend.cache_clear()
+    backend.backend_choice.cache_clear()
     auto = [halt_update("entropy", **inputs) for _ in range(3)][-1]
     said = capfd.readouterr().err
     assert said.count("\n") == 1

@@ -424,10 +424,10 @@ def test_backends_that_cannot_be():
         real.attention.attention(x, 1, backend="cutile")
     with pytest.raises(ValueError, match="cudnn.*auto, cutile, torch"):
         real.attention.attention(x, 1, backend="cudnn")
-    assert "float64" in real.backend.unsupported(x, x.double())
-    assert "gradient" in real.backend.unsupported(x.clone().requires_grad_())
+    assert "float64" in real.backend.why_not_tensors(x, x.double())
+    assert "gradient" in real.backend.why_not_tensors(x.clone().requires_grad_())
     with torch.no_grad():
-        assert real.backend.unsupported(x.clone().requires_grad_(), None, 1.0) == ""
+        assert real.backend.why_not_tensors(x.clone().requires_grad_(), None, 1.0) == ""
 
 
 def test_a_launch_that_fails_falls_back_once(standin, monkeypatch, capfd):
@@ -438,7 +438,7 @@ def test_a_launch_that_fails_falls_back_once(standin, monkeypatch, capfd):
         calls.append(args)
         raise standin.tile.ct.TileError("no such target")
     monkeypatch.setattr(standin.tile, "launch", fails)
-    monkeypatch.setattr(standin.backend, "broken", {})
+    monkeypatch.setattr(standin.backend, "failed_ops", {})
     qkv = torch.randn(1, 5, 96)
     for _ in range(2):
         torch.testing.assert_close(standin.attention.attention(qkv, 1),

@@ -9,6 +9,8 @@ import torch
 import torch.nn as nn
 from torch.testing import assert_close
 
+import think
+from looplm_kernels import HaltingPlan
 from model_loop import LoopConfig, LoopGPT, from_checkpoint
 
 V, T, C, L = 13, 9, 16, 5
@@ -81,7 +83,7 @@ def test_order_of_convergence(update, field):
     errors, x0 = [], torch.rand(2, T, C).double()
     for n in (16, 32, 64):
         model = make(G, update=update, alpha=1 / n)
-        h = model.loops_in_torch(x0, L=n)[0]
+        h = think.fixed_depth(model, x0, n)
         errors.append(((h - solution(x0, 1)).norm() / x0.norm()).item())
     print(update, errors, slopes(errors))
     assert slopes(errors)[-1] == pytest.approx(ORDER[update], abs=0.2)
@@ -113,9 +115,10 @@ def test_every_update_keeps_a_fixed_point(settings, anderson):
     """Where Block(u) = u, no loop moves the state, to the bit."""
     star, M = torch.randn(2, T, C).double(), torch.randn(C, C).double()
     model = make(lambda u: (u - star) @ M, anderson=anderson, **settings)
-    assert torch.equal(model.loops_in_torch(star, L=6)[0], star)
+    assert torch.equal(think.fixed_depth(model, star, 6), star)
     every = torch.ones(2, T, dtype=torch.bool)
-    assert torch.equal(model.loops_in_torch(star, every, every.float(), 6 * every, 6)[0], star)
+    plan = HaltingPlan(every, every.float(), 6 * every, 6, "none")
+    assert torch.equal(think.all_loops(model, star, plan)[0], star)
     if settings["update"] != "replace":  # whose fixed point is Block(u) = h, which an injection parts from Block(u) = u
         model.inject.kind, x0 = "add", torch.randn(2, T, C).double()
         assert_close(model.loop(star - x0, x0, 2), star - x0, rtol=1e-13, atol=1e-13)
@@ -125,7 +128,7 @@ def trajectory(model, x0, loops):
     """h_1, h_2, ... from x0 (B,T,C) on."""
     h, history = x0, []
     for l in range(1, loops + 1):
-        h = model.mixed(h, model.loop(h, x0, l), l, history)
+        h = think.accelerate(model, h, model.loop(h, x0, l), l, history)
         yield h
 
 

@@ -17,7 +17,7 @@ from conftest import ROOT
 import figures
 import sweep
 from configurator import class_settings, read_arguments, read_settings
-from model_loop import FACTS, LoopConfig, check
+from model_loop import FROM_DATASET, LoopConfig, check
 
 SMALL = """n_embd = 16
 n_head = 2
@@ -315,7 +315,8 @@ def test_committed_sweeps(scripts, folder, path):
     assert lines
     assert all(re.match(r"python (train\.py config/|(evaluate|analyze)\.py .*ckpt_last\.pt)", line) for line in lines)
     of_model = class_settings(LoopConfig)
-    known = read_settings((ROOT / "train.py").read_text()) | {k: x for k, x in of_model.items() if k not in FACTS}
+    own = {k: x for k, x in of_model.items() if k not in FROM_DATASET}
+    known = read_settings((ROOT / "train.py").read_text()) | own
     facts = dict(think_token=11, number_tokens=(1,), longest_number=5)
     for line in lines:
         if line.startswith("python train.py"):
