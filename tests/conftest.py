@@ -1,6 +1,12 @@
-"""What the tests share: fresh random numbers, small datasets, and scripts run in processes of their own."""
+"""What the tests share: which of them run, fresh random numbers, small datasets, and scripts run in processes of their
+own.
+
+make test runs a random third of the cases of tests marked `third` and none marked `full`; --all runs them all. What a
+command names with ::, and what needs a GPU, always runs.
+"""
 import multiprocessing
 import os
+import random
 import runpy
 import shutil
 import sys
@@ -17,6 +23,43 @@ os.environ["OMP_NUM_THREADS"] = "1"  # the models are tiny, and the processes be
 # A new process that has torch loaded already: a script starts in a fraction of a second instead of in 3 to 5.
 server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(["pytest", "torch._dynamo", "torch.nn.parallel", "matplotlib.pyplot", "scipy.stats"])
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="also what is marked full, and all cases marked third")
+    parser.addoption("--third-seed", type=int, help="draws the same thirds as the run that printed this number")
+
+
+def pytest_configure(config):
+    if config.option.third_seed is None:  # pytest-xdist hands its options to the workers, so all draw alike
+        config.option.third_seed = int.from_bytes(os.urandom(4), "little")
+
+
+def third(items, seed):
+    """One of three cases, at least one, of each test function among the items; at random, a function at a time."""
+    cases, drawn = {}, set()
+    for item in items:
+        cases.setdefault(item.nodeid.split("[")[0], []).append(item)
+    for name, group in cases.items():
+        drawn.update(random.Random(f"{seed} {name}").sample(group, -(-len(group) // 3)))
+    return drawn
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.option.all or any("::" in arg for arg in config.args):
+        return
+    optional = [item for item in items if not item.get_closest_marker("gpu")]
+    out = {item for item in optional if item.get_closest_marker("full")}
+    products = [item for item in optional if item.get_closest_marker("third") and item not in out]
+    out.update(set(products) - third(products, config.option.third_seed))
+    config.hook.pytest_deselected(items=[item for item in items if item in out])
+    items[:] = [item for item in items if item not in out]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if not config.option.all:
+        terminalreporter.write_line(f"large products by a random third; --third-seed={config.option.third_seed} draws "
+                                    "the same, --all runs everything")
 
 
 @pytest.fixture
