@@ -87,7 +87,9 @@ def child(script, args, cwd, env, output, signal_at, file_limit):
     """In the new process: be `python script args`, as far as the script can tell."""
     for fd in (1, 2):
         os.dup2(os.open(output[fd - 1], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
-    os.environ.update(env)
+    for key in env:
+        os.environ.pop(key, None)
+    os.environ.update({key: x for key, x in env.items() if x is not None})
     os.chdir(cwd)
     sys.path[:] = [os.path.dirname(script)] + [p for p in sys.path if Path(p) not in (ROOT, ROOT / "tests")]
     sys.argv = [script, *args]
@@ -105,19 +107,28 @@ class Scripts:
     def __init__(self, folder):
         self.folder, self.count = folder, 0
 
-    def __call__(self, script, *args, status=0, env=None, signal_at=None, file_limit=None):
+    def __call__(self, script, *args, status=0, **options):
         """Run a script and demand its exit status; returns its stdout and stderr. status None: any but 0, and one
         clear message instead of a traceback."""
+        return self.finish(*self.start(script, *args, **options), status)
+
+    def start(self, script, *args, env=None, signal_at=None, file_limit=None):
+        """Start a script: what `finish` takes. env: changes of the environment, None takes a variable away;
+        signal_at: (text, signal) as `watch` takes them; file_limit: the largest size of a file, in bytes."""
         self.count += 1
         output = [str(self.folder / f"run{self.count}.{name}") for name in ("stdout", "stderr")]
         process = server.Process(target=child, daemon=True, args=(
             str(ROOT / script), args, str(self.folder), env or {}, output, signal_at, file_limit))
         process.start()
-        process.join(100)
+        return process, output, f"{script} {' '.join(args)}"
+
+    def finish(self, process, output, command, status=0):
+        """Wait for a started script; the rest is that of a call."""
+        process.join(600)
         if process.exitcode is None:
             process.kill()
         out, err = (Path(path).read_text() for path in output)
-        print(f"$ {script} {' '.join(args)}\n{out}{err}")  # for pytest to show when a test fails
+        print(f"$ {command}\n{out}{err}")  # for pytest to show when a test fails
         if status is None:
             assert process.exitcode not in (0, None)
             assert "Traceback" not in err

@@ -1,6 +1,5 @@
 """The addition task against plain Python: text, int() and +. The symbols are spelled out here on purpose."""
 import json
-import time
 
 import numpy as np
 import pytest
@@ -98,9 +97,8 @@ def test_chain_lengths(rng):
 @pytest.fixture(scope="module", params=["next", "slots"])
 def written(request, scripts):
     """All equations of a dataset of the default size: (track, meta, {split: (rows as text, their A and B)})."""
-    track, folder, start = request.param, scripts.folder / f"full_{request.param}", time.time()
+    track, folder = request.param, scripts.folder / f"full_{request.param}"
     scripts("data/addition/prepare.py", f"--out_dir={folder}", f"--track={track}")
-    assert time.time() - start < 20  # "it takes seconds"
     meta = json.loads((folder / "meta.json").read_text())
     rows = {s: np.fromfile(folder / f"{s}.bin", np.uint16).reshape(-1, meta["row_len"]) for s in ("train", "val")}
     return track, meta, {s: [parse(t, track) for t in texts(x)] for s, x in rows.items()}

@@ -385,7 +385,7 @@ def python(*lines):
     """Run lines in a new Python, in which cuda.tile is not to be had."""
     block = "import sys; sys.modules['cuda'] = sys.modules['cuda.tile'] = None"
     return subprocess.run([sys.executable, "-c", "\n".join((block, *lines))], cwd=SOURCE.parent, text=True,
-                          capture_output=True, timeout=100)
+                          capture_output=True, timeout=600)
 
 
 def test_without_cuda_tile():
