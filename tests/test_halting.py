@@ -150,6 +150,7 @@ def varied(loops):
 
 # ---- the adaptive loop
 
+@pytest.mark.third
 @pytest.mark.parametrize("step", STEPS, ids=STEP_NAMES)
 @pytest.mark.parametrize("rule", SCORED)
 def test_every_rule_equals_the_slow_loop(rule, step):
@@ -159,6 +160,7 @@ def test_every_rule_equals_the_slow_loop(rule, step):
     assert varied(loops)
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("settings", [
     {"min_loops": 3}, {"pos": "rope", "step_encoding": "rope", "n_layer": 2}, {"loop_norm": True, "inject": "concat"},
     {"pad_token": None, "think_token": None, "vocab_size": 29, "pos": "none", "inject": "none"},
@@ -512,6 +514,7 @@ def update_inputs(rule, shape, dtype, loop):
     return inputs, score, passes
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("loop", [1, 4])
 @pytest.mark.parametrize("rule", RULES)

@@ -180,6 +180,7 @@ def label(case):
     return "-".join(str(x) for x in case.values())
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("case", CASES, ids=label)
 def test_source(on_cpu, monkeypatch, case):
     """Every rule and option, the trace on and off, with blocks of several sequences and sequences of several blocks."""

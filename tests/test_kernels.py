@@ -115,6 +115,7 @@ def sizes(device):
     return itertools.product(N, V) if device == "cpu" else itertools.product((*N, 1003), (*V, 50257, 50304))
 
 
+@pytest.mark.third
 @on_both
 @by_dtype
 @pytest.mark.parametrize("rule", RULES)
@@ -193,6 +194,7 @@ def test_more_logits_than_an_int32_counts(device):
 HEADS = [(3, 40, 65), (65, 24, 13), (130, 96, 257)]
 
 
+@pytest.mark.third
 @on_both
 @by_dtype
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "kl"])
@@ -269,6 +271,7 @@ def exact_attention(qkv, nh, q_angle, k_angle):
     return (score.softmax(-1) @ v).transpose(1, 2).reshape(B, T, C3 // 3)
 
 
+@pytest.mark.third
 @on_both
 @by_dtype
 @pytest.mark.parametrize(("hs", "rotation"), [(32, 0), (48, 0), (64, 2), (96, 0), (96, 1), (128, 3)])
@@ -305,7 +308,8 @@ def test_attention_reference():
 # ---- the real compiler
 
 @pytest.mark.skipif(bool(NO_COMPILER), reason=f"needs cuTile's compiler: {NO_COMPILER}")
-@pytest.mark.parametrize("target", compile_all.TARGETS)
+@pytest.mark.parametrize("target", [pytest.param(target, marks=[pytest.mark.full] * (target != "sm_90"))
+                                    for target in compile_all.TARGETS])
 def test_every_kernel_compiles(target):
     """One variant of each kernel; make compile-all does the others."""
     first = {}

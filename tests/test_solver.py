@@ -105,6 +105,7 @@ def test_order_with_an_injection(update, first, order):
 
 # ---- fixed points
 
+@pytest.mark.third
 @pytest.mark.parametrize("settings", [
     {"update": "replace"}, *({"update": u, "alpha": a} for u in ORDER for a in (0.3, "learned", "gate"))],
     ids=lambda x: "-".join(map(str, x.values())))
@@ -264,6 +265,7 @@ def test_others_see_a_halted_token_where_it_halted(update):
     assert_close(h, expected)
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("alpha", [0.01, "learned", "gate"])
 @pytest.mark.parametrize("anderson", [0, 2])
 @pytest.mark.parametrize("update", ORDER)
