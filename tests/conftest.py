@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("CUDA_TILE_CACHE_DIR", "off")  # a kernel from the cache would hide the compiler
 os.environ["OMP_NUM_THREADS"] = "1"  # the models are tiny, and the processes below inherit it
 
+pytest.register_assert_rewrite("helpers")  # whose assertions should show their values, too
+
 # A new process that has torch loaded already: a script starts in a fraction of a second instead of in 3 to 5.
 server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(["pytest", "torch._dynamo", "torch.nn.parallel", "matplotlib.pyplot", "scipy.stats"])

@@ -11,8 +11,8 @@ import pytest
 import tiktoken
 import torch
 from conftest import ROOT
+from helpers import SYMBOLS, UNLIKELY, chains, parse, texts
 from scipy import stats
-from test_addition import SYMBOLS, UNLIKELY, chains, parse, texts
 
 import addition
 import dataset as datasets

@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from models import random_weights
 
 from addition import ID
 from model import GPT, GPTConfig
@@ -22,10 +23,7 @@ def _fresh_seed():
 
 def make(**overrides):
     settings = {"vocab_size": V, "block_size": 12, "n_head": NH, "n_embd": C, "num_loops": 3} | overrides
-    model = LoopGPT(LoopConfig(**settings)).double().eval()
-    for p in model.parameters():  # far from the initial state, in which zero biases and tiny weights hide mistakes
-        p.data += 0.3 * torch.randn_like(p)
-    return model
+    return random_weights(LoopGPT(LoopConfig(**settings)))
 
 
 def tokens(B=2, length=T):

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn as nn
+from models import halfway, random_weights
 from torch.testing import assert_close
 
 from model_loop import LoopConfig, LoopGPT, from_checkpoint
@@ -27,9 +28,7 @@ def make(field=None, **overrides):
     """A model in float64; field: a function u -> G(u) that replaces the transformer's, so that Block(u) = u + G(u)."""
     settings = {"vocab_size": V, "block_size": T, "n_head": 2, "n_embd": C, "num_loops": L, "inject": "none",
                 "tie_weights": False} | overrides
-    model = LoopGPT(LoopConfig(**settings)).double().eval()
-    for p in model.parameters():
-        p.data += 0.3 * torch.randn_like(p)
+    model = random_weights(LoopGPT(LoopConfig(**settings)))
     if field:
         model.transformer.h = nn.ModuleList([Field(field)])
     return model
@@ -208,19 +207,12 @@ SOLVERS = [{"update": "heun", "alpha": 0.5}, {"update": "rk4", "alpha": "gate"},
            {"update": "rk4", "anderson": 2, "loop_norm": True}]
 
 
-def halfway(model, idx):
-    """A threshold of delta that about half of the tokens pass in some loop before the last."""
-    model.config.halt, model.config.halt_threshold = "delta", -1.0
-    best = model.think(idx)[1]["score"][..., :-1].amin(-1)
-    model.config.halt_threshold = best[~best.isnan()].median().item() * 1.0001
-
-
 @pytest.mark.parametrize("halt", [False, True])
 @pytest.mark.parametrize("settings", SOLVERS, ids=lambda x: "-".join(map(str, x.values())))
 def test_later_tokens_change_nothing(settings, halt):
     model, idx = make(inject="decay", **settings), tokens()
     if halt:
-        halfway(model, idx)
+        halfway(model, idx, "delta")
     other = idx.clone()
     other[:, 5:] = (idx[:, 5:] + 1) % V
     (h, record), (changed, again) = model.think(idx), model.think(other)
@@ -235,7 +227,7 @@ def test_a_halted_token_stays_to_the_bit(settings):
     """A run that stops a loop later has, where a token had halted, the same state."""
     model, idx = make(inject="decay", pad_token=PAD, **settings), tokens(vocab=PAD)
     idx[1, -2:] = PAD
-    halfway(model, idx)
+    halfway(model, idx, "delta")
     total = model.think(idx)[1]["loops"]
     assert len(total[idx != PAD].unique()) > 1
     before = model.embed(idx)
