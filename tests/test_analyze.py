@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import UNLIKELY
 from scipy import stats
-from test_addition import UNLIKELY
 
 import addition
 import analyze

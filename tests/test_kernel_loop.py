@@ -182,6 +182,7 @@ def label(case):
     return "-".join(str(x) for x in case.values())
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("case", CASES, ids=label)
 def test_source(on_cpu, monkeypatch, case):
     """Every rule and option, the trace on and off, with blocks of several sequences and sequences of several blocks."""
@@ -326,7 +327,7 @@ def test_falls_back_to_train():
 
 # ---- L2: the kernel on a GPU
 
-BARRIER = [*GPU, pytest.mark.timeout(240, method="thread")]  # blocks that wait for each other for ever end the run
+BARRIER = [*GPU, pytest.mark.timeout(900, method="thread")]  # blocks that wait for each other for ever end the run
 MIXES = dict(
     none=dict(inject="none", pad_token=PAD, think_token=THINK, prompt_loops=2), confidence=dict(V=65),
     entropy=dict(inject="decay", loop_norm=True), kl=dict(inject="concat", min_loops=2),
@@ -398,7 +399,7 @@ def test_kernel_leaves_early(T):
     assert (fixed.float() - long[0].float()).norm() / fixed.float().norm() < 1e-2
 
 
-@pytest.mark.parametrize("B", [pytest.param(B, marks=[*GPU, pytest.mark.timeout(180, method="thread")])
+@pytest.mark.parametrize("B", [pytest.param(B, marks=[*GPU, pytest.mark.timeout(900, method="thread")])
                                for B in (8, 33, 150)])
 def test_kernel_with_a_barrier(B):
     """Sequences of four blocks each, 600 blocks in the last case, more than run at once: halting ends none too soon
@@ -552,7 +553,6 @@ def check_in_float32(model, problem, X, meta, device):
 
 
 @trained
-@pytest.mark.timeout(600)  # three or four variants in float32, a minute or more each to compile
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=GPU)])
 def test_checkpoint_in_float32(problems, device):
     model, problem, X, _, meta = problems

@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from models import random_weights
 
 from model import GPT, GPTConfig, attention_weights
 from model_loop import build, load_weights
@@ -18,10 +19,7 @@ def _fresh_seed():
 
 def make(**overrides):
     settings = {"vocab_size": V, "block_size": 11, "n_layer": 2, "n_head": NH, "n_embd": C} | overrides
-    model = GPT(GPTConfig(**settings)).double().eval()
-    for p in model.parameters():  # far from the initial state, in which zero biases and tiny weights hide mistakes
-        p.data += 0.3 * torch.randn_like(p)
-    return model
+    return random_weights(GPT(GPTConfig(**settings)))
 
 
 def tokens(B=2, length=T):

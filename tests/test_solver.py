@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn as nn
+from models import halfway, random_weights
 from torch.testing import assert_close
 
 import think
@@ -29,9 +30,7 @@ def make(field=None, **overrides):
     """A model in float64; field: a function u -> G(u) that replaces the transformer's, so that Block(u) = u + G(u)."""
     settings = {"vocab_size": V, "block_size": T, "n_head": 2, "n_embd": C, "num_loops": L, "inject": "none",
                 "tie_weights": False} | overrides
-    model = LoopGPT(LoopConfig(**settings)).double().eval()
-    for p in model.parameters():
-        p.data += 0.3 * torch.randn_like(p)
+    model = random_weights(LoopGPT(LoopConfig(**settings)))
     if field:
         model.transformer.h = nn.ModuleList([Field(field)])
     return model
@@ -107,6 +106,7 @@ def test_order_with_an_injection(update, first, order):
 
 # ---- fixed points
 
+@pytest.mark.third
 @pytest.mark.parametrize("settings", [
     {"update": "replace"}, *({"update": u, "alpha": a} for u in ORDER for a in (0.3, "learned", "gate"))],
     ids=lambda x: "-".join(map(str, x.values())))
@@ -210,19 +210,12 @@ SOLVERS = [{"update": "heun", "alpha": 0.5}, {"update": "rk4", "alpha": "gate"},
            {"update": "rk4", "anderson": 2, "loop_norm": True}]
 
 
-def halfway(model, idx):
-    """A threshold of delta that about half of the tokens pass in some loop before the last."""
-    model.config.halt, model.config.halt_threshold = "delta", -1.0
-    best = model.think(idx)[1]["score"][..., :-1].amin(-1)
-    model.config.halt_threshold = best[~best.isnan()].median().item() * 1.0001
-
-
 @pytest.mark.parametrize("halt", [False, True])
 @pytest.mark.parametrize("settings", SOLVERS, ids=lambda x: "-".join(map(str, x.values())))
 def test_later_tokens_change_nothing(settings, halt):
     model, idx = make(inject="decay", **settings), tokens()
     if halt:
-        halfway(model, idx)
+        halfway(model, idx, "delta")
     other = idx.clone()
     other[:, 5:] = (idx[:, 5:] + 1) % V
     (h, record), (changed, again) = model.think(idx), model.think(other)
@@ -237,7 +230,7 @@ def test_a_halted_token_stays_to_the_bit(settings):
     """A run that stops a loop later has, where a token had halted, the same state."""
     model, idx = make(inject="decay", pad_token=PAD, **settings), tokens(vocab=PAD)
     idx[1, -2:] = PAD
-    halfway(model, idx)
+    halfway(model, idx, "delta")
     total = model.think(idx)[1]["loops"]
     assert len(total[idx != PAD].unique()) > 1
     before = model.embed(idx)
@@ -267,6 +260,7 @@ def test_others_see_a_halted_token_where_it_halted(update):
     assert_close(h, expected)
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("alpha", [0.01, "learned", "gate"])
 @pytest.mark.parametrize("anderson", [0, 2])
 @pytest.mark.parametrize("update", ORDER)
