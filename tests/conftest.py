@@ -33,8 +33,9 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    if config.option.third_seed is None:  # pytest-xdist hands its options to the workers, so all draw alike
-        config.option.third_seed = int.from_bytes(os.urandom(4), "little")
+    if config.option.third_seed is None:  # the workers of pytest-xdist inherit the environment, so all draw alike
+        os.environ.setdefault("THIRD_SEED", str(int.from_bytes(os.urandom(4), "little")))
+        config.option.third_seed = int(os.environ["THIRD_SEED"])
 
 
 def third(items, seed):
