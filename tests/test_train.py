@@ -125,7 +125,8 @@ def test_resume_without_a_checkpoint(scripts):
 
 def test_files_and_summary(scripts, whole):
     folder = scripts.folder / "whole"
-    assert {p.name for p in folder.iterdir()} == {"ckpt_last.pt", "ckpt_best.pt", "config.json", "log.csv", "loss.png"}
+    assert {p.name for p in folder.iterdir()} == {
+        "ckpt_last.pt", "ckpt_best.pt", "config.json", "log.csv", "loss.png", "summary.json"}
     assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
     settings = json.loads((folder / "config.json").read_text())
     assert (settings["num_loops"], settings["max_iters"], settings["flip_rows"]) == ([1, 2, 3], N, 0.25)
