@@ -1,4 +1,4 @@
-"""Device and dtype choice, seeding, distributed set-up; outputs and their provenance; checkpoints, saved whole or not."""
+"""Device and dtype choice, seeding, distributed set-up; outputs and where they come from; checkpoints, whole or not."""
 import contextlib
 import functools
 import importlib.metadata
@@ -69,15 +69,24 @@ def set_deterministic():
     torch.use_deterministic_algorithms(True)
 
 
+@contextlib.contextmanager
+def side_stream():
+    """A CUDA stream of its own, between what came before and what comes after: there one warms up before a capture, so
+    that libraries and compilers set themselves up outside of it."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        yield
+    torch.cuda.current_stream().wait_stream(side)
+
+
 def capture(forward_backward, update, optimizer, pool):
     """A training step as a CUDA graph: (graph, what forward_backward returns, what update returns).
 
     optimizer: AdamW, capturable; neither its state nor a weight moves before the first replay. pool: memory that
     several graphs share, since they replay one after the other.
     """
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # warm-up: libraries and compilers set themselves up outside of the capture
+    with side_stream():
         for _ in range(3):
             optimizer.zero_grad(set_to_none=True)
             forward_backward()
@@ -90,7 +99,6 @@ def capture(forward_backward, update, optimizer, pool):
             for state in optimizer.state.values():
                 state["step"].zero_()
         optimizer.zero_grad(set_to_none=True)
-    torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool):
         return graph, forward_backward(), update()

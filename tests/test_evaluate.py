@@ -223,12 +223,12 @@ def test_a_sweep_reads_the_same_columns_beside_the_new_rows(run, tmp_path):
     with open("fake.csv", newline="") as f:
         rows = list(csv.DictReader(f))
     assert {r["kind"] for r in rows} == {"uniform", "hard", "chain", "frontier"}
-    with open(tmp_path / "plain.csv", "w", newline="") as f:
+    with open(tmp_path / "evaluate.csv", "w", newline="") as f:
         writer = csv.DictWriter(f, [*rows[0]])
         writer.writeheader()
         writer.writerows(r for r in rows if r["kind"] in ("uniform", "hard"))
-    found, wanted = (sweep.columns_of("evaluate", path, "") for path in ("fake.csv", tmp_path / "plain.csv"))
-    assert found == wanted
+    found = sweep.columns_of("evaluate", tmp_path)
+    assert found == sweep.columns_of_evaluation("", rows)
     assert {*found} == {f"{k}_{n}" for k in ("uniform", "hard", "loops_answer", "loops_most", "accuracy_random")
                         for n in (1, 2)} | {f"loops_solved_{r['n']}" for r in rows if r["loops_most_solved"]}
 
