@@ -1,5 +1,6 @@
 """analyze.py: every statistic on trajectories whose answer is known, then whole runs on addition and on text."""
 import csv
+import json
 import math
 
 import numpy as np
@@ -328,6 +329,9 @@ def test_run_on_addition(scripts, adders, track):
     keys = dict(line.split(": ", 1) for line in printed.split("---\n")[1].splitlines())
     assert float(keys["loss_loop_3_trained"]) == pytest.approx(value(found, "loss", "trained", 3, "answer"), rel=1e-3)
     assert "spectral_radius_5_iterations_loop_3_untrained" in keys
+    known = json.loads((scripts.folder / out / "analyze.json").read_text())
+    assert known["command"].startswith("python analyze.py ")
+    assert known["trained"] == checkpoint["provenance"]
 
 
 def test_diagnosis_of_halting_by_confidence(scripts, adders):

@@ -114,6 +114,7 @@ def test_a_failing_row_stops_no_other_and_both_are_in_the_tables(folder, swept):
     assert text.startswith(f"`python sweep.py sweep_small.py`; cpu, torch {torch.__version__}; seeds 3, 4; 2 at once\n")
     assert "| broken | 0/1 |  |  |  |\n" in text
     assert f"| plain, 1/2 | 1/1 | {float(said['val_loss']):.4f} | {100 * float(good['uniform_1']):.1f} |" in text
+    assert re.fullmatch(r"(commit \w{10}( \(changed\))?|no git), python \S+, torch .*", text.splitlines()[-1])
     assert list(good)[-1] == "error"
     states = read_csv(folder / "results/sweep_small_states.csv")
     seen = {tuple(r[k] for k in ("what", "weights", "loop", "class")): r for r in read_csv(run / "analyze.csv")}
