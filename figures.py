@@ -138,7 +138,7 @@ def with_seeds(name, count):
 
 
 def draw_seeds(ax, points, i, name):
-    """Line i: the median of points {x: [a value a seed]}, and their range as a band."""
+    """Line i: the median of points {x: [a value per seed]}, and their range as a band."""
     x, values = [*points], [*points.values()]
     if x:
         ax.plot(x, [np.median(v) for v in values], label=with_seeds(name, max(map(len, values))), **line_style(i))
@@ -149,7 +149,7 @@ def draw_seeds(ax, points, i, name):
 @guarded
 def draw_sweep(found, path):
     """Exact match against the digit count, uniform and hard problems, and where runs halt the loops of solved ones
-    against that and, if known, the longest carry chain: a line a row of the sweep, or a row and an evaluation that
+    against that and, if known, the longest carry chain: a line per row of the sweep, or per row and evaluation that
     halts; the median of the seeds, and their range as a band.
 
     found: the rows of the table of sweep.py, with columns uniform_8, hard_8, kl_loops_solved_8, ..."""
@@ -199,19 +199,19 @@ def draw_losses(found, curves, path):
         at = sorted(set.intersection(*map(set, seeds))) if seeds else []
         draw_seeds(axes[2], {n: [seed[n] for seed in seeds] for n in at}, i, name)
     best = [float(r["best_val_loss"]) for r in found if r.get("best_val_loss", "") != ""]
-    for ax, x in zip(axes, ("training FLOPs a token", "parameters"), strict=False):
+    for ax, x in zip(axes, ("training FLOPs per token", "parameters"), strict=False):
         ax.set(xlabel=x, xscale="log")
         ax.xaxis.set(major_locator=ticker.LogLocator(subs=(1, 2, 5)), major_formatter=ticker.EngFormatter(sep=""),
                      minor_formatter=ticker.NullFormatter())
     axes[2].set(xlabel="iteration")
-    axes[0].set(ylabel="best validation loss (nats a token)", title="median and range of seeds")
-    axes[2].set(ylabel="validation loss (nats a token)", ylim=(min(best) - 0.02, min(best) + 0.5))
+    axes[0].set(ylabel="best validation loss (nats per token)", title="median and range of seeds")
+    axes[2].set(ylabel="validation loss (nats per token)", ylim=(min(best) - 0.02, min(best) + 0.5))
     finish(figure, axes, path)
 
 
 @guarded
 def draw_loops(table, path):
-    """Loops of solved problems against the digit count, and against the carry chain with a line a digit count."""
+    """Loops of solved problems against the digit count, and against the carry chain with a line per digit count."""
     figure, (left, right) = new_figure(2, (10, 3.8))
     means = []
     for kind, style, fill in (("uniform", "k-o", "k"), ("hard", "k--s", "w")):
@@ -243,7 +243,7 @@ def draw_loops(table, path):
 
 @guarded
 def draw_frontier(table, path):
-    """Accuracy against loops, a panel a rule: the rule, its random control and the fixed depths."""
+    """Accuracy against loops, a panel per rule: the rule, its random control and the fixed depths."""
     rows = sorted((r for r in table if r["kind"] == "frontier"), key=lambda r: r["loops"])
     rules = sorted({r["rule"] for r in rows} - {"fixed"})
     figure, axes = new_figure(len(rules), (0.6 + 3.1 * len(rules), 3.8))
@@ -256,7 +256,7 @@ def draw_frontier(table, path):
             y, low, high = ([100 * r[prefix + key] for r in own] for key in ("accuracy", "low", "high"))
             ax.plot(x, y, style, mfc=fill, ms=5, label=text)
             ax.fill_between(x, low, high, color="k", alpha=0.12, lw=0)
-        ax.set(xlabel="loops a token of the answer", title=rule)
+        ax.set(xlabel="loops per token of the answer", title=rule)
     axes[0].set_ylabel("exact match (%), mean over digit counts")
     finish(figure, axes, path, f"{rows[0]['problems']} problems a point; bands: 95% interval")
 
@@ -303,8 +303,9 @@ def bars(ax, rows, what, groups=None, group=None):
 @guarded
 def draw_trajectories(rows, s, path):
     figure, axes = new_figure(6)
-    names = dict(entropy="entropy of the readout (nats)", loss="loss (nats a token)", confidence="largest probability",
-                 delta="delta: relative change of the state", norm="norm of the state h", flips="arg-max flips (share)")
+    names = dict(entropy="entropy of the readout (nats)", loss="loss (nats per token)",
+                 confidence="largest probability", delta="delta: relative change of the state",
+                 norm="norm of the state h", flips="arg-max flips (share)")
     for ax, (key, y) in zip(axes, names.items(), strict=True):
         curves(ax, rows, key, s.first)
         ax.axvline(s.L, color="0.6", lw=0.8, ls=":")

@@ -1,4 +1,4 @@
-"""Let a checkpoint write, and print what it thinks: a row a token, a bar a loop.
+"""Let a checkpoint write, and print what it thinks: a row per token, a bar per loop.
 
     python sample.py --out_dir=out/demo_addition --start="123+456="
     python sample.py --checkpoint=out/x/ckpt_last.pt --start="1+2= 999+1=" --halt=entropy --halt_threshold=0.1
@@ -29,7 +29,7 @@ temperature: float | None = None  # 0 takes the likeliest token; None: 0.8 for t
 top_k = 200                     # text: only the likeliest so many tokens can be drawn; 0: all
 seed = 1337                     # of the draws
 trace: bool | None = None       # print the thinking trace; None: of addition only
-trace_file = ""                 # also write the trace as JSON lines, one a token
+trace_file = ""                 # also write the trace as JSON lines, one per token
 trace_png = ""                  # also draw it as a heat map
 device = "auto"                 # auto, cpu, cuda
 dtype = "float32"               # float32, or bfloat16 by autocast

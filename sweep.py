@@ -33,7 +33,7 @@ from configurator import class_settings, configure, read_arguments, read_setting
 from model_loop import FACTS, HALTING, LoopConfig
 
 base = ""                       # config file of train.py; empty: its defaults
-seeds: list[int] = [1337]       # a run of each row for each
+seeds: list[int] = [1337]       # each row runs once per seed
 rows: list[str] = []            # "name: --key=value ..." of train.py; "name @3: ..." with the first 3 seeds only
 overrides: list[str] = []       # --key=value of train.py, for all rows; a row's own wins
 evaluate: list[str] = []        # "--key=value ..." of evaluate.py, or "label: --key=value ..." with columns label_*

@@ -64,7 +64,7 @@ min_lr = 0.0                    # where the decay ends
 device = "auto"                 # auto, cpu, cuda, cuda:1, ...
 dtype = "auto"                  # autocast to bfloat16, or float32 (tf32 products on CUDA); auto: bfloat16 if there
 compile: bool | str = "auto"    # torch.compile; auto: on CUDA, unless cuda_graph
-cuda_graph = False              # capture the whole step, one graph a loop count; for small models on a GPU
+cuda_graph = False              # capture the whole step, one graph per loop count; for small models on a GPU
 deterministic = False           # bit-exact on CUDA too, slower; a CPU is in any case
 
 MAY_CHANGE_ON_RESUME = set(HALTING) - {"num_loops"}  # model settings that a resumed run may change
@@ -209,7 +209,8 @@ def set_up(settings, given):
     params, averages, optimizer        what is trained, the average of each, AdamW
     it, best_val_loss, saved           iterations done, the lowest loss so far, whether a good checkpoint is there
     last_path, best_path, log_path     what it writes
-    writes, rows, wandb                whether this process writes files; the rows of log.csv; wandb's run, or None
+    writes_files, rows, wandb          whether this process does; the rows of log.csv; wandb's run, or None
+    started, provenance                when, and what `provenance` of runtime.py says; main sets both
     """
     run = choose_machine()
     run.settings, run.it, run.best_val_loss, run.saved = settings, 0, math.inf, init_from == "resume"
@@ -234,8 +235,8 @@ def set_up(settings, given):
         print(f"gradient_accumulation_steps {gradient_accumulation_steps} -> {run.micro_steps * run.world}, equal for "
               f"{run.world} processes: an iteration is larger than that of one process; set batch_size to match")
     run.model = compiled(run)
-    run.writes = run.master and not eval_only  # an evaluation leaves the files of the run that it measures as they are
-    run.rows = start_files(run) if run.writes else []
+    run.writes_files = run.master and not eval_only  # an evaluation leaves the run that it measures as it is
+    run.rows = start_files(run) if run.writes_files else []
     run.wandb = start_wandb(settings) if wandb_log and run.master else None
     return run
 
@@ -305,7 +306,7 @@ def make_graph_step(run):
 
 @torch.no_grad()
 def evaluate(run):
-    """Mean loss after each loop for every split {split: [loss, ...]}, and the loops a token takes by the halting rule.
+    """Mean loss after each loop for every split {split: [loss, ...]}, and the mean loops per token by the halting rule.
 
     The batches are the same at every evaluation and for every seed; the ranks share them out.
     """
@@ -340,7 +341,7 @@ def require_finite(run, loss):
 
 def save(run, path):
     """Write a checkpoint of the run as it stands; rank 0 does, unless it only evaluates."""
-    if run.writes:
+    if run.writes_files:
         known = run.provenance | dict(seconds=round(time.time() - run.started, 1))
         runtime.save_checkpoint(path, dict(
             model=run.raw_model.state_dict(), optimizer=run.optimizer.state_dict(), model_args=run.model_args,
@@ -398,7 +399,7 @@ def log(run, line, **values):
         return
     print(line, flush=True)
     run.rows.append({k: "" if v is None else str(v) for k, v in values.items()})
-    if run.writes:
+    if run.writes_files:
         with open(run.log_path, "a", newline="") as f:
             csv.DictWriter(f, COLUMNS).writerow(run.rows[-1])
     if run.wandb:
@@ -499,18 +500,18 @@ def main():
     stop = runtime.StopSignal()
     check_settings(own)
     run = set_up(own | of_model, given)
-    run.started, run.provenance = time.time(), runtime.provenance(run.device) if run.writes else None
+    run.started, run.provenance = time.time(), runtime.provenance(run.device) if run.writes_files else None
     if run.master:
         print(f"{model_type} with {run.raw_model.get_num_params():,} parameters, {run.dtype} on {run.device}, "
               f"{run.world} process(es); {batch_size} x {run.micro_steps * run.world} sequences of {run.T} tokens an "
               f"iteration; {dataset}, seed {seed}")
     losses = train(run, stop)
-    if run.writes:
+    if run.writes_files:
         figures.draw_training(run.rows, out_dir, os.path.join(out_dir, "loss.png"))
     if run.master:
         found = summary(run, losses)
         print("---", *(f"{key}: {value}" for key, value in found.items()), sep="\n")
-        if run.writes:
+        if run.writes_files:
             known = run.provenance | dict(seconds=found["seconds"])
             runtime.write_json(os.path.join(out_dir, "summary.json"), found | dict(provenance=known))
     stop_ranks(run)
