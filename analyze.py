@@ -129,7 +129,7 @@ def perturbation_ratios(step, h, mask, size, count, generator):
     return torch.stack([b / a for a, b in zip(distance, distance[1:], strict=False)])
 
 
-def spectral_radius(step, h, mask, iterations, generator):
+def spectral_radius(step, h, mask, steps, generator):
     """Spectral radius (B,) of the Jacobian of step at h (B,T,C), and the residual (B,), by power iteration.
 
     Attention couples the tokens, so the vector is the state of a whole sequence; mask (B,T) leaves out pads, which
@@ -146,7 +146,7 @@ def spectral_radius(step, h, mask, iterations, generator):
         return v.norm(dim=(1, 2), keepdim=True).clamp(min=1e-300)
 
     b = torch.randn(h.shape, generator=generator, dtype=torch.double).to(h) * mask
-    for _ in range(max(1, iterations)):
+    for _ in range(max(1, steps)):
         a = b / length(b)
         b = apply(a)
     twice, radius, residual = apply(b / length(b)) * length(b), [], []
@@ -188,10 +188,10 @@ def character_class(before, text):
     return 2 if starts else 3
 
 
-def character_classes(x, y, decode):
-    """The class (N,T) of the tokens y (N,T), each after its x; decode turns a token into text."""
+def character_classes(x, y, text_of):
+    """The class (N,T) of the tokens y (N,T), each after its x; text_of turns a token into text."""
     pairs, inverse = torch.stack((x, y), -1).flatten(0, -2).unique(dim=0, return_inverse=True)
-    return torch.tensor([character_class(decode(a), decode(b)) for a, b in pairs.tolist()])[inverse].view(x.shape)
+    return torch.tensor([character_class(text_of(a), text_of(b)) for a, b in pairs.tolist()])[inverse].view(x.shape)
 
 
 def answer_labels(x, y, plain=False):
@@ -211,8 +211,8 @@ def answer_labels(x, y, plain=False):
     place = writes.cumsum(1) - 1
     place = np.where(writes, writes.sum(1, keepdims=True) - 1 - place if plain else place, -1)
     carry = np.take_along_axis(addition.add(a, b)[1], place.clip(0, longest), 1)
-    digits = np.where((a | b) > 0, d + 1, 1).max(1)  # leading zeros are no digits
-    return (*map(torch.from_numpy, (place, carry.astype(np.int64), digits, addition.chain_lengths(a, b))),)
+    size = np.where((a | b) > 0, d + 1, 1).max(1)  # leading zeros are no digits
+    return (*map(torch.from_numpy, (place, carry.astype(np.int64), size, addition.chain_lengths(a, b))),)
 
 
 # ---- a model under observation
@@ -242,7 +242,7 @@ def number(value, n=1):
     return dict(value=float(value), low="", high="", n=n)
 
 
-def count(mask, sample):
+def how_many(mask, sample):
     """How many of the tokens that count are in mask (N,T), as a statistic."""
     return number((mask & sample.main).sum(), int(sample.main.sum()))
 
@@ -298,7 +298,7 @@ def halting_rows(name, model, seen, sample):
     for group, mask in sample.groups.items():
         rows += histogram("loops_histogram", name, loops, group, mask)
         rows += [mean_row("loops", name, loops, mask, "", group)]
-    rows += [row("never_passes", name, count(never, sample), "", sample.first)]
+    rows += [row("never_passes", name, how_many(never, sample), "", sample.first)]
     rows += [mean_row("loops", name, loops, mask, "", kind) for kind, mask in sample.kinds.items() if mask.any()]
     rho = clustered_spearman(masked(loops, sample.main), seen["loss"][sample.L - 1])
     return rows + [row("loops_spearman_with_loss", name, rho, "", sample.first)]
@@ -319,7 +319,7 @@ def diagnosis_rows(name, model, seen, sample):
         c.halt, c.halt_threshold, c.think_threshold = "confidence", t, None
         loops, never = loops_taken(model, sample)
         rows += histogram("confidence_loops_histogram", name, loops, f"{t:g}", mask)
-        rows += [row("confidence_never_passes", name, count(never, sample), "", f"{t:g}")]
+        rows += [row("confidence_never_passes", name, how_many(never, sample), "", f"{t:g}")]
     c.halt, c.halt_threshold, c.think_threshold = kept
     return rows
 
@@ -521,11 +521,11 @@ def print_summary(rows, sample):
     print("---", *(line for lines in found.values() for line in lines), sep="\n")
 
 
-def untrained(saved, overrides, device):
+def untrained(saved, overrides, place):
     """A model as that of a checkpoint, of fresh weights."""
     runtime.seed_torch(seed)
     weights = build(saved["model_args"]).state_dict()
-    return from_checkpoint(dict(saved, model=weights, ema=None), **overrides).to(device)
+    return from_checkpoint(dict(saved, model=weights, ema=None), **overrides).to(place)
 
 
 def main():

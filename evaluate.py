@@ -71,11 +71,11 @@ def predictions(model, X, exact_loops=None):
 
     exact_loops: (N,T), instead of the halting rule. The loops of a plain GPT are None.
     """
-    said, loops, device = [], [], model.lm_head.weight.device
+    said, loops, place = [], [], model.lm_head.weight.device
     for i in range(0, len(X), batch_size):
-        x = X[i:i + batch_size].to(device)
+        x = X[i:i + batch_size].to(place)
         if is_looped(model):
-            exact = None if exact_loops is None else exact_loops[i:i + batch_size].to(device)
+            exact = None if exact_loops is None else exact_loops[i:i + batch_size].to(place)
             h, record = model.think(x, trace=False, exact_loops=exact)
             loops.append(record["loops"].cpu())
             said.append(model.readout(h).argmax(-1).cpu())
@@ -275,10 +275,10 @@ def addition_tables(model, meta):
 
 def loss_table(model, data):
     """Validation loss after each loop, every token taking all of them; then by the halting rule, if there is one."""
-    T, device = sequence_length(data, model.config.block_size), model.lm_head.weight.device
+    T, place = sequence_length(data, model.config.block_size), model.lm_head.weight.device
     looped, losses, halted, loops = is_looped(model), [], [], []
     for index in progress(range(eval_iters), "validation loss", "batch"):
-        X, Y = get_batch(data, "val", (index,), min(batch_size, 64), T, device)
+        X, Y = get_batch(data, "val", (index,), min(batch_size, 64), T, place)
         losses.append((model.loss_per_loop(X, Y) if looped else model(X, Y)[1][None]).float().cpu())
         if looped and model.config.halt != "none":
             h, record = model.think(X, trace=False)

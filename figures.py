@@ -270,7 +270,7 @@ def pick(rows, what, weights, group=None):
     return (*map(np.array, columns), [r["class"] for r in found])
 
 
-def label(ax, x, y, title="", whole=True, **more):
+def label_axes(ax, x, y, title="", whole=True, **more):
     """Names of the axes; whole: only whole numbers stand on the x axis."""
     ax.set(xlabel=x, ylabel=y, **more)
     ax.set_title(title, fontsize=9)
@@ -278,7 +278,7 @@ def label(ax, x, y, title="", whole=True, **more):
         ax.xaxis.get_major_locator().set_params(integer=True)
 
 
-def curves(ax, rows, what, group=None, name="", **style):
+def draw_curves(ax, rows, what, group=None, name="", **style):
     """Trained and untrained against the loop, with the interval as a band."""
     for weights in STYLE:
         x, y, low, high, _ = pick(rows, what, weights, group)
@@ -307,9 +307,9 @@ def draw_trajectories(rows, s, path):
                  confidence="largest probability", delta="delta: relative change of the state",
                  norm="norm of the state h", flips="arg-max flips (share)")
     for ax, (key, y) in zip(axes, names.items(), strict=True):
-        curves(ax, rows, key, s.first)
+        draw_curves(ax, rows, key, s.first)
         ax.axvline(s.L, color="0.6", lw=0.8, ls=":")
-        label(ax, "loop l", y, yscale="log" if key == "delta" else "linear")
+        label_axes(ax, "loop l", y, yscale="log" if key == "delta" else "linear")
     axes[0].legend(fontsize=7)
     save(figure, path, f"{s.title}; " + (
         f"the learned step encoding ends at loop {s.L}" if s.limit == s.L else f"dotted: the {s.L} loops of training"))
@@ -321,22 +321,22 @@ def draw_halting(rows, s, path):
     figure, axes = new_figure(2 * (s.rule != "none") + 3 * s.halting)
     if s.rule != "none":
         bars(axes[0], rows, "loops_histogram", group=s.first)
-        label(axes[0], "loops taken", "share of tokens", f"halting: {s.rule}")
+        label_axes(axes[0], "loops taken", "share of tokens", f"halting: {s.rule}")
         kinds = pick(rows, "loops", "trained")[-1]
         bars(axes[1], rows, "loops", [k for k in s.kinds if k in kinds])
-        label(axes[1], "what the token writes", "mean loops", whole=False)
+        label_axes(axes[1], "what the token writes", "mean loops", whole=False)
     if s.halting:
         ax, thresholds = axes[-3], pick(rows, "confidence_never_passes", "trained")[-1]
         for q, ls in (("0.05", ":"), ("0.5", "-"), ("0.95", "--")):
-            curves(ax, rows, "confidence_quantile", q, ls=ls, name=f"{float(q):.0%}")
+            draw_curves(ax, rows, "confidence_quantile", q, ls=ls, name=f"{float(q):.0%}")
         for t in thresholds:
             ax.axhline(float(t), color="k", lw=0.6)
-        label(ax, "loop l", "largest probability", f"quantiles; lines: thresholds {', '.join(thresholds)}")
+        label_axes(ax, "loop l", "largest probability", f"quantiles; lines: thresholds {', '.join(thresholds)}")
         ax.set(ylim=(-0.03, 1.4), yticks=np.linspace(0, 1, 6))
         ax.legend(fontsize=6, ncols=3, loc="upper center")
         for ax, t in zip(axes[-2:], thresholds, strict=True):
             bars(ax, rows, "confidence_loops_histogram", group=t)
-            label(ax, "loops taken", "share of tokens", f"halting by confidence at {t}")
+            label_axes(ax, "loops taken", "share of tokens", f"halting by confidence at {t}")
     axes[0].legend(fontsize=7)
     save(figure, path, s.title)
 
@@ -346,12 +346,12 @@ def draw_probes(rows, s, path):
     groups = list(dict.fromkeys(pick(rows, "probe_accuracy", "trained")[-1]))
     figure, axes = new_figure(len(groups))
     for ax, group in zip(axes, groups, strict=True):
-        curves(ax, rows, "probe_accuracy", group, "linear probe")
+        draw_curves(ax, rows, "probe_accuracy", group, "linear probe")
         if group in pick(rows, "lens_accuracy", "trained")[-1]:
-            curves(ax, rows, "lens_accuracy", group, "logit lens", marker="^", mfc="w")
+            draw_curves(ax, rows, "lens_accuracy", group, "logit lens", marker="^", mfc="w")
         ax.axhline(pick(rows, "majority_accuracy", "trained", group)[1][0], color="k", ls=":", lw=1, label="commonest")
         ax.axvline(s.L, color="0.6", lw=0.8, ls=":")
-        label(ax, "loop l (0: the embedding)", "accuracy", group)
+        label_axes(ax, "loop l (0: the embedding)", "accuracy", group)
     axes[0].legend(fontsize=7)
     save(figure, path, s.title)
 
@@ -363,7 +363,7 @@ def draw_fixed_points(rows, s, path):
         for eps, marker in zip(s.epsilons, "osd^v", strict=True):
             x, y, *_ = pick(rows, "converged_by", weights, f"{eps:g}")
             ax.plot(x, y, "k-", marker=marker, ms=4, mfc="w", lw=0.8, label=f"{eps:g}")
-        label(ax, "loop l", "share with delta < eps by loop l", weights, ylim=(-0.03, 1.03))
+        label_axes(ax, "loop l", "share with delta < eps by loop l", weights, ylim=(-0.03, 1.03))
         ax.legend(title="eps", fontsize=7)
     for weights, look in STYLE.items():
         _, y, _, _, periods = pick(rows, "return_after", weights)
@@ -371,9 +371,9 @@ def draw_fixed_points(rows, s, path):
         for ax, what, name in ((axes[2], "delta", "delta (p = 1)"), (axes[3], "spectral_radius", "spectral radius")):
             y = pick(rows, what, weights, s.first if what == "delta" else None)[1]
             ax.axhline(y[-1 if what == "delta" else 0], color=look["color"], ls=":", lw=1, label=f"{name}, {weights}")
-    label(axes[2], "period p (loops)", "|h_l - h_(l-p)| / |h_l|", f"at loop {s.total}", yscale="log")
-    curves(axes[3], rows, "push_ratio", "one loop")
-    label(axes[3], "loop l", "growth of a push in one loop", f"pushed by {s.push:g}")
+    label_axes(axes[2], "period p (loops)", "|h_l - h_(l-p)| / |h_l|", f"at loop {s.total}", yscale="log")
+    draw_curves(axes[3], rows, "push_ratio", "one loop")
+    label_axes(axes[3], "loop l", "growth of a push in one loop", f"pushed by {s.push:g}")
     for ax, key in zip(axes[4:], s.difficulty, strict=True):
         for weights, look in STYLE.items():
             _, y, low, _, groups = pick(rows, "convergence_loop", weights)
@@ -381,7 +381,7 @@ def draw_fixed_points(rows, s, path):
             ax.errorbar([int(groups[i].split()[1]) for i in at], y[at], (y - low)[at], **look, ms=4, capsize=2,
                         label=weights)
         ax.axhline(s.total + 1, color="k", lw=0.6, label="never")
-        label(ax, dict(digits="digits of the longer operand", chain="longest carry chain (places)")[key],
+        label_axes(ax, dict(digits="digits of the longer operand", chain="longest carry chain (places)")[key],
               f"mean first loop with delta < {s.converged:g}")
     for ax in axes[2:]:
         ax.legend(fontsize=7)

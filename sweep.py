@@ -98,7 +98,7 @@ def read_evaluations(file, known):
     return tests
 
 
-def plan(file, out_dir):
+def plan(file, root):
     """Every run as a dict of its row, seed, folder, settings and steps {name: command}; all checked, none started."""
     if not rows or not seeds or len(set(seeds)) < len(seeds) or min(*seeds, parallel, timeout) < 0:
         raise SystemExit(f"{file}: needs rows, seeds (each once, none negative), and no negative parallel or timeout")
@@ -117,7 +117,7 @@ def plan(file, out_dir):
         config = words.pop(0) if words and not words[0].startswith("--") else base
         words = [*filter(None, [config]), *common, *words]
         for seed in seeds[:int(first or len(seeds))]:
-            folder = f"{out_dir}/{slug}/seed{seed}"
+            folder = f"{root}/{slug}/seed{seed}"
             last = f"--checkpoint={folder}/ckpt_last.pt"
             steps = {"train": ["train.py", *words, f"--seed={seed}", f"--out_dir={folder}"]} | {
                 step: ["evaluate.py", *test, last, f"--csv_file={folder}/{step}.csv"] for step, test in tests.items()}
@@ -271,9 +271,9 @@ def has_digit_columns(found):
     return any(re.search(r"uniform_\d+$", k) for r in found for k in r)
 
 
-def cell(rows, column, form, scale=1.0):
+def cell(runs, column, form, scale=1.0):
     """The median of a column over the seeds, and the range where there are several; "" where nothing is known."""
-    values = [scale * float(r[column]) for r in rows if r.get(column, "") != ""]
+    values = [scale * float(r[column]) for r in runs if r.get(column, "") != ""]
     if not values:
         return ""
     middle, low, high = (form.format(f(values)) for f in (statistics.median, min, max))
@@ -307,13 +307,13 @@ def markdown(kind, label, found, wanted):
     return f"\n{title}; median (lowest-highest) over seeds:\n\n" + "".join(f"| {' | '.join(x)} |\n" for x in lines)
 
 
-def write_tables(found, wanted, results, processes):
+def write_tables(found, wanted, target, processes):
     """The CSV, a line per run, and the Markdown, a line per row; found in the order of the table, wanted as above."""
     further = [k for k in dict.fromkeys(k for r in found for k in r) if re.search(r"_\d+$", k)]
-    write_csv(f"{results}.csv", (*FIRST, *further, "error"), found)
+    write_csv(f"{target}.csv", (*FIRST, *further, "error"), found)
     states = [dict(row=r["row"], **state) for r in found for state in r.get("states", [])]
     if states:
-        write_csv(f"{results}_states.csv", states[0], states)
+        write_csv(f"{target}_states.csv", states[0], states)
     device, version = (", ".join(dict.fromkeys(r[k] for r in found if k in r)) for k in ("device", "torch"))
     lines = [f"`{shlex.join(['python', 'sweep.py', *sys.argv[1:]])}`; {device}, torch {version}; "
              f"seeds {', '.join(map(str, seeds))}; {processes} at once", *(f"`evaluate.py`: `{x}`" for x in evaluate),
@@ -321,7 +321,7 @@ def write_tables(found, wanted, results, processes):
     labels = dict.fromkeys(["", *(ENTRY.fullmatch(entry)[1] or "" for entry in evaluate)])
     tables = [markdown(kind, label, found, wanted) for label in labels for kind in figures.KINDS]
     known = runtime.provenance(card=device if device not in ("", "cpu") else runtime.card_name())
-    write(f"{results}.md", "\n\n".join(lines) + "\n" + "".join(tables) + f"\n{runtime.provenance_line(known)}\n")
+    write(f"{target}.md", "\n\n".join(lines) + "\n" + "".join(tables) + f"\n{runtime.provenance_line(known)}\n")
 
 
 def curves(runs):
@@ -356,7 +356,7 @@ def processes_at_once(runs):
     return count, environment
 
 
-def run_all(runs, results):
+def run_all(runs, target):
     """Execute the runs, some at once, and write the tables after each; returns what failed, a text each."""
     from concurrent.futures import ThreadPoolExecutor, as_completed
     began, found, failed, skipped, wanted = time.monotonic(), [], [], 0, [run["row"] for run in runs]
@@ -368,7 +368,7 @@ def run_all(runs, results):
                 continue
             found.append(row)
             found.sort(key=lambda r: (wanted.index(r["row"]), seeds.index(r["seed"])))
-            write_tables(found, wanted, results, count)
+            write_tables(found, wanted, target, count)
             skipped += not log
             spent = time.monotonic() - began
             took, left = (timedelta(seconds=round(s)) for s in (spent, spent / max(1, n - skipped) * (len(runs) - n)))
@@ -376,22 +376,22 @@ def run_all(runs, results):
             failed += [f"{name} ({log})"] if row["error"] else []
             print(f"{n}/{len(runs)} {name}: {'FAILED: ' + row['error'] if row['error'] else row['val_loss']}, "
                   + (f"{took}, ETA {left}" if log else "finished before"), flush=True)
-    finish(runs, found, results)
+    finish(runs, found, target)
     print(f"---\nruns: {len(runs)}\nfinished: {len(found) - len(failed)}\nfinished_before: {skipped}\n"
-          f"seconds: {time.monotonic() - began:.1f}\ncsv: {results}.csv\ntable: {results}.md")
+          f"seconds: {time.monotonic() - began:.1f}\ncsv: {target}.csv\ntable: {target}.md")
     return failed
 
 
-def finish(runs, found, results):
+def finish(runs, found, target):
     """The validation losses over the iterations, and the figure."""
     losses = curves(runs)
-    write_csv(f"{results}_curves.csv", ("row", "seed", "iter", "val_loss"), [
+    write_csv(f"{target}_curves.csv", ("row", "seed", "iter", "val_loss"), [
         dict(row=name, seed=seed, iter=it, val_loss=loss) for name, own in losses.items()
         for seed, curve in own.items() for it, loss in curve.items()])
     if has_digit_columns(found):
-        figures.draw_sweep(found, f"{results}.png")
+        figures.draw_sweep(found, f"{target}.png")
     elif any("best_val_loss" in row for row in found):
-        figures.draw_losses(found, losses, f"{results}.png")
+        figures.draw_losses(found, losses, f"{target}.png")
 
 
 def main():

@@ -428,12 +428,12 @@ def log_step(run, loss, norm, loops, ms):
 
 def log_evaluation(run, losses, halted_after):
     """The line of an evaluation; a looped model shows the validation loss after each loop, the last one counts."""
-    train, val = losses["train"][-1], losses["val"][-1]
+    of_train, of_val = losses["train"][-1], losses["val"][-1]
     loops = " by loop " + " ".join(f"{x:.4f}" for x in losses["val"]) if len(losses["val"]) > 1 else ""
     halted = f", halted after {halted_after:.2f} loops" if halted_after else ""
     others = "".join(f", {s} {x[-1]:.4f}" for s, x in losses.items() if s not in ("train", "val"))
-    log(run, f"eval {run.it}/{max_iters}: train {train:.4f}, val {val:.4f}{others}{loops}{halted}", iter=run.it,
-        train_loss=train, val_loss=val, halted_after=halted_after,
+    log(run, f"eval {run.it}/{max_iters}: train {of_train:.4f}, val {of_val:.4f}{others}{loops}{halted}", iter=run.it,
+        train_loss=of_train, val_loss=of_val, halted_after=halted_after,
         val_loss_per_loop=" ".join(f"{x:.6f}" for x in losses["val"]))
 
 
