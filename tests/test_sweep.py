@@ -38,7 +38,7 @@ rows = [
     "plain, 1/2 @1: --learning_rate=2e-3",
 ]
 evaluate = ["--digits=[1,2] --problems=30 --eval_iters=0 --halt=none --prompt_loops=0"]
-analyze = "--probes=False --tokens=200 --iterations=5 --times=2"
+analyze = "--probes=False --tokens=200 --iterations=5 --loop_multiple=2"
 parallel = 2
 """
 STOP = """import os, signal, sys, time
@@ -125,13 +125,14 @@ def test_a_failing_row_stops_no_other_and_both_are_in_the_tables(folder, swept):
     assert text.startswith(f"`python sweep.py sweep_small.py`; cpu, torch {torch.__version__}; seeds 3, 4; 2 at once\n")
     assert "| broken | 0/1 |  |  |  |\n" in text
     assert f"| plain, 1/2 | 1/1 | {float(said['val_loss']):.4f} | {100 * float(good['uniform_1']):.1f} |" in text
+    assert re.fullmatch(r"(commit \w{10}( \(changed\))?|no git), python \S+, torch .*", text.splitlines()[-1])
     assert list(good)[-1] == "error"
     states = read_csv(folder / "results/sweep_small_states.csv")
     seen = {tuple(r[k] for k in ("what", "weights", "loop", "class")): r for r in read_csv(run / "analyze.csv")}
     for r in states:
         assert r.pop("row") == "plain, 1/2"
         assert seen[tuple(r[k] for k in ("what", "weights", "loop", "class"))] == r
-    assert {r["loop"] for r in states} == {"2", "4"}  # those trained with, and --times=2 as many
+    assert {r["loop"] for r in states} == {"2", "4"}  # those trained with, and --loop_multiple=2 as many
     assert {r["what"] for r in states} == set(sweep.STATES)
     curve = [(r["iter"], float(r["val_loss"])) for r in read_csv(folder / "results/sweep_small_curves.csv")]
     assert curve == [(r["iter"], float(r["val_loss"])) for r in read_csv(run / "log.csv") if r["val_loss"]] != []
@@ -177,7 +178,7 @@ def test_loops_by_carry_chains_become_columns(tmp_path):
     (tmp_path / "kl_evaluate.csv").write_text(
         "kind,n,problems,accuracy,chain,loops\nuniform,12,40,0.5,,\nchain,12,20,,1,7.25\nchain,12,9,,2,6.0\n"
         "chain,12,10,,3,5.5\nchain,8,90,,3,4.0\n")
-    found = sweep.columns_of("kl_evaluate", tmp_path / "kl_evaluate.csv", "")
+    found = sweep.columns_of("kl_evaluate", tmp_path)
     assert found == {"kl_uniform_12": 0.5, "kl_chain_1": 7.25, "kl_chain_3": 5.5}
 
 
@@ -299,7 +300,7 @@ evaluate = ["--digits=[1]", "long: --num_loops=9 --digits=[2,3]"]
     ("--learning_rate=2e-3", "--seed=1", ["sweep_bad.py:7: ", "seed"]),
     ("--halt=none", "--checkpoint=x.pt", ["sweep_bad.py:9: ", "checkpoint"]),
     ("--halt=none", "--halt='none", ["sweep_bad.py:9: ", "quotation"]),
-    ("--times=2", "--time=2", ["sweep_bad.py:10: --time", "'times'"]),
+    ("--loop_multiple=2", "--loop_multipl=2", ["sweep_bad.py:10: --loop_multipl", "'loop_multiple'"]),
     ("parallel = 2", "parallel = -2", ["parallel"]),
 ])
 def test_mistakes_stop_before_anything_runs(scripts, folder, old, new, words):

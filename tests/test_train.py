@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from conftest import ROOT
 
-import dataset as datasets
+import dataset
 import runtime
 from model_loop import build, from_checkpoint
 
@@ -125,7 +125,8 @@ def test_resume_without_a_checkpoint(scripts):
 
 def test_files_and_summary(scripts, whole):
     folder = scripts.folder / "whole"
-    assert {p.name for p in folder.iterdir()} == {"ckpt_last.pt", "ckpt_best.pt", "config.json", "log.csv", "loss.png"}
+    assert {p.name for p in folder.iterdir()} == {
+        "ckpt_last.pt", "ckpt_best.pt", "config.json", "log.csv", "loss.png", "summary.json"}
     assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
     settings = json.loads((folder / "config.json").read_text())
     assert (settings["num_loops"], settings["max_iters"], settings["flip_rows"]) == ([1, 2, 3], N, 0.25)
@@ -137,6 +138,13 @@ def test_files_and_summary(scripts, whole):
     assert found["checkpoint"] == "whole/ckpt_last.pt"
     last = [r for r in whole.log if r["val_loss"]][-1]
     assert float(found["val_loss"]) == pytest.approx(float(last["val_loss"]), abs=1e-4)
+    written = json.loads((folder / "summary.json").read_text())
+    known, of_checkpoint = written.pop("provenance"), whole.checkpoint["provenance"]
+    assert {k: str(v) for k, v in written.items()} == found
+    assert known["command"] == of_checkpoint["command"]
+    assert known["command"].startswith("python train.py --n_embd=16 ")
+    assert known["seconds"] == written["seconds"] >= of_checkpoint["seconds"] > 0
+    assert known["versions"] == of_checkpoint["versions"]
 
 
 def test_log_lines(whole):
@@ -165,11 +173,11 @@ def test_learning_rate(whole):
 
 def test_evaluations_in_the_log(scripts, whole):
     """The last row's losses are those of the checkpoint's averaged weights, over batches of the key (index,)."""
-    data = datasets.open_dataset("addition", str(scripts.folder / "data"))
+    data = dataset.open_dataset("addition", str(scripts.folder / "data"))
     model = from_checkpoint(whole.checkpoint)
     row = [r for r in whole.log if r["val_loss"]][-1]
     for split in ("train", "val"):
-        batches = [datasets.get_batch(data, split, (i,), 8) for i in range(2)]
+        batches = [dataset.get_batch(data, split, (i,), 8) for i in range(2)]
         wanted = [np.mean([model(x, y, num_loops=l)[1].item() for x, y in batches]) for l in (1, 2, 3)]
         assert float(row[f"{split}_loss"]) == pytest.approx(wanted[-1], rel=1e-5)
     assert [float(x) for x in row["val_loss_per_loop"].split()] == pytest.approx(wanted, abs=2e-6)
@@ -384,11 +392,11 @@ def gradients(checkpoint):
 def test_micro_steps_accumulate_the_mean_gradient(scripts, one_step):
     """The gradient of the mean loss of batches (seed, 0, 0) and (seed, 0, 1), by autograd here."""
     checkpoint, log = one_step
-    data = datasets.open_dataset("addition", str(scripts.folder / "data"))
+    data = dataset.open_dataset("addition", str(scripts.folder / "data"))
     runtime.seed_torch(1337)
     model, loss = build(checkpoint["model_args"]).train(), 0.0
     for index in range(2):
-        x, y = datasets.get_batch(data, "train", (1337, 0, index), 8)
+        x, y = dataset.get_batch(data, "train", (1337, 0, index), 8)
         runtime.seed_torch(1337, 0, index)
         loss = loss + model(x, y, 3)[1] / 2
     loss.backward()
