@@ -56,7 +56,7 @@ def test_help_imports_torch_and_little_else(modules):
 def test_importing_a_script_runs_nothing(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "--no_such_key=1"])
-    sys.modules.pop(name, None)
+    monkeypatch.delitem(sys.modules, name, raising=False)
     module = importlib.import_module(name)
     assert callable(module.main)
     assert capsys.readouterr() == ("", "")
