@@ -33,9 +33,15 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    if config.option.third_seed is None:  # the workers of pytest-xdist inherit the environment, so all draw alike
-        os.environ.setdefault("THIRD_SEED", str(int.from_bytes(os.urandom(4), "little")))
-        config.option.third_seed = int(os.environ["THIRD_SEED"])
+    if config.option.third_seed is None:  # a worker has that of the process that started it
+        fresh = int.from_bytes(os.urandom(4), "little")
+        config.option.third_seed = getattr(config, "workerinput", {}).get("third_seed", fresh)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    """Of pytest-xdist: what a worker is told. All must draw the same tests."""
+    node.workerinput["third_seed"] = node.config.option.third_seed
 
 
 def third(items, seed):
