@@ -36,7 +36,8 @@ TIKHONOV = 1e-4  # of anderson, relative to a diagonal of ones
 def halting_plan(config, idx, L):
     """HaltingPlan of tokens idx (B,T) for L loops: prompt and answer apart, by the settings in config."""
     c = config
-    active = torch.ones_like(idx, dtype=torch.bool) if c.pad_token is None else idx != c.pad_token
+    active = torch.ones_like(idx, dtype=torch.bool) if c.pad_token is None else idx != c.pad_token  # (B,T)
+    # the think token itself writes the first token of the answer
     thinks = torch.zeros_like(active) if c.think_token is None else (idx == c.think_token).cumsum(1) > 0
     never = float("inf") if RULES[c.halt].above else float("-inf")
     usual = RULES[c.halt].threshold if c.halt_threshold is None else c.halt_threshold
@@ -91,11 +92,11 @@ def halting_loop(model, x0, plan, l, state, history, backend, readout=False):
     readout: whether logits are needed whatever the rule.
     """
     c, rule = model.config, plan.rule
-    step = model.loop(state.h, x0, l, state.active)
+    step = model.loop(state.h, x0, l, state.active)  # (B,T,C)
     new = accelerate(model, state.h, step, l, history)
     logits = model.readout(new) if readout or RULES[rule].needs_logits else None
     gate = model.halt_logits(new, l).float().sigmoid() if rule == "gate" else None
-    scaled = rule == "delta" and c.update != "replace"
+    scaled = rule == "delta" and c.update != "replace"  # so that a small step cannot pass for convergence
     alpha = torch.as_tensor(model.alpha(state.h, x0)).abs().squeeze(-1) if scaled else 1.0
     h, active, loops, score = halt_update(
         rule, state.h, step, state.active, state.loops, l, plan.threshold, plan.limit, c.min_loops, backend,
@@ -145,7 +146,7 @@ def all_loops(model, x0, plan):
 # the trace -----------------------------------------------------------------------------------------------------------
 def trace_row(h, new, logits, active, score, last):
     """One loop of the trace: the entries of `think`, (B,T) each, for the tokens that were active in it."""
-    _, confidence, entropy = softmax_statistics(logits)
+    _, confidence, entropy = softmax_statistics(logits)  # (B,T) each
     seen = dict(entropy=entropy, confidence=confidence, delta=state_delta(new, h), score=score)
     row = {key: x.float().masked_fill(~active, torch.nan) for key, x in seen.items()}
     row["prediction"] = torch.where(active, logits.argmax(-1), last)
@@ -236,7 +237,7 @@ def sample_token(logits, temperature, top_k):
     logits = logits / temperature
     if top_k:
         kth = logits.topk(min(top_k, logits.size(-1))).values[:, [-1]]
-        logits = logits.masked_fill(logits < kth, MASK_FLOOR)
+        logits = logits.masked_fill(logits < kth, MASK_FLOOR)  # equal ones all stay
     return torch.multinomial(logits.softmax(-1), 1)
 
 
@@ -246,6 +247,7 @@ def generate(model, idx, max_new_tokens, temperature=1.0, top_k=None, stop=None)
     ends once every row has had the token `stop` (a row goes on until the last one has it)."""
     stopped = torch.zeros(idx.size(0), dtype=torch.bool, device=idx.device)
     for _ in range(max_new_tokens):
+        # learned positions end at block_size; all others go on
         context = idx[:, -model.config.block_size:] if model.learned_positions else idx
         new = sample_token(model(context)[0][:, -1].float(), temperature, top_k)
         idx = torch.cat((idx, new), 1)

@@ -29,14 +29,14 @@ def tileiras_version():
     except importlib.metadata.PackageNotFoundError:
         path = shutil.which("tileiras") or shutil.which("tileiras", path="/usr/local/cuda/bin")
         text = subprocess.run([path, "--version"], capture_output=True, text=True).stdout if path else ""
-    found = re.search(r"release (\d+)\.(\d+)", text)
+    found = re.search(r"release (\d+)\.(\d+)", text)  # both forms say it so
     return found and tuple(map(int, found.groups()))
 
 
 def driver_version():
     """13000 for an NVIDIA driver of CUDA 13.0, 0 where there is none."""
     number = ctypes.c_int()
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # no driver: the number stays 0
         ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(number))
     return number.value
 
@@ -45,7 +45,7 @@ def why_not_cutile(device):
     """What keeps cuTile from running on a device, "" if nothing does."""
     if device.type != "cuda":
         return f"a {device.type} device has no cuTile"
-    if torch.version.cuda is None:
+    if torch.version.cuda is None:  # a build for AMD calls its devices cuda, too
         return "this torch drives no NVIDIA GPU"
     if MISSING:
         return MISSING
@@ -54,10 +54,10 @@ def why_not_cutile(device):
         return f"compute capability {capability[0]}.{capability[1]} is below 8.0"
     if compiler is None:
         return "cuTile's compiler, tileiras, is not installed"
-    if capability[0] == 9 and compiler < (13, 3):
+    if capability[0] == 9 and compiler < (13, 3):  # older ones lack sm_90, but know sm_80 and sm_100
         return f"tileiras {compiler[0]}.{compiler[1]} cannot compile for Hopper, 13.3 can"
     driver = driver_version()
-    if driver < 13000:
+    if driver < 13000:  # older drivers refuse the cubins of this compiler
         return f"the driver is for CUDA {driver // 1000}.{driver % 1000 // 10}, cuTile needs one for 13.0 (R580)"
     return ""
 
@@ -120,7 +120,7 @@ def run_or_fall_back(name, forced, device, kernels, reference):
         return reference()
     try:
         return kernels()
-    except torch.OutOfMemoryError:
+    except torch.OutOfMemoryError:  # is a RuntimeError, and so one of ERRORS
         raise
     except ERRORS as error:
         if forced:
@@ -139,6 +139,7 @@ def operator(name, fake, mutates=()):
     def register(function):
         if ct.__version__ == "stand-in":
             return function
+        # by custom_op a compiled model keeps the call as one node instead of tracing into the launch
         op = torch.library.custom_op(f"looplm::{name}", function, mutates_args=mutates)
         op.register_fake(fake)
         return op

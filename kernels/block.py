@@ -159,9 +159,9 @@ def attend_block(q, k, v, allowed, HS):
     allowed (1,M,M): which keys a query may see, those before it in its own sequence.
     """
     M = q.shape[0]
-    q, k, v = split_heads(q, HS), split_heads(k, HS), split_heads(v, HS)
+    q, k, v = split_heads(q, HS), split_heads(k, HS), split_heads(v, HS)  # (G,M,HS)
     G = q.shape[0]
-    s = dot(q, ct.permute(k, (0, 2, 1)), ct.zeros((G, M, M), ct.float32)) * (LOG2E / HS ** 0.5)
+    s = dot(q, ct.permute(k, (0, 2, 1)), ct.zeros((G, M, M), ct.float32)) * (LOG2E / HS ** 0.5)  # (G,M,M)
     s = ct.where(allowed, s, FLOOR)
     weight = ct.exp2(s - ct.max(s, axis=2, keepdims=True), flush_to_zero=True)
     total = ct.sum(weight, axis=2, keepdims=True)
@@ -310,7 +310,7 @@ def delta_of_tiles(new, h):
     """norm(new - h) / norm(h) of each token, (M,1)."""
     step = size = ct.zeros((h[0].shape[0], 1), ct.float32)
     for i in ct.static_iter(range(len(h))):
-        d = new[i] - h[i]
+        d = new[i] - h[i]  # (M,W)
         step, size = step + ct.sum(d * d, axis=1, keepdims=True), size + ct.sum(h[i] * h[i], axis=1, keepdims=True)
     return ct.sqrt(step) / ct.maximum(ct.sqrt(size), 1e-20)
 

@@ -12,7 +12,7 @@ def capture(function, warm_up=None, pool=None, error_mode="global"):
     torch.cuda.graph's capture_error_mode.
     """
     stream, side, graph = torch.cuda.current_stream(), torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    side.wait_stream(stream)
+    side.wait_stream(stream)  # the inputs may still be on their way
     with torch.cuda.stream(side):
         if warm_up is None:
             function()
@@ -33,7 +33,7 @@ def gpu_milliseconds(call, times, warm_up=2):
         call()
     pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(times)]
     torch.cuda.synchronize()
-    for start, end in pairs:
+    for start, end in pairs:  # queued without a wait, so that the GPU is never idle between two calls
         start.record()
         call()
         end.record()

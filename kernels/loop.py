@@ -349,7 +349,7 @@ def kernel_path(spec, x0, plan, last=None, trace=False, forced=False):
         list(packed.numbers), plan.L, c.min_loops, c.vocab_size), lambda: None)
     if out is None:
         return None
-    h, loops, stats, predictions = out
+    h, loops, stats, predictions = out  # loops and predictions as int32, stats with the loop first
     loops = loops.long() if adapt else torch.full_like(limit, plan.L).long()
     if not trace:
         return h, loops, None

@@ -45,9 +45,9 @@ def replay(graphs, key, given, make):
             graph, outputs = capture(lambda: function(*inputs), error_mode="thread_local")
         graphs[key] = graph, inputs, outputs
     graph, inputs, outputs = graphs[key]
-    torch._foreach_copy_(inputs, list(given))
+    torch._foreach_copy_(inputs, list(given))  # one launch for all of them
     graph.replay()
-    return [x if x is None else x.clone() for x in outputs]
+    return [x if x is None else x.clone() for x in outputs]  # the next replay overwrites them
 
 
 def graph_inputs(x0, plan):
@@ -84,6 +84,7 @@ def torch_graph(spec, x0, plan):
 
     def make():
         compiled = torch.compile(lambda x0, *tensors: spec.in_torch(x0, with_inputs(plan, *tensors)), dynamic=False)
+        # a compiled model meets many shapes, each with a graph of its own
         return torch._dynamo.config.patch(recompile_limit=64)(compiled)
     done = replay(torch_graphs.setdefault(spec.owner, {}), key, graph_inputs(x0, plan), make)
     if done is None:
@@ -141,7 +142,7 @@ def fastest(case, device, kernel, graph):
             own = own_table(name)
             with contextlib.suppress(OSError):  # then the next process measures again
                 own.parent.mkdir(parents=True, exist_ok=True)
-                part = own.with_suffix(f".{os.getpid()}")
+                part = own.with_suffix(f".{os.getpid()}")  # other processes may measure at the same time
                 part.write_text(json.dumps(read_table(own) | {case: path_table(name)[case]}, indent=1))
                 part.replace(own)
     return path_table(name)[case]
@@ -154,9 +155,9 @@ def choose_path(spec, x0, plan, trace, backend):
     why_not = loop.why_not_loop_kernel(spec, x0, plan.L, plan.rule, trace)
     if choose_backend(backend, x0.device, why_not) == "torch":
         return "torch"
-    if backend == "cutile":
+    if backend == "cutile":  # asked for by name, so neither a graph nor a fallback passes for it
         return "kernel"
-    if loop.loop_name(x0) in failed_ops:
+    if loop.loop_name(x0) in failed_ops:  # said once, when it failed
         return "torch"
     if (trace or "graph" in failed_ops or torch.cuda.is_current_stream_capturing()
             or torch.are_deterministic_algorithms_enabled()):  # kernel and graph round differently
@@ -182,6 +183,7 @@ def adaptive_loop(spec, x0, plan, last=None, trace=False, backend="auto"):
     launch = functools.partial(loop.kernel_path, spec, x0, plan, last, trace, forced=backend == "cutile")
     if path == "kernel":
         return launch()
+    # the key of the table, and the two ways it chooses between
     case = loop_case(x0.size(2), x0.size(0), x0.size(1), "fixed" if plan.fixed else plan.rule, x0.dtype)
     ways = dict(kernel=functools.partial(kernel_graph, spec, x0, plan),
                 graph=functools.partial(torch_graph, spec, x0, plan))
