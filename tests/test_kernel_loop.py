@@ -733,3 +733,22 @@ def test_loops_that_never_leave_are_the_same(rule):
     assert none is None
     assert torch.equal(h, wanted)
     assert torch.equal(loops, record["loops"])
+
+
+@pytest.mark.third
+@pytest.mark.parametrize("rule", [*RULES, "fixed"])
+def test_what_the_graph_of_torch_loops_compiles(rule):
+    """All loops as one compiled graph without a break, for inputs other than those it was made for."""
+    model = make("none" if rule == "fixed" else rule, L=3)
+    idx, spec = tokens(model, 3, 13), model.loop_spec()
+    set_threshold(model, idx)
+    plan = think.fixed_plan(idx, 3) if rule == "fixed" else model.halting_plan(idx, 3)
+    compiled = torch.compile(lambda x0, *tensors: spec.in_torch(x0, real.paths.with_inputs(plan, *tensors)),
+                             dynamic=False, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        for _ in range(2):
+            x0, fresh = model.embed(tokens(model, 3, 13)), plan._replace(threshold=plan.threshold.roll(1, 0))
+            h, loops = compiled(*real.paths.graph_inputs(x0, fresh))
+            wanted, taken = think.all_loops(model, x0, fresh)
+            assert torch.equal(h, wanted)
+            assert loops is None if rule == "fixed" else torch.equal(loops, taken)
