@@ -28,7 +28,7 @@ test: .venv/ready
 	$(PYTEST)
 
 test-all: .venv/ready
-	$(PYTEST) --all
+	$(PYTEST) --all --durations=15
 
 compile-all: .venv/ready
 	$(BIN)/python tests/compile_all.py
