@@ -172,7 +172,7 @@ def git_state():
     """(commit, whether tracked files differ from it) of this project, (None, None) where git knows nothing of it."""
     def git(*words):
         command = ["git", "-C", ROOT, *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout.strip()
     if not os.path.exists(os.path.join(ROOT, ".git")):  # a copy inside of another repository is not that repository
         return None, None
     try:
