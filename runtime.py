@@ -160,7 +160,7 @@ def card_name(device="cpu"):
     """The name of the GPU, or of the CPU."""
     if str(device).startswith("cuda"):
         return torch.cuda.get_device_name(device)
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as f:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as f:
         for line in f:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
@@ -172,7 +172,8 @@ def git_state():
     """(commit, whether tracked files differ from it) of this project, (None, None) where git knows nothing of it."""
     def git(*words):
         command = ["git", "-C", ROOT, *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=300,
+                              check=True).stdout.strip()
     if not os.path.exists(os.path.join(ROOT, ".git")):  # a copy inside of another repository is not that repository
         return None, None
     try:

@@ -385,9 +385,9 @@ def start_files(run):
         raise SystemExit(f"--out_dir={out_dir} cannot be written: {e.strerror}") from None
     runtime.write_json(os.path.join(out_dir, "config.json"), run.settings | dict(model_args=run.model_args))
     if init_from == "resume" and os.path.exists(run.log_path):
-        with open(run.log_path) as f:  # evaluations come again
+        with open(run.log_path, encoding="utf-8") as f:  # evaluations come again
             rows = [r for r in csv.DictReader(f) if int(r["iter"]) < run.it + bool(r["loss"])]
-    with open(run.log_path, "w", newline="") as f:
+    with open(run.log_path, "w", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
@@ -401,7 +401,7 @@ def log(run, line, **values):
     print(line, flush=True)
     run.rows.append({k: "" if v is None else str(v) for k, v in values.items()})
     if run.writes_files:
-        with open(run.log_path, "a", newline="") as f:
+        with open(run.log_path, "a", newline="", encoding="utf-8") as f:
             csv.DictWriter(f, COLUMNS).writerow(run.rows[-1])
     if run.wandb:
         run.wandb.log({k: v for k, v in values.items() if isinstance(v, (int, float))}, step=values["iter"])
