@@ -33,7 +33,7 @@ import figures
 import runtime
 from checkpoint import inference_settings, open_model
 from configurator import configure
-from dataset import decode, get_batch, open_dataset, sequence_length
+from dataset import decode, get_batch, open_dataset, sequence_length, trained_on
 from intervals import clustered_interval, clustered_spearman
 from looplm_kernels import RULES, passes, softmax_statistics, state_delta
 from model_loop import LoopGPT, build, from_checkpoint
@@ -538,7 +538,7 @@ def main():
     folder = out_dir or os.path.dirname(path)
     target = os.path.join(folder, "analyze.csv")
     runtime.require_writable(target)
-    data = open_dataset(saved.get("config", {}).get("dataset", "?"), like=saved.get("meta"))
+    data = open_dataset(trained_on(saved) or "?", like=saved.get("meta"))
     try:
         sample = make_sample(model, data, path)
         print(f"{path}: {model.get_num_params():,} parameters, {sample.L} loops, {sample.X.size(0)} sequences of "

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 import figures
 import runtime
 from configurator import class_settings, configure
-from dataset import get_batch, model_facts, open_dataset, sequence_length
+from dataset import get_batch, model_facts, open_dataset, require_same_tokens, sequence_length
 from model import GPTConfig
 from model_loop import FROM_DATASET, INFERENCE_SETTINGS, LoopConfig, build, load_weights, loop_counts
 
@@ -137,8 +137,8 @@ def model_settings(settings, given, facts):
     return args
 
 
-def make_model(settings, given, facts, checkpoint):
-    """The model in float32 on the CPU, and its model_args: new, resumed, or new settings on another one's weights."""
+def make_model(settings, given, facts, checkpoint, path):
+    """The model in float32 on the CPU, and its model_args: new, resumed, or new settings on the weights at a path."""
     args, resume = model_settings(settings, given, facts), init_from == "resume"
     runtime.seed_torch(seed)
     if checkpoint is None:
@@ -147,14 +147,17 @@ def make_model(settings, given, facts, checkpoint):
     if ("num_loops" in old) != (model_type == "loop"):
         raise SystemExit(f"--model_type={model_type}, but the checkpoint of --init_from={init_from} is the other one")
     changed = [k for k in args if (k in given or k in FROM_DATASET) and args[k] != old.get(k, args[k])]
-    fixed = [k for k in changed if (k not in MAY_CHANGE_ON_RESUME if resume else k == "vocab_size")]
+    fixed = [k for k in changed if resume and k not in MAY_CHANGE_ON_RESUME]
     if fixed:
         raise SystemExit(f"--init_from={init_from} with dataset {dataset}, but {', '.join(fixed)} differ from the "
                          f"checkpoint's ({', '.join(f'{k}={old[k]!r}' for k in fixed)})")
     args = {k: v if k in changed else old.get(k, v) for k, v in args.items()}
     model = build(args)
     weights = checkpoint["model"] if resume else checkpoint.get("ema") or checkpoint["model"]
-    keys = load_weights(model, weights, strict=False)
+    try:
+        keys = load_weights(model, weights, strict=False)
+    except ValueError as e:
+        raise SystemExit(f"{path}: {e}") from None
     unfit = keys.unexpected_keys + [k for k in keys.missing_keys if resume or not k.startswith("halt_head")]
     if unfit:
         raise SystemExit(f"--init_from={init_from} does not fit this model: {', '.join(unfit[:4])}")
@@ -164,17 +167,21 @@ def make_model(settings, given, facts, checkpoint):
 def open_run(settings, given, last_path):
     """The dataset, the model, its model_args, tokens T of a sequence, and the checkpoint it starts from or None."""
     checkpoint = None
+    path = last_path if init_from == "resume" else init_from
     if init_from == "resume":
-        checkpoint = runtime.load_checkpoint(last_path, needed=("model", "model_args", "optimizer", "iter_num"))
+        needed = ("model", "model_args", "optimizer", "iter_num", "best_val_loss")
+        checkpoint = runtime.load_checkpoint(path, needed=needed)
     elif init_from != "scratch":
-        checkpoint = runtime.load_checkpoint(init_from)
+        checkpoint = runtime.load_checkpoint(path)
     data = open_dataset(dataset, like=checkpoint.get("meta") if init_from == "resume" else None)
+    facts = model_facts(data.meta)
+    if checkpoint:
+        require_same_tokens(checkpoint, path, data.meta, f"data/{dataset}")
+        facts["vocab_size"] = checkpoint["model_args"].get("vocab_size")  # padded or not
     try:
-        model, model_args = make_model(settings, given, model_facts(data.meta), checkpoint)
-    except ValueError as e:
-        raise SystemExit(f"train.py: {e}") from None
-    except RuntimeError as e:
-        raise SystemExit(f"--init_from={init_from} does not fit this model: {' '.join(str(e).split())[:200]}") from None
+        model, model_args = make_model(settings, given, facts, checkpoint, path)
+    except (ValueError, RuntimeError) as e:  # the second of a size that no memory has
+        raise SystemExit(f"train.py: {' '.join(str(e).split())[:300]}") from None
     settings.update({k: v for k, v in model_args.items() if k in settings})  # what the checkpoint decided
     T = sequence_length(data, settings["block_size"])
     if model.learned_positions and settings["block_size"] < T:
@@ -226,10 +233,14 @@ def set_up(settings, given):
                                                        cuda_graph)
     if init_from == "resume":
         groups = run.optimizer.state_dict()["param_groups"]
-        run.optimizer.load_state_dict(dict(checkpoint["optimizer"], param_groups=groups))
-        run.it, run.best_val_loss = checkpoint["iter_num"], checkpoint["best_val_loss"]
-        if run.average:
-            load_weights(run.average, checkpoint.get("ema") or checkpoint["model"])
+        try:
+            run.optimizer.load_state_dict(dict(checkpoint["optimizer"], param_groups=groups))
+            if run.average:
+                load_weights(run.average, checkpoint.get("ema") or checkpoint["model"])
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            raise SystemExit(f"{run.last_path} cannot be resumed, its optimizer or its averaged weights are damaged: "
+                             f"{type(e).__name__} {e}; start from its weights: --init_from={run.last_path}") from None
+        run.it, run.best_val_loss = checkpoint["iter_num"], float(checkpoint["best_val_loss"])
     run.micro_steps = -(-gradient_accumulation_steps // run.world)  # rounded up, so that every rank has as many
     if run.master and run.micro_steps * run.world != gradient_accumulation_steps:
         print(f"gradient_accumulation_steps {gradient_accumulation_steps} -> {run.micro_steps * run.world}, equal for "
@@ -503,6 +514,9 @@ def main():
     run = set_up(own | of_model, given)
     run.started, run.provenance = time.time(), runtime.provenance(run.device) if run.writes_files else None
     if run.master:
+        if model_type == "loop" and {"n_layer", "num_loops"} & given == {"n_layer"} and run.model_args["n_layer"] > 1:
+            print(f"n_layer {run.model_args['n_layer']} without num_loops: each of its {of_model['num_loops']} loops "
+                  "takes all of them; nanoGPT's plain stack is --model_type=gpt, one loop is --num_loops=1")
         print(f"{model_type} with {run.raw_model.get_num_params():,} parameters, {run.dtype} on {run.device}, "
               f"{run.world} process(es); {batch_size} x {run.micro_steps * run.world} sequences of {run.T} tokens an "
               f"iteration; {dataset}, seed {seed}")

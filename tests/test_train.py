@@ -212,7 +212,7 @@ def test_halt_head_after_trains_nothing_else(scripts, whole, extra):
 
 
 def test_init_from_a_checkpoint_that_does_not_fit(scripts, whole):
-    for wrong, name in (("--n_embd=32", "n_embd|does not fit"), ("--n_layer=2", r"transformer\.h\.1"),
+    for wrong, name in (("--n_embd=32", "do not fit"), ("--n_layer=2", r"transformer\.h\.1"),
                         ("--dataset=shakespeare_char", "shakespeare_char"), ("--model_type=gpt", "--model_type=gpt")):
         run = scripts("train.py", *TINY, wrong, "--init_from=whole/ckpt_last.pt", "--out_dir=unfit", status=None)
         assert re.search(name, run.err)
