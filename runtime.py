@@ -115,6 +115,14 @@ def mean_over_ranks(x, world):
     return x
 
 
+# ---- what comes from outside
+
+@functools.cache
+def warn(line):
+    """Say on stderr, once, what went wrong beside the work, which goes on."""
+    print(line, file=sys.stderr, flush=True)
+
+
 class StopSignal:
     """Notes SIGINT and SIGTERM instead of dying, so that a step can be finished and saved. A second one kills."""
 
