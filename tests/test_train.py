@@ -503,6 +503,15 @@ def test_an_evaluation_leaves_the_run_as_it_is(scripts, whole):
     assert files == {p.name: p.read_bytes() for p in (scripts.folder / name).iterdir()}
 
 
+def test_a_config_of_nanogpt(scripts):
+    """It names layers and knows no loops: a line says how deep the model is that they make."""
+    (scripts.folder / "nanogpt.py").write_text("n_layer = 2\ndataset = 'shakespeare_char'\nblock_size = 16\n")
+    start = ("train.py", "nanogpt.py", *TINY, "--max_iters=1", "--out_dir=layers")
+    assert "n_layer 2 without num_loops" in scripts(*start).out
+    for meant in ("--num_loops=2", "--model_type=gpt"):
+        assert "without num_loops" not in scripts(*start, meant).out
+
+
 def test_settings_that_would_do_nothing_are_refused(scripts):
     scripts("data/addition/prepare.py", "--out_dir=data/plain", "--plain=True", "--train_rows=50", "--val_rows=20")
     for args, key in ((("--dataset=plain", "--pos=place"), "place"), (("--alpha=learned",), "alpha"),
