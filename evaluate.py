@@ -80,7 +80,7 @@ def random_loops(loops, groups, *key):
 
 def ask(n, m, kind, count):
     """Problems of exactly n and m digits: inputs and targets (N,T), and the longest carry chain (N,) of each."""
-    problem = addition.problem_set(n, count, kind, m)
+    problem = addition.with_zeros(addition.problem_set(n, count, kind, m), meta.zeros)
     rows = addition.write_rows(*problem, addition.row_length(max(n, m), meta.track), meta.track, meta.plain)
     X, Y = map(torch.from_numpy, addition.inputs_and_targets(rows, meta.track))
     return X, Y, torch.from_numpy(addition.chain_lengths(problem[0], problem[2]))

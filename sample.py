@@ -59,7 +59,7 @@ def read_prompts():
     for p in problems:
         datasets.encode(meta, p)  # names characters outside the vocabulary
         try:
-            problem = addition.read_problem(p)
+            problem = addition.with_zeros(addition.read_problem(p), meta.zeros)
         except ValueError as e:
             raise SystemExit(f"--start: {e}") from None
         found.append((addition.prompt_tokens(problem, meta.track, meta.plain).tolist(), problem))
