@@ -34,7 +34,8 @@ from model_loop import HALTING, LoopConfig, LoopGPT, from_checkpoint
 checkpoint = ""                 # a checkpoint file; empty: ckpt_best.pt, else ckpt_last.pt, of out_dir
 out_dir = "out"                 # where train.py wrote
 digits: list[int] = [1, 2, 3, 4, 5, 6, 7, 8]  # addition: digit counts, both operands have exactly so many
-problems = 2000                 # addition: problems a digit count
+kinds: list[str] = ["uniform", "hard"]  # addition: the shapes of problems to measure, of addition.KINDS
+problems = 2000                 # addition: problems a digit count and kind
 grid = 0                        # addition: also all pairs of lengths 1..grid, with problems / 10 each
 control = False                 # addition: also the random control of the halting rule
 frontier = False                # addition: also accuracy against loops of every rule, with problems / 4 a digit count
@@ -133,7 +134,8 @@ def measure(n, m, kind, count):
     row.update({key: x.mean().item() for key, x in per_problem.items()})
     row.update(mean_interval(per_problem["loops_most"][solved].double().numpy(), "loops_most_solved"))
     if control:
-        again, _ = predictions(X, random_loops(loops, (prompt, answer), n, m, kind == "hard"))
+        again, _ = predictions(X, random_loops(loops, (prompt, answer), n, m,
+                                                addition.KINDS.index("uniform" if kind == "grid" else kind)))
         row["accuracy_random"] = share(solves(again, Y))["accuracy"]
     return row, per_problem | dict(solved=solved, chain=chain)
 
@@ -196,17 +198,18 @@ def cheapest(rows):
 
 
 def print_table(rows):
-    """Accuracy and loops per digit count, the uniform set beside the hard one."""
-    head = f"{'digits':>6} {'uniform':>9} {'95%':>15} {'hard':>9} {'95%':>15}"
+    """Accuracy per digit count, the kinds of problems side by side, and the loops of the first kind."""
+    head = f"{'digits':>6}" + "".join(f" {kind:>9} {'95%':>15}" for kind in kinds)
     print(head + ("  loops: prompt answer most" if looped else "") + ("  random" if control else ""))
-    for u, h in zip(rows[::2], rows[1::2], strict=True):
-        line = f"{u['n']:>6}"
-        for r in (u, h):
+    for i in range(0, len(rows), len(kinds)):
+        first = rows[i]
+        line = f"{first['n']:>6}"
+        for r in rows[i:i + len(kinds)]:
             span = f"{100 * r['low']:.1f}-{100 * r['high']:.1f}"
             line += f" {100 * r['accuracy']:>8.1f}% {span:>15}"
         if looped:
-            line += f" {u['loops_prompt']:>14.2f} {u['loops_answer']:>6.2f} {u['loops_most']:>4.1f}"
-        print(line + (f" {100 * u['accuracy_random']:>6.1f}%" if control else ""))
+            line += f" {first['loops_prompt']:>14.2f} {first['loops_answer']:>6.2f} {first['loops_most']:>4.1f}"
+        print(line + (f" {100 * first['accuracy_random']:>6.1f}%" if control else ""))
 
 
 def print_correlation(rows, loops, within):
@@ -251,7 +254,7 @@ def print_frontier(rows):
 
 def addition_tables():
     """All rows, and the printed tables, of an addition model."""
-    pairs = [(n, n, kind, problems) for n in digits for kind in ("uniform", "hard")]
+    pairs = [(n, n, kind, problems) for n in digits for kind in kinds]
     cells = [(n, m, "grid", max(1, problems // 10)) for n in range(1, grid + 1) for m in range(1, grid + 1)]
     done = [measure(*p) for p in tqdm(pairs + cells, desc="evaluating", unit="set", disable=None)]
     rows = [row for row, _ in done]
@@ -259,8 +262,8 @@ def addition_tables():
     if looped and digits:
         chains, within = chain_rows(done[:len(pairs)])
         rows += chains if plot else []
-        uniform = done[:len(pairs):2]
-        print_correlation([r for r, _ in uniform], [p for _, p in uniform], within)
+        first = done[:len(pairs):len(kinds)]  # of the kinds
+        print_correlation([r for r, _ in first], [p for _, p in first], within)
     if grid:
         print("accuracy (%) by the lengths of A (down) and B (across)")
         print("     " + "".join(f"{m:>6}" for m in range(1, grid + 1)))
@@ -299,6 +302,8 @@ def loss_table(data):
 settings, overrides, given = configure(__file__, {
     "halting settings, by default as in the checkpoint": class_settings(LoopConfig, HALTING)})
 globals().update(settings)
+if not kinds or not set(kinds) <= set(addition.KINDS):
+    raise SystemExit(f"--kinds={kinds}: one or more of {', '.join(addition.KINDS)}")
 device = runtime.choose_device(device)
 dtype = runtime.choose_dtype(dtype, device)
 path = runtime.find_checkpoint(checkpoint, out_dir)

@@ -28,6 +28,7 @@ from datetime import timedelta
 
 import torch
 
+import addition
 import figures
 from configurator import class_settings, configure, read_arguments, read_settings
 from model_loop import FACTS, HALTING, LoopConfig
@@ -165,7 +166,7 @@ def launch(command, log):
 
 def columns_of(step, path, said):
     """The columns that a step gives: train.py's closing lines, `states`, the rows of analyze.py of which STATES speaks,
-    or uniform_8, hard_8, loops_answer_8, ... from the table of evaluate.py; loops are those of the uniform problems,
+    or uniform_8, equal_8, loops_answer_8, ... from the table of evaluate.py; loops are those of the uniform problems,
     loops_solved_8 of the slowest token of solved ones, and chain_3 of those with figures.CHAIN_DIGITS digits, hard ones
     too, whose longest carry chain is 3."""
     if step == "train":
@@ -179,7 +180,7 @@ def columns_of(step, path, said):
     found, prefix = {}, step.removesuffix("evaluate")
     with open(path, encoding="utf-8") as f:
         for r in csv.DictReader(f):
-            keys = {"accuracy": r["kind"]} if r["kind"] in ("uniform", "hard") else {}
+            keys = {"accuracy": r["kind"]} if r["kind"] in addition.KINDS else {}
             if r["kind"] == "uniform":
                 keys |= dict(loops_answer="loops_answer", loops_most="loops_most", loops_most_solved="loops_solved",
                              accuracy_random="accuracy_random")
