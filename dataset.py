@@ -19,7 +19,7 @@ import addition
 TINYSHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 # what the folders of addition were made with
 VARIANTS = {"demo": " --max_digits=3", "parallel": " --track=slots", "padded": " --track=slots --max_places=12",
-            "zeros": " --zeros=shorter --few_rows=0.25"}
+            "zeros": " --zeros=shorter --few_rows=0.25", "few": " --few_rows=0.25", "shorter": " --zeros=shorter"}
 NEEDED = dict(kind=str, vocab=(list, type(None)), vocab_size=int, dtype=str, tokens=dict, sha256=dict)
 NEEDED_ROWS = dict(vocab=list, row_len=int, pad=str, think_token=str, digits=str, mask=str, track=str, plain=bool,
                    max_digits=int, max_places=int, zeros=str, carry_rows=(int, float), few_rows=(int, float))

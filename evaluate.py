@@ -34,7 +34,7 @@ from model_loop import HALTING, LoopConfig, LoopGPT, from_checkpoint
 checkpoint = ""                 # a checkpoint file; empty: ckpt_best.pt, else ckpt_last.pt, of out_dir
 out_dir = "out"                 # where train.py wrote
 digits: list[int] = [1, 2, 3, 4, 5, 6, 7, 8]  # addition: digit counts, both operands have exactly so many
-kinds: list[str] = ["uniform", "hard"]  # addition: the shapes of problems to measure, of addition.KINDS
+kinds = "uniform,hard"          # addition: the kinds of problems to measure, of addition.KINDS, or all
 problems = 2000                 # addition: problems a digit count and kind
 grid = 0                        # addition: also all pairs of lengths 1..grid, with problems / 10 each
 control = False                 # addition: also the random control of the halting rule
@@ -302,8 +302,9 @@ def loss_table(data):
 settings, overrides, given = configure(__file__, {
     "halting settings, by default as in the checkpoint": class_settings(LoopConfig, HALTING)})
 globals().update(settings)
-if not kinds or not set(kinds) <= set(addition.KINDS):
-    raise SystemExit(f"--kinds={kinds}: one or more of {', '.join(addition.KINDS)}")
+kinds = list(addition.KINDS) if kinds == "all" else kinds.split(",")
+if not set(kinds) <= set(addition.KINDS):
+    raise SystemExit(f"--kinds={','.join(kinds)}: all, or one or more of {','.join(addition.KINDS)}")
 device = runtime.choose_device(device)
 dtype = runtime.choose_dtype(dtype, device)
 path = runtime.find_checkpoint(checkpoint, out_dir)

@@ -149,7 +149,7 @@ def test_loops_of_solved_problems_against_digits_and_carries(run, track, capsys)
 def test_every_kind_of_problem_is_measured(run, track, capsys, tmp_path):
     """Exact match by hand, in the order asked for; with leading zeros both numbers are asked with as many digits."""
     kinds = ["nines", *(k for k in addition.KINDS if k != "nines")]
-    ns = run(track, "--digits=[2,9]", f"--kinds={kinds}".replace(" ", ""), "--problems=60", "--batch_size=60")
+    ns = run(track, "--digits=[2,9]", f"--kinds={','.join(kinds)}", "--problems=60", "--batch_size=60")
     said, rows = capsys.readouterr().out, [r for r in ns["table"] if r["kind"] in addition.KINDS]
     assert [(r["n"], r["kind"]) for r in rows] == [(n, kind) for n in (2, 9) for kind in kinds]
     for row, (idx, *_) in zip(rows, run.fake.calls, strict=True):
@@ -168,6 +168,8 @@ def test_every_kind_of_problem_is_measured(run, track, capsys, tmp_path):
     assert line[1:2 * len(kinds):2] == [f"{100 * r['accuracy']:.1f}%" for r in rows[len(kinds):]]
     found = sweep.columns_of("evaluate", "fake.csv", "")
     assert {k for k in found if k.rpartition("_")[0] in kinds} == {f"{k}_{n}" for k in kinds for n in (2, 9)}
+    assert [r["kind"] for r in run(track, "--digits=[1]", "--kinds=all", "--problems=4")["table"]][:len(kinds)] == [
+        *addition.KINDS]
     table = [dict(row="a", seed=0, error="", **found)]
     assert f"| a | 1/1 | {100 * found['equal_2']:.1f} | {100 * found['equal_9']:.1f} |" in sweep.markdown(
         "equal", "", table, ["a"])
@@ -176,7 +178,7 @@ def test_every_kind_of_problem_is_measured(run, track, capsys, tmp_path):
 
 
 def test_kinds_that_do_not_exist(run):
-    for wrong in ("--kinds=[]", "--kinds=['even']"):
+    for wrong in ("--kinds=", "--kinds=even", "--kinds=uniform,all"):
         with pytest.raises(SystemExit, match="kinds.*shorter_a"):
             run("next", "--digits=[1]", wrong)
 

@@ -70,7 +70,7 @@ def test_zeros_of_the_data_are_written_and_not_shown(scripts):
     out = scripts("sample.py", "--checkpoint=out_zeros/ckpt_last.pt", "--trace_file=t.jsonl", "--halt=none",
                   "--start=" + ",".join(f"{x}+{y}=" for x, y in problems)).out
     said = answers(out)
-    scripts("evaluate.py", "--checkpoint=out_zeros/ckpt_last.pt", "--digits=[2]", "--kinds=['shorter_b']",
+    scripts("evaluate.py", "--checkpoint=out_zeros/ckpt_last.pt", "--digits=[2]", "--kinds=shorter_b",
             "--halt=none", "--problems=60", "--eval_iters=0", "--csv_file=e.csv")
     row, = (r for r in read_csv(scripts, "e.csv") if r["kind"] == "shorter_b")
     assert float(row["accuracy"]) == pytest.approx(sum(said[x, y] == str(x + y) for x, y in problems) / 60)
