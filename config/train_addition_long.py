@@ -5,7 +5,7 @@ out_dir = "out/train_addition_long"
 dataset = "addition/zeros"
 fresh_rows = True
 swap_operands = True
-eval_interval = 8000
+eval_interval = 9000
 eval_iters = 5
 log_interval = 100
 
@@ -25,7 +25,7 @@ loop_norm = True
 supervise = "half"
 
 batch_size = 256
-max_iters = 40000
+max_iters = 36000
 learning_rate = 1e-3
 warmup_iters = 200
 weight_decay = 0.01
