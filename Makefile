@@ -1,16 +1,19 @@
 # make demo: set up, train, evaluate and look at a thinking model (about 5 minutes on 2 cores)
-# make test: set up and run the tests
+# make test: set up and run the tests, large products of cases by a random third
+# make test-all: all cases, and what takes long
 # make compile-all: compile every variant of every kernel for every GPU generation; needs no GPU
 PYTHON ?= python3
 BIN := .venv/bin
 OUT := out/demo_addition
+# a process per core; the tests of a file share what they train, so they stay together
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test compile-all lint clean
+.PHONY: demo test test-all compile-all lint clean
 
 .venv/ready: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "LoopLM needs Python 3.11 or later: make PYTHON=python3.x")'
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "on Debian: apt install python3-venv"; exit 1; }
-	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
 demo: .venv/ready
@@ -22,7 +25,10 @@ demo: .venv/ready
 	@echo "look at $(OUT)/trace.png and $(OUT)/loss.png"
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+test-all: .venv/ready
+	$(PYTEST) --all --durations=15
 
 compile-all: .venv/ready
 	$(BIN)/python tests/compile_all.py

@@ -171,8 +171,11 @@ def hard_problems(rng, la, lb, D):
         start = rng.integers(0, np.minimum(n - k, min(n, m) - 1) + 1)  # both numbers have a digit there
         a[todo], b[todo] = with_chain(rng, fresh[0], la[todo], fresh[1], lb[todo], start, k)
         todo = todo[chain_lengths(a[todo], b[todo]) != k]
-    for i, (nines, one) in enumerate([((a, la), (b, lb)), ((b, lb), (a, la))][:count]):
-        nines[0][i], one[0][i], one[1][i] = 9 * (np.arange(D) < nines[1][i]), np.arange(D) == 0, 1
+    place = np.arange(D)
+    if count > 0:
+        a[0], b[0], lb[0] = np.where(place < n, 9, 0), place == 0, 1  # 99..9 + 1
+    if count > 1:
+        b[1], a[1], la[1] = np.where(place < m, 9, 0), place == 0, 1  # 1 + 99..9
     return a, la, b, lb
 
 

@@ -5,7 +5,7 @@
     python bench.py --tables=loop --only=64x128x16      some of it
     python bench.py --device=cpu                        tiny shapes in torch: that the script works, nothing else
 
-A time is the median over replays of a CUDA graph where the path can be one, in microseconds a call; a ratio is that
+A time is the median over replays of a CUDA graph where the path can be one, in microseconds per call; a ratio is that
 time over the time of the path named beside it, for most rows the kernel's. Paths named "called" are calls from Python,
 as a model makes them: what backend auto takes is held against both of its paths, called alike. Inputs that would fit in
 the L2 cache are rotated, but for the loop table, whose states and weights live there in use as well. Each group of
@@ -62,7 +62,7 @@ class Path:
     run: object
     note: str
     calls: int = 1
-    loops: int = 0              # loops a call takes, in the loop table
+    loops: int = 0              # loops of a call, in the loop table
     against: tuple = ()         # (case, path) that its ratio is to; the case's first path by default
     bars: tuple = ()            # (quantity, "<=" or ">=", bound), quantities as in `row_of`
 
@@ -77,8 +77,14 @@ class Case:
 
 
 # paths ---------------------------------------------------------------------------------------------------------------
+@functools.cache
+def machine():
+    """The device that the setting stands for."""
+    return runtime.choose_device(device)
+
+
 def on_gpu():
-    return device.startswith("cuda")
+    return machine().startswith("cuda")
 
 
 def backend():
@@ -98,23 +104,17 @@ def captured(calls):
         return first
     if not on_gpu():
         return run, run()
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # warm-up: libraries and compilers set themselves up outside of the capture
-        run()
-        run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = run()
+    graph, result = kernels.capture(run)
 
     def replay(kept=run):  # what the calls refer to must live as long as the graph that reads it
         graph.replay()
     return replay, result
 
 
-def plain(call):
-    """A call as it is, for paths that wait for the host: (call, what it returns)."""
+def plain(call, warm_up=0):
+    """A call as it is, for paths that wait for the host: (call, what it returns), after warm_up calls of it."""
+    for _ in range(warm_up):
+        call()
     return call, call()
 
 
@@ -127,12 +127,12 @@ def too_slow(*signal_frame):
     raise TimeoutError(f"not ready within {seconds * 2 // 3} s")
 
 
-tell = print                    # in a group's process: sends word to the parent
+announce = print  # worker processes replace this by pipe.send, so that the parent knows which path is being prepared
 
 
-def path(name, make, reference, **facts):
+def prepare(name, make, reference, **facts):
     """A Path, made and checked: make() gives (run, results), reference the first of those that are right."""
-    tell(name)
+    announce(name)
     signal.signal(signal.SIGALRM, too_slow)  # a compiler that takes too long costs its path, not the group
     signal.alarm(seconds * 2 // 3)
     try:
@@ -143,32 +143,32 @@ def path(name, make, reference, **facts):
             return Path(name, None, f"WRONG: relative error {error:.1e}")
         return Path(name, run, f"error {error:.0e}", **facts)
     except Exception as e:  # whatever a compiler or a driver throws: the row says it, the others go on
-        return Path(name, None, f"FAILED: {type(e).__name__}: {str(e).strip().splitlines()[0][:120] if str(e) else ''}")
+        return Path(name, None, f"FAILED: {type(e).__name__}: {runtime.first_line(e)[:120]}")
     finally:
         signal.alarm(0)
 
 
 def rotation(nbytes):
     """How many sets of inputs of so many bytes to rotate, so that none is still in the L2 cache when it comes again."""
-    cache = torch.cuda.get_device_properties(device).L2_cache_size if on_gpu() else 0
+    cache = torch.cuda.get_device_properties(machine()).L2_cache_size if on_gpu() else 0
     return max(1, min(64, -(-2 * cache // nbytes)))
 
 
 def repeated(f, sets):
-    """One call of f a set of arguments, and four at least."""
+    """One call of f per set of arguments, and four at least."""
     return [functools.partial(f, *sets[i % len(sets)]) for i in range(max(len(sets), 4))]
 
 
 # the tables ----------------------------------------------------------------------------------------------------------
 def normal(*shape, scale=1.0):
-    return (scale * torch.randn(*shape, device=device)).bfloat16()
+    return (scale * torch.randn(*shape, device=machine())).bfloat16()
 
 
 def tokens(N, C):
     """h, new (N,C), active, loops, the loop, threshold and limit of N active tokens that do not halt."""
-    return (normal(N, C), normal(N, C), torch.ones(N, dtype=torch.bool, device=device),
-            torch.zeros(N, dtype=torch.int64, device=device), 1, torch.full((N,), 2.0, device=device),
-            torch.full((N,), 99, device=device))
+    return (normal(N, C), normal(N, C), torch.ones(N, dtype=torch.bool, device=machine()),
+            torch.zeros(N, dtype=torch.int64, device=machine()), 1, torch.full((N,), 2.0, device=machine()),
+            torch.full((N,), 99, device=machine()))
 
 
 def ceiling_cases():
@@ -197,16 +197,16 @@ def halt_case(N, V, stride, C):
         facts["against"] = f"{N}x{stride}", "kernel"
         bars.append(("ratio", "<=", 1.25))
     return Case("halt", f"{N}x{V}", [
-        path("kernel", lambda: captured(repeated(kernel, sets)), right, calls=calls, bars=bars, **facts),
-        path("torch.compile", lambda: captured(repeated(fused, sets)), right, calls=calls,
+        prepare("kernel", lambda: captured(repeated(kernel, sets)), right, calls=calls, bars=bars, **facts),
+        prepare("torch.compile", lambda: captured(repeated(fused, sets)), right, calls=calls,
              bars=[("ratio", ">=", 2.0 if large else 1.0)]),
-        path("eager", lambda: captured(repeated(reference, sets)), right, calls=calls),
+        prepare("eager", lambda: captured(repeated(reference, sets)), right, calls=calls),
     ], bytes=2 * N * V + 4 * N * C + 34 * N)
 
 
 def head_case(N, C, V):
-    state, head, weight = tokens(N, C), normal(V, C, scale=0.05), torch.ones(C, device=device).bfloat16()
-    said = torch.zeros(N, dtype=torch.int64, device=device)
+    state, head, weight = tokens(N, C), normal(V, C, scale=0.05), torch.ones(C, device=machine()).bfloat16()
+    said = torch.zeros(N, dtype=torch.int64, device=machine())
 
     def kernel():
         return kernels.head_halt("confidence", *state, head, weight, backend=backend(), inplace=True, prediction=said)
@@ -216,7 +216,7 @@ def head_case(N, C, V):
         return kernels.halt_update("confidence", *state, logits=logits, backend=backend(), inplace=True)
 
     right = kernels.head_halt_reference("confidence", *state, head, weight)[:6]  # arg-maxes of ties may differ
-    ours = path("kernel", lambda: captured([kernel] * 4), right, calls=4)
+    ours = prepare("kernel", lambda: captured([kernel] * 4), right, calls=4)
     if ours.run and on_gpu():
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -225,7 +225,7 @@ def head_case(N, C, V):
         extra = torch.cuda.max_memory_allocated() - before
         ours.note += f", takes {extra / 1e6:.0f} MB (N x V: {2e-6 * N * V:.0f}): " + (
             "met" if extra < N * V // 2 else "MISSED")
-    theirs = path("cuBLAS + halt update", lambda: captured([pair] * 4), right[:4], calls=4,
+    theirs = prepare("cuBLAS + halt update", lambda: captured([pair] * 4), right[:4], calls=4,
                   bars=[("ratio", ">=", round(1 / 0.7, 2))])
     return Case("head", f"{N}x{C}x{V}", [ours, theirs], flops=2 * N * C * V)
 
@@ -241,16 +241,16 @@ def attention_case(B, nh, T, hs):
     sets = [(normal(B, T, 3 * nh * hs),) for _ in range(rotation(8 * B * T * nh * hs))]
     right, calls = model(sets[0][0]), max(len(sets), 4)
     return Case("attention", f"{B}x{nh}x{T}x{hs}", [
-        path("kernel", lambda: captured(repeated(kernel, sets)), right, calls=calls),
-        path("SDPA", lambda: captured(repeated(model, sets)), right, calls=calls,
+        prepare("kernel", lambda: captured(repeated(kernel, sets)), right, calls=calls),
+        prepare("SDPA", lambda: captured(repeated(model, sets)), right, calls=calls,
              bars=[("ratio", ">=", 1.0 if T <= 256 else 0.9)]),
     ], flops=2 * B * nh * T * T * hs)
 
 
-def all_loops(model, x0, state, halt, stop=False):
+def all_loops(model, x0, state, halt, early_exit=False):
     """LOOPS loops in torch: h, and loops unless the depth is fixed; halt: the halt update, None for a fixed depth.
 
-    stop: whether the host looks after each loop if a token is still active.
+    early_exit: whether the host looks after each loop if a token is still active.
     """
     active, threshold, limit = state
     h, active, loops = x0.clone(), active.clone(), torch.zeros_like(limit)  # the halt update may be in place
@@ -260,16 +260,16 @@ def all_loops(model, x0, state, halt, stop=False):
             h = new
             continue
         h, active, loops, _ = halt("confidence", h, new, active, loops, l, threshold, limit, logits=model.readout(new))
-        if stop and not active.any():
+        if early_exit and not active.any():
             break
     return (h,) if halt is None else (h, loops)
 
 
-def graph_a_loop(model, x0, state, adaptive):
+def graph_per_loop(model, x0, state, adaptive):
     """A compiled loop as a CUDA graph that is replayed for each loop, the flag read by the host after it."""
     start, threshold, limit = state
     h, active, loops = x0.clone(), start.clone(), torch.zeros_like(limit)
-    number, flag = torch.ones((), dtype=torch.int64, device=device), torch.ones((), dtype=torch.bool, device=device)
+    number, flag = (torch.ones((), dtype=kind, device=machine()) for kind in (torch.int64, torch.bool))
 
     def loop(l):
         new = model.loop(h, x0, l)  # the second loop stands for all that follow: no step encoding tells them apart
@@ -304,54 +304,83 @@ def graph_a_loop(model, x0, state, adaptive):
     return plain(run)
 
 
-def loop_case(T, C, B, mode):
-    adaptive, facts = mode == "adaptive", dict(loops=LOOPS)
-    rule = "confidence" if adaptive else "none"
+def loop_bars(T, C, B, adaptive):
+    """What is asked of the paths of a loop: {path: its bars}."""
+    small = T == 64 and C == 128
+    bars = {"loop kernel, half": [("ratio", "<=", 0.6)], "called: auto": [("best called", "<=", 1.05)]}
+    if B * T <= 8192:
+        bars["a eager"] = [("ratio", ">=", 10.0)]
+    if small:
+        bars |= {"loop kernel": [("per_loop", "<=", 15.0)], "b torch.compile, graph": [("ratio", ">=", 2.0)]}
+        if adaptive:
+            bars["c graph a loop"] = [("ratio", ">=", 3.0)]
+    elif T == 64 and C == 256:
+        bars["b torch.compile, graph"] = [("ratio", ">=", 1.5)]
+    return bars
+
+
+def called_ways(model, x0, state, rule):
+    """The ways in which a model calls its loop on a GPU: {path: call}, each with results as of all_loops."""
+    active, threshold, limit = state
+    limit, results = (LOOPS, 1) if rule == "none" else (limit, 2)  # a number tells that the depth is fixed
+    plan = kernels.HaltingPlan(active, threshold, limit, LOOPS, rule)
+
+    def way(function):
+        @torch.no_grad()  # as LoopGPT.think is
+        def call():
+            return function(model.loop_spec(), x0, plan)[:results]
+        return call
+
+    return {"called: kernel": way(kernels.kernel_graph), "called: graph": way(kernels.torch_graph),
+            "called: auto": way(kernels.adaptive_loop)}
+
+
+def loop_inputs(T, C, B, rule):
+    """A model of one block in bfloat16, x0 (B,T,C), and two states (active, threshold, limit) of (B,T): tokens halt
+    in loop LOOPS, or in half of that."""
     model = LoopGPT(LoopConfig(vocab_size=65, n_head=C // 32, n_embd=C, num_loops=LOOPS, block_size=T, halt=rule))
-    model = model.to(device).bfloat16().eval().requires_grad_(False)  # with gradients on, its attention is SDPA
-    x0 = model.embed(torch.randint(65, (B, T), device=device))
-    whole, half = ((torch.ones(B, T, dtype=torch.bool, device=device), torch.full((B, T), 2.0, device=device),
-                    torch.full((B, T), n, device=device)) for n in (LOOPS, LOOPS // 2))
+    model = model.to(machine()).bfloat16().eval().requires_grad_(False)  # with gradients on, its attention is SDPA
+    x0 = model.embed(torch.randint(65, (B, T), device=machine()))
+    active, threshold = (torch.full((B, T), x, device=machine()) for x in (True, 2.0))
+    whole, half = ((active, threshold, torch.full((B, T), n, device=machine())) for n in (LOOPS, LOOPS // 2))
+    return model, x0, whole, half
+
+
+def loop_case(T, C, B, mode):
+    adaptive, rule = mode == "adaptive", "confidence" if mode == "adaptive" else "none"
+    model, x0, whole, half = loop_inputs(T, C, B, rule)
 
     def kernel(state):
         if not on_gpu():
             return all_loops(model, x0, state, kernels.halt_update_reference)
         limit = state[2] if adaptive else LOOPS  # a number tells the kernel that the depth is fixed
-        return kernels.adaptive_loop(model, x0, *state[:2], limit, LOOPS, rule, backend=backend())[:2]
+        plan = kernels.HaltingPlan(*state[:2], limit, LOOPS, rule)
+        return kernels.adaptive_loop(model.loop_spec(), x0, plan, backend=backend())[:2]
 
     update = functools.partial(kernels.halt_update, backend=backend(), inplace=True) if adaptive else None
     reference = kernels.halt_update_reference if adaptive else None
-    exact = copy.deepcopy(model).float()  # of the same weights
-    tell("the reference")
-    right = all_loops(exact, x0.float(), whole, kernels.halt_update_reference)
-    short, name = T == 64 and C == 128, f"{T}x{C}x{B} {mode}"
-    least = 2.0 if short else 1.5 if T == 64 and C == 256 else None
     fused = compiled(lambda: all_loops(model, x0, whole, reference))
-    paths = [
-        path("loop kernel", lambda: captured([lambda: kernel(whole)]), right, **facts,
-             bars=[("per_loop", "<=", 15.0)] if short else []),
-        path("a eager", lambda: plain(lambda: all_loops(model, x0, whole, update, stop=adaptive)), right, **facts,
-             bars=[("ratio", ">=", 10.0)] if B * T <= 8192 else []),
-        path("b torch.compile, graph", lambda: captured([fused]), right, **facts,
-             bars=[("ratio", ">=", least)] if least else []),
-        path("c graph a loop", lambda: graph_a_loop(model, x0, whole, adaptive), right,
-             **facts, bars=[("ratio", ">=", 3.0)] if short and adaptive else [])]
-    if on_gpu():
-        limit, few = whole[2] if adaptive else LOOPS, 1 + adaptive
-        ways = {
-            "kernel": lambda: kernels.kernel_graph(model, x0, *whole[:2], limit, LOOPS, rule)[:few],
-            "graph": lambda: kernels.torch_graph(model, x0, *whole[:2], limit, LOOPS, rule)[:few],
-            "auto": lambda: kernels.adaptive_loop(model, x0, *whole[:2], limit, LOOPS, rule)[:few]}
-        often = kernels.OFTEN  # calls from which on auto asks its table
-        for way, call in ways.items():
-            call = torch.no_grad()(call)  # as LoopGPT.think is
-            paths.append(path(f"called: {way}", lambda call=call: [plain(call) for _ in range(often)][-1], right,
-                              **facts, bars=[("best called", "<=", 1.05)] if way == "auto" else []))
+    makers = {"loop kernel": lambda: captured([lambda: kernel(whole)])}
     if adaptive:
-        right = all_loops(exact, x0.float(), half, kernels.halt_update_reference, stop=True)
-        paths.insert(1, path("loop kernel, half", lambda: captured([lambda: kernel(half)]), right, loops=LOOPS // 2,
-                             bars=[("ratio", "<=", 0.6)]))
-    return Case("loop", name, paths)
+        makers["loop kernel, half"] = lambda: captured([lambda: kernel(half)])
+    makers |= {"a eager": lambda: plain(lambda: all_loops(model, x0, whole, update, early_exit=adaptive)),
+               "b torch.compile, graph": lambda: captured([fused]),
+               "c graph a loop": lambda: graph_per_loop(model, x0, whole, adaptive)}
+    for name, call in (called_ways(model, x0, whole, rule) if on_gpu() else {}).items():
+        # auto asks its table from so many calls on
+        makers[name] = functools.partial(plain, call, kernels.CALLS_BEFORE_GRAPH - 1)
+    announce("the reference")
+    exact = copy.deepcopy(model).float()  # of the same weights
+    right = {LOOPS: all_loops(exact, x0.float(), whole, kernels.halt_update_reference),
+             LOOPS // 2: all_loops(exact, x0.float(), half, kernels.halt_update_reference, early_exit=True)}
+    bars, paths = loop_bars(T, C, B, adaptive), []
+    for name, make in makers.items():
+        loops = LOOPS // 2 if name.endswith("half") else LOOPS
+        paths.append(prepare(name, make, right[loops], loops=loops, bars=bars.get(name, [])))
+    return Case("loop", f"{T}x{C}x{B} {mode}", paths)
+
+
+CASES = dict(halt=halt_case, head=head_case, attention=attention_case, loop=loop_case)  # {table: maker of its cases}
 
 
 # timing --------------------------------------------------------------------------------------------------------------
@@ -369,17 +398,10 @@ def clock(run):
             run()
             times.append(1e6 * (time.perf_counter() - start))
         return statistics.median(times)
-    pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(replays)]
-    torch.cuda.synchronize()
-    for start, end in pairs:
-        start.record()
-        run()
-        end.record()
-    torch.cuda.synchronize()
-    return statistics.median(1e3 * start.elapsed_time(end) for start, end in pairs)
+    return 1e3 * kernels.gpu_milliseconds(run, replays, warm_up=0)
 
 
-def judged(bars, seen):
+def verdicts(bars, seen):
     """Which of the bars of a path are met by what was seen of it; what was not seen is missed."""
     return ", ".join(f"{what.replace('_', ' ')} {sign} {bound} "
                      + ("met" if (x <= bound if sign == "<=" else x >= bound) else "MISSED")
@@ -390,7 +412,7 @@ def row_of(case, p, times, ceilings):
     """Time a path: its row. times: microseconds of the paths so far by (case, path); ceilings: bytes and FLOP/s."""
     row = dict(table=case.table, case=case.name, path=p.name, note=p.note)
     if p.run is None:
-        return row | dict(bar=judged(p.bars, {}))
+        return row | dict(bar=verdicts(p.bars, {}))
     us = times[case.name, p.name] = clock(p.run) / p.calls
     against = p.against or (case.name, case.paths[0].name)
     seen = dict(ratio=us / times[against] if against in times else math.nan, copy=math.nan,
@@ -400,22 +422,23 @@ def row_of(case, p, times, ceilings):
     row.update(microseconds=round(us, 2), per_loop=round(us / p.loops, 2) if p.loops else "")
     if against in times and against != (case.name, p.name):
         row.update(ratio=round(seen["ratio"], 3), ratio_to=" ".join(p.against) or against[1])
-    for work, unit, scale, ceiling in ((case.bytes, "GB/s", 1e9, "copy"), (case.flops, "TFLOP/s", 1e12,
-                                                                           "matrix product")):
-        if work:
-            row["rate"] = work / us * 1e6
+    for amount, unit, scale, ceiling in ((case.bytes, "GB/s", 1e9, "copy"),
+                                         (case.flops, "TFLOP/s", 1e12, "matrix product")):
+        if amount:
+            row["rate"] = amount / us * 1e6
             seen[ceiling] = row["rate"] / ceilings.get(ceiling, math.nan)
             share = f", {100 * seen[ceiling]:.0f}% of the {ceiling}" if case.table != "ceiling" else ""
             row["note"] = "; ".join(filter(None, (f"{row['rate'] / scale:.0f} {unit}{share}", p.note)))
-    return row | dict(bar=judged(p.bars, seen))
+    return row | dict(bar=verdicts(p.bars, seen))
 
 
-def work(job, pipe):
-    """A group's process: gets its cases ready, waits for the ceilings, then times, a row a message, None at last."""
-    table, shapes = job
-    globals().update(tell=pipe.send)
+def measure_group(job, pipe):
+    """A group's process: gets its cases ready, waits for the ceilings, then times, a row per message, None at last."""
+    global announce
+    globals().update(configure(__file__)[0])  # it reads the same arguments
+    announce, (table, shapes) = pipe.send, job
     torch.manual_seed(0)
-    cases = ceiling_cases() if table == "ceiling" else [globals()[f"{table}_case"](*shape) for shape in shapes]
+    cases = ceiling_cases() if table == "ceiling" else [CASES[table](*shape) for shape in shapes]
     pipe.send("ready")
     ceilings, times = pipe.recv(), {}
     for case in cases:
@@ -458,7 +481,7 @@ def run_batch(batch, ceilings, emit):
     try:
         for job in batch:
             pipe, theirs = context.Pipe()
-            running.append((job, context.Process(target=work, args=(job, theirs)), pipe))
+            running.append((job, context.Process(target=measure_group, args=(job, theirs)), pipe))
             running[-1][1].start()
             theirs.close()
         failed = {}
@@ -497,7 +520,7 @@ def versions():
 
 
 def markdown(rows):
-    """The tables of the README: a line a case, its first path in microseconds, the others as multiples of that."""
+    """The tables of the README: a line per case, its first path in microseconds, the others as multiples of that."""
     lines = []
     for table in dict.fromkeys(row["table"] for row in rows if row["table"] != "ceiling"):
         cases, names = {}, {}
@@ -521,10 +544,17 @@ def markdown(rows):
     return "\n".join(lines) + "\n"
 
 
+def print_row(row):
+    ratio = f"{row['ratio']:.2f}x {row['ratio_to']}" if "ratio" in row else ""
+    print(f"{row['table']:<10}{row['case']:<20} {row.get('path', ''):<24}{row.get('microseconds', ''):>10}"
+          f"{row.get('per_loop', ''):>9}  {ratio:<26}{row.get('bar', ''):<24} {row['note']}", flush=True)
+
+
 def main():
+    globals().update(configure(__file__)[0])
     name, line = versions()
     target = out or f"results/bench_{re.sub(r'[^a-z0-9]+', '_', name.lower().removeprefix('nvidia '))}.csv"
-    os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
+    runtime.require_writable(target)
     groups, ceilings, rows = jobs(), {}, []
     threads = max(1, 2 * os.cpu_count() // min(len(groups), workers))  # of each group's torch.compile
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(threads))
@@ -541,25 +571,21 @@ def main():
                 ceilings[row["case"]] = row["rate"]
             writer.writerow(row)
             f.flush()
-            ratio = f"{row['ratio']:.2f}x {row['ratio_to']}" if "ratio" in row else ""
-            print(f"{row['table']:<10}{row['case']:<20} {row.get('path', ''):<24}{row.get('microseconds', ''):>10}"
-                  f"{row.get('per_loop', ''):>9}  {ratio:<26}{row.get('bar', ''):<24} {row['note']}", flush=True)
+            print_row(row)
 
         print(line)
         print(f"{'table':<10}{'case':<20} {'path':<24}{'us':>10}{'us/loop':>9}  {'ratio':<26}{'bar':<24}")
         writer.writerow(dict(table="run", note=line))
         for i in range(0, len(groups), workers):
             run_batch(groups[i:i + workers], ceilings, emit)
+    known = runtime.provenance(machine(), seconds=round(time.monotonic() - began, 1))
     with runtime.open_output(target.removesuffix(".csv") + ".md") as f:
-        f.write(f"`python {' '.join(sys.argv)}`: {line}\n{markdown(rows)}")
+        f.write(f"`{known['command']}`: {line}\n{markdown(rows)}\n{runtime.provenance_line(known)}\n")
     missed = sum(row.get("bar", "").count("MISSED") + row["note"].count("MISSED") for row in rows)
     failed = sum("WRONG" in row["note"] or "FAILED" in row["note"] for row in rows)
     print(f"{missed} bars missed, {failed} rows failed, {time.monotonic() - began:.0f} s; table: {target}")
     sys.exit(failed > 0)
 
 
-if __name__ in ("__main__", "__mp_main__"):  # the processes of the groups read the same arguments
-    globals().update(configure(__file__)[0])
-    device = runtime.choose_device(device)
 if __name__ == "__main__":
     main()

@@ -2,13 +2,12 @@
 
 Two kinds of data: text is one stream of tokens, sliced anywhere; rows (addition) are equations of equal length, never
 sliced, with targets only where the answer stands. meta.json says which, and what it says is checked when a dataset is
-opened: a wrong file stops with a line that says what to run.
+opened: a wrong file ends the program with a line that says what to run.
 """
 import functools
 import hashlib
 import json
 import os
-import urllib.request
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,7 +24,7 @@ NEEDED_ROWS = dict(vocab=list, row_len=int, pad=str, think_token=str, digits=str
                    max_digits=int, max_places=int, zeros=str, carry_rows=(int, float), few_rows=(int, float))
 
 
-def stop(folder, what):
+def exit_with_hint(folder, what):
     """End the program with one line: what is wrong in a dataset's folder, and what writes it anew."""
     parent = folder
     while parent not in ("", os.sep) and not os.path.exists(os.path.join(parent, "prepare.py")):
@@ -46,17 +45,17 @@ def read_meta(folder):
     """The checked contents of folder/meta.json as a namespace."""
     path = os.path.join(folder, "meta.json")
     if not os.path.exists(path):
-        stop(folder, f"{path} is missing")
+        exit_with_hint(folder, f"{path} is missing")
     try:
         with open(path, encoding="utf-8") as f:
             meta = json.load(f)
     except (OSError, ValueError) as e:
-        stop(folder, f"{path} cannot be read ({e})")
+        exit_with_hint(folder, f"{path} cannot be read ({e})")
     meta = with_defaults(meta) if isinstance(meta, dict) else {}
     needed = NEEDED | (NEEDED_ROWS if meta.get("kind") == "rows" else {})
-    wrong = [k for k, t in needed.items() if not isinstance(meta.get(k), t)]
-    if wrong:
-        stop(folder, f"{path}: {', '.join(wrong)} missing or of the wrong type")
+    unfit = [k for k, t in needed.items() if not isinstance(meta.get(k), t)]
+    if unfit:
+        exit_with_hint(folder, f"{path}: {', '.join(unfit)} missing or of the wrong type")
     meta = SimpleNamespace(**meta)
     fits = dict(kind=meta.kind in ("text", "rows"), dtype=meta.dtype == "uint16",
                 vocab=len(meta.vocab) == meta.vocab_size if meta.vocab else isinstance(meta.encoding, str),
@@ -70,9 +69,9 @@ def read_meta(folder):
                     row_len=meta.row_len == addition.row_length(meta.max_places or meta.max_digits, meta.track),
                     pad=meta.pad == addition.PAD, think_token=meta.think_token == addition.EQUALS,
                     digits=meta.digits == addition.DIGITS + addition.SLOT, mask=meta.mask == addition.MASK_RULE)
-    wrong = [k for k, fit in fits.items() if not fit]
-    if wrong:
-        stop(folder, f"{path}: {', '.join(wrong)} do not fit, or were written by another version")
+    unfit = [k for k, fit in fits.items() if not fit]
+    if unfit:
+        exit_with_hint(folder, f"{path}: {', '.join(unfit)} do not fit, or were written by another version")
     return meta
 
 
@@ -87,17 +86,18 @@ def open_split(folder, meta, split):
     """The tokens of folder/<split>.bin, memory-mapped: (N,) for text, (rows, row_len) for rows; hash checked."""
     path = os.path.join(folder, f"{split}.bin")
     if not os.path.exists(path):
-        stop(folder, f"{path} is missing")
+        exit_with_hint(folder, f"{path} is missing")
     size, wanted = os.path.getsize(path), 2 * meta.tokens[split]
     if size != wanted or not size:
-        stop(folder, f"{path} has {size:,} bytes where meta.json says {wanted:,}: truncated, or of another run")
+        exit_with_hint(folder, f"{path} has {size:,} bytes where meta.json says {wanted:,}: truncated, or of another "
+                               "run")
     with open(path, "rb") as f:
         if hashlib.file_digest(f, "sha256").hexdigest() != meta.sha256.get(split):
-            stop(folder, f"{path} is not the file that meta.json describes (sha256 differs)")
+            exit_with_hint(folder, f"{path} is not the file that meta.json describes (sha256 differs)")
     data = np.memmap(path, np.uint16, "r")
     if meta.kind == "rows":
         if len(data) % meta.row_len:
-            stop(folder, f"{path} does not hold whole rows of {meta.row_len} tokens")
+            exit_with_hint(folder, f"{path} does not hold whole rows of {meta.row_len} tokens")
         data = data.reshape(-1, meta.row_len)
     return data
 
@@ -109,11 +109,11 @@ def open_dataset(name, root="data", like=None):
     """
     folder = os.path.join(root, name)
     meta = read_meta(folder)
-    other = [k for k in ("vocab", "track", "plain", "sha256") if like and like.get(k) != getattr(meta, k, None)]
-    if other:
-        stop(folder, f"{folder} is not what the checkpoint was trained on: {', '.join(other)} differ")
+    differ = [k for k in ("vocab", "track", "plain", "sha256") if like and like.get(k) != getattr(meta, k, None)]
+    if differ:
+        exit_with_hint(folder, f"{folder} is not what the checkpoint was trained on: {', '.join(differ)} differ")
     if not {"train", "val"} <= set(meta.tokens):
-        stop(folder, f"{folder}/meta.json names no train or no val split")
+        exit_with_hint(folder, f"{folder}/meta.json names no train or no val split")
     return SimpleNamespace(name=name, meta=meta, splits={s: open_split(folder, meta, s) for s in meta.tokens})
 
 
@@ -206,6 +206,7 @@ def read_text(path, url):
             with open(path, encoding="utf-8") as f:
                 text = f.read()
         else:
+            import urllib.request  # only here: it brings http and ssl along
             with urllib.request.urlopen(url, timeout=60) as f:
                 text = f.read().decode("utf-8")
     except (OSError, UnicodeDecodeError) as e:

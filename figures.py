@@ -1,12 +1,14 @@
-"""The figures of evaluate.py, sweep.py and analyze.py, drawn from the rows of their tables alone; only the example of
-analyze.py also shows a text and the loops of its tokens. They read well in black and white.
+"""Every figure, drawn from the rows of tables alone; only the example of analyze.py also shows a text and the loops of
+its tokens. They read well in black and white. A figure that cannot be drawn or written costs a line, not the run.
 
-Pictures of analyze.py take the rows, the namespace s of what was looked at, with the settings they need, and a path.
+Figures of analyze.py take the rows, the namespace s of what was looked at, with the settings they need, and a path.
 """
+import functools
 import html
 import math
 import os
 import re
+import sys
 
 import numpy as np
 
@@ -17,6 +19,20 @@ KINDS = (*addition.KINDS, "loops_solved", "chain")  # that evaluations of sweep.
 OF_LOOPS = KINDS[-2:]
 CHAIN_DIGITS = 12   # of the problems whose loops sweep.py tells by their carry chains
 STYLE = {"trained": dict(color="k", marker="o", ls="-"), "untrained": dict(color="0.5", marker="s", ls="--")}
+
+
+def guarded(draw):
+    """draw, whose last argument is the path of its figure, made to return whether the figure is there: whatever goes
+    wrong is said in one line, since the numbers are in a table by then."""
+    @functools.wraps(draw)
+    def drawn(*arguments):
+        try:
+            draw(*arguments)
+        except (Exception, SystemExit) as e:  # matplotlib or its fonts may be missing, the disk full
+            print(f"no figure {arguments[-1]}: {type(e).__name__}: {runtime.first_line(e)}", file=sys.stderr)
+            return False
+        return True
+    return drawn
 
 
 def new_figure(count, size=None, share=True):
@@ -36,16 +52,56 @@ def new_figure(count, size=None, share=True):
 
 
 def save(figure, path, title="", fontsize=9, dpi=110):
-    """Write a figure; SystemExit with one line if that cannot be."""
+    """Write a figure."""
     if title:
         figure.suptitle(title, fontsize=fontsize)
-    try:
-        figure.savefig(path, dpi=dpi)
-    except OSError as e:
-        raise SystemExit(f"{path} cannot be written: {e.strerror}") from None
+    figure.savefig(path, dpi=dpi)
 
 
-# ---- of evaluate.py
+# ---- of train.py and sample.py
+
+@guarded
+def draw_training(rows, title, path):
+    """The loss of training batches, and the losses of the evaluations; rows: of log.csv."""
+    figure, (ax,) = new_figure(1, (6, 4))
+    for key, name, style in (("loss", "training batch", "0.6"), ("train_loss", "training set", "k:"),
+                             ("val_loss", "validation set", "ko-")):
+        points = [(int(r["iter"]), float(r[key])) for r in rows if r.get(key)]
+        if points:
+            ax.plot(*zip(*points, strict=True), style, label=name, ms=4)
+    ax.set(xlabel="iteration", ylabel="loss (nats per token)", yscale="log", title=title)
+    ax.legend()
+    save(figure, path, dpi=120)
+
+
+@guarded
+def draw_traces(traces, titles, largest, path):
+    """Heat maps, one per sequence: tokens down, loops across, dark where the model is unsure, its guesses written in.
+
+    traces: for each sequence its rows, as trace_rows of sample.py makes them; largest: entropy in nats that is black.
+    """
+    traces, titles = traces[:6], titles[:6]
+    longest = min(60, max(map(len, traces)))
+    L = max(1, *(r["loops"] for rows in traces for r in rows))
+    figure, axes = new_figure(len(traces), (1.2 + len(traces) * (0.9 + 0.42 * L), 1.2 + 0.28 * longest), share=False)
+    for ax, rows, title in zip(axes, traces, titles, strict=True):
+        rows = rows[:longest]
+        entropy = np.array([[math.nan if e is None else e for e in r["entropy"][:L]] for r in rows])  # (T,L)
+        image = ax.imshow(entropy, cmap="Greys", vmin=0, vmax=largest, aspect="auto")
+        ax.set_facecolor("#dfe9f2")  # where a token had halted
+        for t, l in zip(*np.nonzero(~np.isnan(entropy)), strict=True):
+            ink = "w" if entropy[t, l] > 0.6 * largest else "k"
+            ax.text(l, t, rows[t]["prediction"][l], ha="center", va="center", color=ink, fontsize=9)
+        ax.set_xticks(range(L), range(1, L + 1))
+        ax.set_yticks(range(len(rows)), [r["reads"] + (f" → {r['writes']}" if r["writes"] else "") for r in rows])
+        ax.set(xlabel="loop", title=title)
+        ax.title.set_fontsize(9)
+    axes[0].set_ylabel("token read → written")
+    figure.colorbar(image, ax=axes, label="entropy (nats); tinted: halted", shrink=min(1, 5 / longest + 0.3))
+    save(figure, path, dpi=130)
+
+
+# ---- of evaluate.py and sweep.py
 
 def finish(figure, axes, path, title=""):
     """Grid and legend of every panel, of many lines one legend beside them; write the figure and say so."""
@@ -83,7 +139,7 @@ def with_seeds(name, count):
 
 
 def draw_seeds(ax, points, i, name):
-    """Line i: the median of points {x: [a value a seed]}, and their range as a band."""
+    """Line i: the median of points {x: [a value per seed]}, and their range as a band."""
     x, values = [*points], [*points.values()]
     if x:
         ax.plot(x, [np.median(v) for v in values], label=with_seeds(name, max(map(len, values))), **line_style(i))
@@ -91,9 +147,10 @@ def draw_seeds(ax, points, i, name):
                         lw=0)
 
 
+@guarded
 def draw_sweep(found, path):
-    """Exact match against the digit count, a panel a kind of problems, and where runs halt the loops of solved ones
-    against that and, if known, the longest carry chain: a line a row of the sweep, or a row and an evaluation that
+    """Exact match against the digit count, a panel per kind of problems, and where runs halt the loops of solved ones
+    against that and, if known, the longest carry chain: a line per row of the sweep, or per row and evaluation that
     halts; the median of the seeds, and their range as a band.
 
     found: the rows of the table of sweep.py, with columns uniform_8, hard_8, kl_loops_solved_8, ..."""
@@ -124,6 +181,7 @@ def draw_sweep(found, path):
     finish(figure, axes, path)
 
 
+@guarded
 def draw_losses(found, curves, path):
     """The best validation loss of every row of a sweep against its FLOPs and its parameters, and the losses over the
     iterations: medians of the seeds, and their ranges as bars and bands.
@@ -132,7 +190,7 @@ def draw_losses(found, curves, path):
     from matplotlib import ticker  # as in new_figure
     figure, axes = new_figure(3, (14, 3.8), share=False)
     for i, name in enumerate(dict.fromkeys(r["row"] for r in found)):
-        own = [r for r in found if r["row"] == name and r.get("best_val_loss")]
+        own = [r for r in found if r["row"] == name and r.get("best_val_loss", "") != ""]
         losses = [float(r["best_val_loss"]) for r in own]
         for ax, key in zip(axes, ("flops_per_token", "parameters"), strict=False):
             if losses and own[0].get(key):
@@ -142,19 +200,20 @@ def draw_losses(found, curves, path):
         seeds = curves.get(name, {}).values()
         at = sorted(set.intersection(*map(set, seeds))) if seeds else []
         draw_seeds(axes[2], {n: [seed[n] for seed in seeds] for n in at}, i, name)
-    best = [float(r["best_val_loss"]) for r in found if r.get("best_val_loss")]
-    for ax, x in zip(axes, ("training FLOPs a token", "parameters"), strict=False):
+    best = [float(r["best_val_loss"]) for r in found if r.get("best_val_loss", "") != ""]
+    for ax, x in zip(axes, ("training FLOPs per token", "parameters"), strict=False):
         ax.set(xlabel=x, xscale="log")
         ax.xaxis.set(major_locator=ticker.LogLocator(subs=(1, 2, 5)), major_formatter=ticker.EngFormatter(sep=""),
                      minor_formatter=ticker.NullFormatter())
     axes[2].set(xlabel="iteration")
-    axes[0].set(ylabel="best validation loss (nats a token)", title="median and range of seeds")
-    axes[2].set(ylabel="validation loss (nats a token)", ylim=(min(best) - 0.02, min(best) + 0.5))
+    axes[0].set(ylabel="best validation loss (nats per token)", title="median and range of seeds")
+    axes[2].set(ylabel="validation loss (nats per token)", ylim=(min(best) - 0.02, min(best) + 0.5))
     finish(figure, axes, path)
 
 
+@guarded
 def draw_loops(table, path):
-    """Loops of solved problems against the digit count, and against the carry chain with a line a digit count."""
+    """Loops of solved problems against the digit count, and against the carry chain with a line per digit count."""
     figure, (left, right) = new_figure(2, (10, 3.8))
     means = []
     for kind, style, fill in (("uniform", "k-o", "k"), ("hard", "k--s", "w")):
@@ -184,8 +243,9 @@ def draw_loops(table, path):
     finish(figure, (left, right), path)
 
 
+@guarded
 def draw_frontier(table, path):
-    """Accuracy against loops, a panel a rule: the rule, its random control and the fixed depths."""
+    """Accuracy against loops, a panel per rule: the rule, its random control and the fixed depths."""
     rows = sorted((r for r in table if r["kind"] == "frontier"), key=lambda r: r["loops"])
     rules = sorted({r["rule"] for r in rows} - {"fixed"})
     figure, axes = new_figure(len(rules), (0.6 + 3.1 * len(rules), 3.8))
@@ -198,7 +258,7 @@ def draw_frontier(table, path):
             y, low, high = ([100 * r[prefix + key] for r in own] for key in ("accuracy", "low", "high"))
             ax.plot(x, y, style, mfc=fill, ms=5, label=text)
             ax.fill_between(x, low, high, color="k", alpha=0.12, lw=0)
-        ax.set(xlabel="loops a token of the answer", title=rule)
+        ax.set(xlabel="loops per token of the answer", title=rule)
     axes[0].set_ylabel("exact match (%), mean over digit counts")
     finish(figure, axes, path, f"{rows[0]['problems']} problems a point; bands: 95% interval")
 
@@ -212,7 +272,7 @@ def pick(rows, what, weights, group=None):
     return (*map(np.array, columns), [r["class"] for r in found])
 
 
-def label(ax, x, y, title="", whole=True, **more):
+def label_axes(ax, x, y, title="", whole=True, **more):
     """Names of the axes; whole: only whole numbers stand on the x axis."""
     ax.set(xlabel=x, ylabel=y, **more)
     ax.set_title(title, fontsize=9)
@@ -220,7 +280,7 @@ def label(ax, x, y, title="", whole=True, **more):
         ax.xaxis.get_major_locator().set_params(integer=True)
 
 
-def curves(ax, rows, what, group=None, name="", **style):
+def draw_curves(ax, rows, what, group=None, name="", **style):
     """Trained and untrained against the loop, with the interval as a band."""
     for weights in STYLE:
         x, y, low, high, _ = pick(rows, what, weights, group)
@@ -242,65 +302,70 @@ def bars(ax, rows, what, groups=None, group=None):
         ax.set_xticks(range(len(groups)), groups, rotation=35, ha="right", fontsize=7)
 
 
+@guarded
 def draw_trajectories(rows, s, path):
     figure, axes = new_figure(6)
-    names = dict(entropy="entropy of the readout (nats)", loss="loss (nats a token)", confidence="largest probability",
-                 delta="delta: relative change of the state", norm="norm of the state h", flips="arg-max flips (share)")
+    names = dict(entropy="entropy of the readout (nats)", loss="loss (nats per token)",
+                 confidence="largest probability", delta="delta: relative change of the state",
+                 norm="norm of the state h", flips="arg-max flips (share)")
     for ax, (key, y) in zip(axes, names.items(), strict=True):
-        curves(ax, rows, key, s.first)
+        draw_curves(ax, rows, key, s.first)
         ax.axvline(s.L, color="0.6", lw=0.8, ls=":")
-        label(ax, "loop l", y, yscale="log" if key == "delta" else "linear")
+        label_axes(ax, "loop l", y, yscale="log" if key == "delta" else "linear")
     axes[0].legend(fontsize=7)
     save(figure, path, f"{s.title}; " + (
         f"the learned step encoding ends at loop {s.L}" if s.limit == s.L else f"dotted: the {s.L} loops of training"))
 
 
+@guarded
 def draw_halting(rows, s, path):
     """Loops by the rule and by kind of token; the distribution of confidence, and the loops it would give."""
     figure, axes = new_figure(2 * (s.rule != "none") + 3 * s.halting)
     if s.rule != "none":
         bars(axes[0], rows, "loops_histogram", group=s.first)
-        label(axes[0], "loops taken", "share of tokens", f"halting: {s.rule}")
+        label_axes(axes[0], "loops taken", "share of tokens", f"halting: {s.rule}")
         kinds = pick(rows, "loops", "trained")[-1]
         bars(axes[1], rows, "loops", [k for k in s.kinds if k in kinds])
-        label(axes[1], "what the token writes", "mean loops", whole=False)
+        label_axes(axes[1], "what the token writes", "mean loops", whole=False)
     if s.halting:
         ax, thresholds = axes[-3], pick(rows, "confidence_never_passes", "trained")[-1]
         for q, ls in (("0.05", ":"), ("0.5", "-"), ("0.95", "--")):
-            curves(ax, rows, "confidence_quantile", q, ls=ls, name=f"{float(q):.0%}")
+            draw_curves(ax, rows, "confidence_quantile", q, ls=ls, name=f"{float(q):.0%}")
         for t in thresholds:
             ax.axhline(float(t), color="k", lw=0.6)
-        label(ax, "loop l", "largest probability", f"quantiles; lines: thresholds {', '.join(thresholds)}")
+        label_axes(ax, "loop l", "largest probability", f"quantiles; lines: thresholds {', '.join(thresholds)}")
         ax.set(ylim=(-0.03, 1.4), yticks=np.linspace(0, 1, 6))
         ax.legend(fontsize=6, ncols=3, loc="upper center")
         for ax, t in zip(axes[-2:], thresholds, strict=True):
             bars(ax, rows, "confidence_loops_histogram", group=t)
-            label(ax, "loops taken", "share of tokens", f"halting by confidence at {t}")
+            label_axes(ax, "loops taken", "share of tokens", f"halting by confidence at {t}")
     axes[0].legend(fontsize=7)
     save(figure, path, s.title)
 
 
+@guarded
 def draw_probes(rows, s, path):
     groups = list(dict.fromkeys(pick(rows, "probe_accuracy", "trained")[-1]))
     figure, axes = new_figure(len(groups))
     for ax, group in zip(axes, groups, strict=True):
-        curves(ax, rows, "probe_accuracy", group, "linear probe")
+        draw_curves(ax, rows, "probe_accuracy", group, "linear probe")
         if group in pick(rows, "lens_accuracy", "trained")[-1]:
-            curves(ax, rows, "lens_accuracy", group, "logit lens", marker="^", mfc="w")
+            draw_curves(ax, rows, "lens_accuracy", group, "logit lens", marker="^", mfc="w")
         ax.axhline(pick(rows, "majority_accuracy", "trained", group)[1][0], color="k", ls=":", lw=1, label="commonest")
         ax.axvline(s.L, color="0.6", lw=0.8, ls=":")
-        label(ax, "loop l (0: the embedding)", "accuracy", group)
+        label_axes(ax, "loop l (0: the embedding)", "accuracy", group)
     axes[0].legend(fontsize=7)
     save(figure, path, s.title)
 
 
+@guarded
 def draw_fixed_points(rows, s, path):
     figure, axes = new_figure(4 + len(s.difficulty))
     for ax, weights in zip(axes, STYLE, strict=False):
         for eps, marker in zip(s.epsilons, "osd^v", strict=True):
             x, y, *_ = pick(rows, "converged_by", weights, f"{eps:g}")
             ax.plot(x, y, "k-", marker=marker, ms=4, mfc="w", lw=0.8, label=f"{eps:g}")
-        label(ax, "loop l", "share with delta < eps by loop l", weights, ylim=(-0.03, 1.03))
+        label_axes(ax, "loop l", "share with delta < eps by loop l", weights, ylim=(-0.03, 1.03))
         ax.legend(title="eps", fontsize=7)
     for weights, look in STYLE.items():
         _, y, _, _, periods = pick(rows, "return_after", weights)
@@ -308,9 +373,9 @@ def draw_fixed_points(rows, s, path):
         for ax, what, name in ((axes[2], "delta", "delta (p = 1)"), (axes[3], "spectral_radius", "spectral radius")):
             y = pick(rows, what, weights, s.first if what == "delta" else None)[1]
             ax.axhline(y[-1 if what == "delta" else 0], color=look["color"], ls=":", lw=1, label=f"{name}, {weights}")
-    label(axes[2], "period p (loops)", "|h_l - h_(l-p)| / |h_l|", f"at loop {s.total}", yscale="log")
-    curves(axes[3], rows, "push_ratio", "one loop")
-    label(axes[3], "loop l", "growth of a push in one loop", f"pushed by {s.push:g}")
+    label_axes(axes[2], "period p (loops)", "|h_l - h_(l-p)| / |h_l|", f"at loop {s.total}", yscale="log")
+    draw_curves(axes[3], rows, "push_ratio", "one loop")
+    label_axes(axes[3], "loop l", "growth of a push in one loop", f"pushed by {s.push:g}")
     for ax, key in zip(axes[4:], s.difficulty, strict=True):
         for weights, look in STYLE.items():
             _, y, low, _, groups = pick(rows, "convergence_loop", weights)
@@ -318,13 +383,14 @@ def draw_fixed_points(rows, s, path):
             ax.errorbar([int(groups[i].split()[1]) for i in at], y[at], (y - low)[at], **look, ms=4, capsize=2,
                         label=weights)
         ax.axhline(s.total + 1, color="k", lw=0.6, label="never")
-        label(ax, dict(digits="digits of the longer operand", chain="longest carry chain (places)")[key],
+        label_axes(ax, dict(digits="digits of the longer operand", chain="longest carry chain (places)")[key],
               f"mean first loop with delta < {s.converged:g}")
     for ax in axes[2:]:
         ax.legend(fontsize=7)
     save(figure, path, s.title)
 
 
+@guarded
 def draw_example(s, decode, path):
     """Validation text, each character dark by the loops of the token that writes it; also as HTML beside path."""
     shown = slice(0, -(-384 // s.Y.size(1)))  # sequences, one after the other
@@ -355,16 +421,13 @@ def draw_example(s, decode, path):
 
 
 def draw_analysis(rows, s, folder, decode):
-    """Every picture there is something to show in, and their names; decode turns a token into text."""
+    """Every figure there is something to show in, and their names; decode turns a token into text."""
     drawn = dict(trajectories=draw_trajectories, fixed_points=draw_fixed_points)
     if s.rule != "none" or s.halting:
         drawn["halting"] = draw_halting
     if pick(rows, "probe_accuracy", "trained")[-1]:
         drawn["probes"] = draw_probes
-    for name, draw in drawn.items():
-        draw(rows, s, os.path.join(folder, f"{name}.png"))
-    names = [f"{name}.png" for name in drawn]
-    if s.first == "all" and s.loops:
-        draw_example(s, decode, os.path.join(folder, "example.png"))
+    names = [f"{name}.png" for name, draw in drawn.items() if draw(rows, s, os.path.join(folder, f"{name}.png"))]
+    if s.first == "all" and s.loops and draw_example(s, decode, os.path.join(folder, "example.png")):
         names += ["example.png", "example.html"]
     return names

@@ -13,9 +13,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from looplm_kernels import attention
-
-MASK_FLOOR = -1e20  # finite, so that a row of masked scores can never turn into NaN
+import think
+from looplm_kernels import attention, rotate_halves
+from think import MASK_FLOOR
 
 
 @dataclass
@@ -30,18 +30,13 @@ class GPTConfig:
     tie_weights: bool = True    # the head shares its weights with the token embedding
     label_smoothing: float = 0.0  # of the training loss; validation never smooths
 
+    log_scale, backend = 0, "auto"  # settings of LoopConfig, which a plain GPT does not have
+
 
 def rope_angles(positions, hs, base=10000.0):
     """Rotary angles of positions (T,) for heads of hs channels -> (T, hs/2), float32. Su et al. 2021 (2104.09864)."""
     frequency = base ** (-torch.arange(0, hs, 2, device=positions.device, dtype=torch.float32) / hs)
     return positions[:, None].float() * frequency
-
-
-def rotate(x, angle):
-    """Rotate the channel pairs (i, i + hs/2) of x (B, nh, T, hs) by angle, (T, hs/2) or (1, hs/2)."""
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
 
 
 class CausalSelfAttention(nn.Module):
@@ -53,23 +48,21 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # q, k, v of all heads at once
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
-        self.config = config  # of a LoopGPT it has a backend
+        self.config = config  # its settings may change after training: backend, log_scale
         self.flash = True  # False takes the manual path: slower, but one can look at the attention weights
 
     def forward(self, x, q_angle=None, k_angle=None):
         B, T, C = x.shape
         qkv = self.c_attn(x)  # (B,T,3C)
-        trained = getattr(self.config, "log_scale", 0)
-        if trained and T > trained:
-            qkv = sharper(qkv, trained)
+        if 0 < self.config.log_scale < T:
+            qkv = scale_queries_by_log_keys(qkv, self.config.log_scale)
         if self.flash and not torch.is_grad_enabled() and not self.training:
-            backend = getattr(self.config, "backend", "auto")
-            return self.c_proj(attention(qkv, self.n_head, q_angle, k_angle, backend))
+            return self.c_proj(attention(qkv, self.n_head, q_angle, k_angle, self.config.backend))
         q, k, v = (y.view(B, T, self.n_head, -1).transpose(1, 2) for y in qkv.split(C, 2))  # (B,nh,T,hs)
         if q_angle is not None:
-            q = rotate(q, q_angle)
+            q = rotate_halves(q, q_angle)
         if k_angle is not None:
-            k = rotate(k, k_angle)
+            k = rotate_halves(k, k_angle)
         dropout = self.dropout if self.training else 0.0
         if self.flash:
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
@@ -79,11 +72,13 @@ class CausalSelfAttention(nn.Module):
         return self.resid_dropout(self.c_proj(y))
 
 
-def sharper(qkv, trained):
-    """qkv (B,T,3C) with the queries beyond `trained` visible keys times log(keys) / log(trained): softmax weights over
-    ever more keys would else grow flat (Chiang & Cholak 2022, 2202.12172). A token's result depends on no later one."""
+def scale_queries_by_log_keys(qkv, trained_length):
+    """qkv (B,T,3C) with the queries that see more than trained_length keys scaled by log(keys) / log(trained_length).
+
+    Otherwise attention flattens with length (Chiang & Cholak 2022, 2202.12172). Causal: token t only uses t.
+    """
     T, C = qkv.size(1), qkv.size(2) // 3
-    scale = torch.arange(1, T + 1, device=qkv.device).log() / math.log(trained)  # (T)
+    scale = torch.arange(1, T + 1, device=qkv.device).log() / math.log(trained_length)  # (T)
     return torch.cat((qkv[..., :C] * scale.clamp(min=1).to(qkv.dtype)[:, None], qkv[..., C:]), -1)
 
 
@@ -218,24 +213,6 @@ class GPT(nn.Module):
         """Share of the GPU's peak (FLOP/s) that an iteration of dt seconds reaches."""
         return self.flops_per_token(T, num_loops) * T * sequences_per_iter / dt / peak_flops
 
-    @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, stop=None):
-        """Append up to max_new_tokens to idx (B,T). temperature 0 takes the arg-max, top_k 0 or None draws from all;
-        ends once every row has had the token `stop` (a row goes on until the last one has it)."""
-        stopped = torch.zeros(idx.size(0), dtype=torch.bool, device=idx.device)
-        for _ in range(max_new_tokens):
-            context = idx[:, -self.config.block_size:] if self.learned_positions else idx
-            logits = self(context)[0][:, -1].float()  # (B,V)
-            if temperature == 0:
-                new = logits.argmax(-1, keepdim=True)
-            else:
-                logits = logits / temperature
-                if top_k:
-                    kth = logits.topk(min(top_k, logits.size(-1))).values[:, [-1]]
-                    logits = logits.masked_fill(logits < kth, MASK_FLOOR)
-                new = torch.multinomial(logits.softmax(-1), 1)
-            idx = torch.cat((idx, new), 1)
-            stopped |= new[:, 0] == stop if stop is not None else False
-            if stopped.all():
-                break
-        return idx
+        """think.generate of this model."""
+        return think.generate(self, idx, max_new_tokens, temperature, top_k, stop)

@@ -21,44 +21,31 @@ Weight-tied depth: Dehghani et al. 2019 (1807.03819); input injection and random
 (2502.05171); halting a token at a time: Graves 2016 (1603.08983). Abacus positions: McLeish et al. 2024 (2405.17399),
 drawn as sorted random subsets: Ruoss et al. 2023 (2305.16843).
 """
+import functools
 from dataclasses import dataclass, fields
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from looplm_kernels import (
-    HALTS_ABOVE,
-    NEEDS_LOGITS,
-    RULES,
-    adaptive_loop,
-    choose_backend,
-    halt_update,
-    head_halt,
-    prepared,
-    product_dtype,
-    relative_change,
-    softmax_statistics,
-    wide,
-)
+import think
+from looplm_kernels import BACKENDS, INJECTS, RULES, LoopSpec, LoopTensors, forget_weights
 from model import GPT, GPTConfig, rope_angles
 
-CHOICES = dict(pos=("learned", "none", "rope", "place"), inject=("add", "none", "concat", "decay"),
+CHOICES = dict(pos=("learned", "none", "rope", "place"), inject=INJECTS,
                step_encoding=("none", "learned", "sinusoid", "rope"), update=("replace", "euler", "heun", "rk4"),
-               supervise=("last", "half", "all"), halt=RULES, halt_head=("none", "joint", "after"),
-               backend=("auto", "cutile", "torch"))
+               supervise=("last", "half", "all"), halt=tuple(RULES), halt_head=("none", "joint", "after"),
+               backend=BACKENDS)
 
 # explicit Runge-Kutta: of each stage after the first, how many steps it stands along the slope before it, and how much
 # its own slope weighs, the first one's being 1 (Hairer, Norsett & Wanner 1993, II.1)
 STAGES = dict(replace=(), euler=(), heun=((1, 1),), rk4=((0.5, 2), (0.5, 2), (1, 1)))
 
-# where a rule halts by default: confidence and gate at or above it, the others at or below; delta as in Huginn
-THRESHOLDS = dict(none=0.0, confidence=0.9, entropy=0.1, delta=0.03, kl=1e-3, gate=0.9)
-TIKHONOV = 1e-4  # of anderson, relative to a diagonal of ones
-# settings that may differ after training, and fields that the dataset sets, not the user
-HALTING = ("num_loops", "halt", "halt_threshold", "think_threshold", "min_loops", "prompt_loops", "think_loops",
-           "anderson", "log_scale", "backend")
-FACTS = ("vocab_size", "pad_token", "think_token", "number_tokens", "longest_number")
+# settings that may differ after training
+INFERENCE_SETTINGS = ("num_loops", "halt", "halt_threshold", "think_threshold", "min_loops", "prompt_loops",
+                      "think_loops", "anderson", "log_scale", "backend")
+# fields that the dataset sets, not the user
+FROM_DATASET = ("vocab_size", "pad_token", "think_token", "number_tokens", "longest_number")
 
 
 @dataclass
@@ -80,7 +67,7 @@ class LoopConfig(GPTConfig):
     supervise: str = "last"     # of those, the loops whose readout is trained: last, half (the second half), all
     halt_head: str = "none"     # learned halting: none, joint (trained along), after (on the frozen model)
     halt: str = "none"          # halting rule at inference: none, confidence, entropy, delta, kl, gate
-    halt_threshold: float | None = None  # a token halts where its score passes this; None: the rule's own, THRESHOLDS
+    halt_threshold: float | None = None  # a token halts where its score passes this; None: the rule's own, RULES
     think_threshold: float | None = None  # the same from the think token on ('=' in addition); None: halt_threshold
     min_loops: int = 1          # no rule halts a token earlier
     prompt_loops: int = 0       # tokens before the think token take exactly this many loops; 0: by the rule
@@ -88,7 +75,7 @@ class LoopConfig(GPTConfig):
     log_scale: int = 0          # visible keys beyond which attention logits grow with the log of their number; 0: never
     anderson: int = 0           # earlier loops that Anderson acceleration mixes in, to a fixed point sooner; 0: off
     backend: str = "auto"       # kernels at inference: auto, cutile, torch
-    # FACTS, which train.py takes from the dataset
+    # FROM_DATASET, which train.py takes from the dataset
     pad_token: int | None = None  # pads start halted and take 0 loops
     think_token: int | None = None  # from this token on the answer is written
     number_tokens: tuple[int, ...] = ()  # tokens that place ids count: digits and slots
@@ -163,6 +150,14 @@ class Inject(nn.Module):
             return self.mix(torch.cat((h, x0), -1)).to(h.dtype)  # autocast must not round the state
         return self.a.sigmoid() * h + self.b * x0 if self.kind == "decay" else h
 
+    def of_input(self, x0, dtype):
+        """What x0 (B,T,C) alone contributes, the same in every loop; products in dtype. None if it is x0 or nothing."""
+        if self.kind == "decay":
+            return self.b * x0
+        if self.kind == "concat":
+            return F.linear(x0.to(dtype), self.mix.weight[:, x0.size(2):].to(dtype))
+        return None
+
 
 class LoopGPT(GPT):
     def __init__(self, config):
@@ -202,7 +197,7 @@ class LoopGPT(GPT):
 
     def train(self, mode=True):
         super().train(mode)
-        prepared.pop(self, None)  # what the kernels keep of the weights
+        forget_weights(self)
         if self.config.halt_head == "after":
             self.transformer.eval()  # the halt head learns what the frozen model does without dropout
         return self
@@ -282,7 +277,7 @@ class LoopGPT(GPT):
             return self.step_gate(torch.cat((h, x0), -1)).sigmoid()
         return self.config.alpha
 
-    def evaluate(self, u, l):
+    def run_blocks(self, u, l):
         """u + s_l, which is what the blocks read, and what they make of it, for u (B,T,C) in loop l."""
         s = self.step_encoding(l)
         u = candidate = u if s is None else u + s
@@ -293,11 +288,10 @@ class LoopGPT(GPT):
     def loop(self, h, x0, l, active=None):
         """Loop l (from 1) of every token: states h (B,T,C) -> new states (B,T,C). active (B,T): which have not halted.
 
-        The field is G(u) with the u of the state that it is asked at. s_l holds for all stages of loop l, and alpha is
-        that of h: a step has one size. A halted token stands still between the stages as well: others attend to its
-        frozen state, and it needs no evaluation of its own beyond that.
+        Every Runge-Kutta stage evaluates G at that stage's own input u. s_l and alpha are fixed for the whole step.
+        Halted tokens do not move between stages: others must see their frozen state.
         """
-        u, candidate = self.evaluate(h if l == 1 else self.inject(h, x0), l)  # loop 1 reads x0 once: h is x0 there
+        u, candidate = self.run_blocks(h if l == 1 else self.inject(h, x0), l)  # loop 1 reads x0 once: h is x0 there
         new = candidate
         if self.config.update != "replace":
             alpha, slope = self.alpha(h, x0), candidate - u
@@ -306,19 +300,13 @@ class LoopGPT(GPT):
                 moved = reach * alpha * slope
                 if active is not None:
                     moved = torch.where(active[..., None], moved, 0.0)
-                # also in loop 1, where this state is no longer x0: its u is what loop 2 would read there. With an
-                # injection the first slope of loop 1 is thus of another field, and the order from x0 on is 1.
-                u, candidate = self.evaluate(self.inject(h + moved, x0), l)
+                # Later stages inject x0 even in loop 1, where the first stage did not. So with an injection the very
+                # first step is only first-order accurate.
+                u, candidate = self.run_blocks(self.inject(h + moved, x0), l)
                 slope = candidate - u
                 total, weights = total + weight * slope, weights + weight
             new = h + alpha / weights * total
         return self.loop_norm(new) if self.config.loop_norm else new
-
-    def mixed(self, h, new, l, history):
-        """The state after loop l, which took h to new: new itself, or at inference what anderson makes of it. Its
-        history begins with loop 2: loop 1 injects nothing, so it is another map."""
-        m = 0 if self.training or l == 1 else self.config.anderson
-        return anderson(h, new, history, m) if m else new
 
     def flops_per_token(self, T, num_loops=1):
         return super().flops_per_token(T, num_loops * (1 + len(STAGES[self.config.update])))
@@ -330,22 +318,19 @@ class LoopGPT(GPT):
             raise ValueError(f"num_loops {L} must be at least 1")
         return L
 
-    def states(self, idx, num_loops=None, free=0):
-        """h_1 ... h_L of tokens idx (B,T), one (B,T,C) after the other; every token takes every loop, the first `free`
-        ones without a gradient."""
+    def states(self, idx, num_loops=None, no_grad_loops=0):
+        """h_1 ... h_L of tokens idx (B,T), one (B,T,C) after the other; every token takes every loop, the first
+        no_grad_loops ones without a gradient."""
         x0 = h = self.embed(idx)
         history = []
         for l in range(1, self.loops_asked(num_loops) + 1):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and l > free):
-                h = self.mixed(h, self.loop(h, x0, l), l, history)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and l > no_grad_loops):
+                h = think.accelerate(self, h, self.loop(h, x0, l), l, history)
             yield h
 
     def last_state(self, idx, num_loops=None):
         """h_L (B,T,C), in one launch where a kernel does it."""
-        x0, L = self.embed(idx), self.loops_asked(num_loops)
-        every = torch.ones_like(idx, dtype=torch.bool)
-        done = adaptive_loop(self, x0, every, every.float(), L, L, "none", backend=self.config.backend)
-        return (done or self.loops_in_torch(x0, L=L))[0]
+        return think.last_state(self, idx, self.loops_asked(num_loops))
 
     def forward(self, idx, targets=None, num_loops=None, trace=False, exact_loops=None):
         """Logits and loss, as GPT.forward; with trace=True also the dict that `think` describes.
@@ -370,12 +355,12 @@ class LoopGPT(GPT):
         """Logits of the last loop and the loss over the supervised ones, back-propagated through the last grad_loops:
         a state that drifts in long thinking is trained to stay, at the cost of a forward pass (Geiping et al. 2025)."""
         c, keep = self.config, self.config.halt_head == "after"
-        free = max(0, self.loops_asked(num_loops) - c.grad_loops) if c.grad_loops else 0
+        no_grad_loops = max(0, self.loops_asked(num_loops) - c.grad_loops) if c.grad_loops else 0
         with torch.set_grad_enabled(torch.is_grad_enabled() and not keep):
-            states = list(self.states(idx, num_loops, free))
+            states = list(self.states(idx, num_loops, no_grad_loops))
         if targets is None:
             return self.readout(states[-1][:, [-1]]), None
-        first = dict(last=len(states) - 1, half=(free + len(states)) // 2, all=free)[c.supervise]
+        first = dict(last=len(states) - 1, half=(no_grad_loops + len(states)) // 2, all=no_grad_loops)[c.supervise]
         logits = self.readout(torch.stack(states[first:]))  # (S,B,T,V)
         loss = 0.0 if keep else self.loss(logits, targets.expand(logits.shape[:-1]))
         if c.halt_head != "none":
@@ -404,118 +389,34 @@ class LoopGPT(GPT):
         return torch.stack([self.loss(self.readout(h), targets) for h in self.states(idx, num_loops)])
 
     def halting_plan(self, idx, L):
-        """For tokens idx (B,T): which are active, the threshold of each, and the loop at which it halts regardless."""
-        c = self.config
-        active = torch.ones_like(idx, dtype=torch.bool) if c.pad_token is None else idx != c.pad_token
-        thinks = torch.zeros_like(active) if c.think_token is None else (idx == c.think_token).cumsum(1) > 0
-        never = float("inf") if c.halt in HALTS_ABOVE else float("-inf")
-        usual = THRESHOLDS[c.halt] if c.halt_threshold is None else c.halt_threshold
-        read = never if c.prompt_loops else usual
-        write = usual if c.think_threshold is None else c.think_threshold
-        write = never if c.think_loops else write
-        threshold = torch.where(thinks, write, read).float()
-        limit = torch.where(thinks, c.think_loops or L, c.prompt_loops or L)
-        return active, threshold, limit, max(c.think_loops or L, c.prompt_loops or L)
+        """think.halting_plan by this model's settings."""
+        return think.halting_plan(self.config, idx, L)
 
-    @torch.no_grad()
     def think(self, idx, num_loops=None, trace=True, exact_loops=None):
-        """The adaptive loop over tokens idx (B,T): the final states (B,T,C), and a dict of what happened.
+        """think.think of this model: the final states (B,T,C), and a dict of what happened."""
+        return think.think(self, idx, self.loops_asked(num_loops), trace, exact_loops)
 
-        loops       (B,T) int64: loops taken, the one in which a token halts included; pads 0
-        entropy     (B,T,L) float32 after each loop, in nats; NaN after a token has halted, as the next two
-        confidence  (B,T,L) float32: the largest probability
-        delta       (B,T,L) float32: the relative change of the state
-        score       (B,T,L) float32: what the halting rule looked at
-        prediction  (B,T,L) int64: the arg-max after each loop, of the frozen state once a token has halted
+    def loop_tensors(self, L):
+        """The weights that L loops read, as they are, for the kernels."""
+        c, block, head = self.config, self.transformer.h[0], getattr(self, "halt_head", None)
+        steps = [self.step_encoding(l) for l in range(1, L + 1)]
+        return LoopTensors(
+            ln_1=block.ln_1.weight, qkv=block.attn.c_attn.weight, proj=block.attn.c_proj.weight,
+            ln_2=block.ln_2.weight, fc=block.mlp.c_fc.weight, out=block.mlp.c_proj.weight,
+            ln_f=self.transformer.ln_f.weight, head=self.lm_head.weight,
+            steps=None if steps[0] is None else torch.stack(steps),
+            alpha=self.step_size if c.alpha == "learned" else c.alpha,
+            loop_norm=self.loop_norm.weight if c.loop_norm else None,
+            decay=self.inject.a.sigmoid() if c.inject == "decay" else None,
+            mix=self.inject.mix.weight if c.inject == "concat" else None,
+            gate=(head[0].weight, head[0].bias, head[2].weight, head[2].bias) if c.halt == "gate" else None)
 
-        With trace=False only loops. A token's result depends on no later token. Frozen tokens are still attended to.
-        """
-        c, L = self.config, self.loops_asked(num_loops)
-        rule = c.halt if exact_loops is None else "none"
-        active, threshold, limit, L = self.halting_plan(idx, L)
-        if exact_loops is not None:
-            active, limit, L = active & (exact_loops > 0), exact_loops, max(1, int(exact_loops.max()))
-        x0 = self.embed(idx)
-        last = self.readout(x0).argmax(-1) if trace else None  # what pads go on saying
-        done = adaptive_loop(self, x0, active, threshold, limit, L, rule, last, trace, c.backend)
-        if done is not None:
-            return done[0], dict(done[2] or {}, loops=done[1])
-        return self.loops_in_torch(x0, active, threshold, limit, L, rule, last, trace, leave=True)
-
-    def loops_in_torch(self, x0, active=None, threshold=None, limit=None, L=1, rule="none", last=None, trace=False,
-                       leave=False):
-        """All loops from x0 (B,T,C) on, as `think` and adaptive_loop describe them: the states and, if leave is on and
-        the loop ends with the last active token, the dict of `think`, else the loops taken, None at a fixed depth."""
-        h, history = x0, []
-        if active is None:
-            for l in range(1, L + 1):
-                h = self.mixed(h, self.loop(h, x0, l), l, history)
-            return h, None
-        c, loops, logits, rows = self.config, torch.zeros_like(active, dtype=torch.long), None, []
-        head, norm = self.lm_head.weight, self.transformer.ln_f
-        fused = (leave and not trace and rule in ("confidence", "entropy") and product_dtype(head) != torch.float32
-                 and choose_backend(c.backend, x0.device) == "cutile")  # a head that writes no logits
-        head = head.to(product_dtype(head)) if fused else None
-        for l in range(1, L + 1):
-            step, previous = self.loop(h, x0, l, active), logits
-            new = self.mixed(h, step, l, history)
-            if fused:
-                h, active, loops, *_ = head_halt(rule, h, new, active, loops, l, threshold, limit, head, norm.weight,
-                                                 norm.bias, c.min_loops, c.backend)
-            else:
-                logits = self.readout(new) if trace or rule in NEEDS_LOGITS else None
-                gate = self.halt_logits(new, l).float().sigmoid() if rule == "gate" else None
-                scaled = rule == "delta" and c.update != "replace"
-                alpha = torch.as_tensor(self.alpha(h, x0)).abs().squeeze(-1) if scaled else 1.0
-                before, was_active = h, active
-                h, active, loops, score = halt_update(rule, h, step, active, loops, l, threshold, limit, c.min_loops,
-                                                      c.backend if leave else "torch", logits=logits,
-                                                      previous=previous, gate=gate, alpha=alpha)
-                if new is not step:  # anderson's: delta judged the loop's own step, the residual
-                    h = torch.where(was_active[..., None], new, before)
-            if trace:
-                rows.append(trace_row(before, new, logits, was_active, score, last))
-                last = rows[-1]["prediction"]
-            if leave and not active.any():  # the one flag of a loop that crosses to the host
-                break
-        if not leave:
-            return h, loops
-        record = dict(loops=loops)
-        if trace:
-            silent = {key: torch.full_like(x, torch.nan) for key, x in rows[0].items() if key != "prediction"}
-            rows += [dict(silent, prediction=last)] * (L - len(rows))  # loops that nobody took
-            record.update({key: torch.stack([row[key] for row in rows], -1) for key in rows[0]})
-        return h, record
-
-
-def anderson(h, new, history, m):
-    """The state (B,T,C) that Anderson acceleration takes after a loop from h to new, which it adds to the history.
-
-    Type II with mixing 1 (Walker & Ni 2011), as DEQ solves for its fixed point (Bai et al. 2019, 1909.01377): of the
-    last m + 1 residuals f = new - h the affine combination of least norm, and the new states combined alike. A token
-    has weights of its own, so no later token matters to it. As attention couples tokens, this is a heuristic on the
-    way, but not in its goal: where f is 0 it takes new = h, and where it stays put for m loops, f was 0.
-    """
-    f, g = wide(new) - wide(h), wide(new)
-    history[:] = [*history[-m:], (f, g)]
-    if len(history) == 1:
-        return new
-    df, dg = (torch.stack([x - old[i] for old in history[:-1]], -2) for i, x in enumerate((f, g)))  # (B,T,m,C)
-    size = df.norm(dim=-1, keepdim=True).clamp(min=1e-15)  # at length 1 the old ones do not drown the last
-    df, dg = df / size, dg / size
-    with torch.autocast(h.device.type, enabled=False):  # which would round the products to bfloat16
-        gram = df @ df.mT + TIKHONOV * torch.eye(df.size(-2), device=h.device, dtype=df.dtype)
-        weight = torch.linalg.solve_ex(gram, df @ f[..., None])[0]  # (B,T,m,1); _ex asks the device for no check
-    return (g - (weight * dg).sum(-2)).to(h.dtype)
-
-
-def trace_row(h, new, logits, active, score, last):
-    """One loop of the trace: the entries of LoopGPT.think, (B,T) each, for the tokens that were active in it."""
-    _, confidence, entropy = softmax_statistics(logits)
-    seen = dict(entropy=entropy, confidence=confidence, delta=relative_change(new, h), score=score)
-    row = {key: x.float().masked_fill(~active, torch.nan) for key, x in seen.items()}
-    row["prediction"] = torch.where(active, logits.argmax(-1), last)
-    return row
+    def loop_spec(self):
+        """What the kernels are told of this model."""
+        steps = len(self.step_bias) if self.config.step_encoding == "learned" else float("inf")
+        return LoopSpec(owner=self, config=self.config, step_limit=steps, training=self.training,
+                        head=self.lm_head.weight, parameters=self.parameters, tensors=self.loop_tensors,
+                        injected=self.inject.of_input, in_torch=functools.partial(think.all_loops, self))
 
 
 def build(model_args):

@@ -1,14 +1,24 @@
-"""Device and dtype choice, seeding, distributed set-up; atomic save, safe load and resume of checkpoints."""
+"""Device and dtype choice, seeding, distributed set-up; outputs and where they come from; checkpoints, whole or not."""
 import contextlib
+import functools
+import importlib.metadata
+import json
 import os
+import platform
+import shlex
 import signal
+import subprocess
 import sys
+from datetime import UTC, datetime
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-# dense bf16 FLOP/s by the vendors' datasheets, for model FLOPs utilisation; of the first name that fits
+from looplm_kernels import capture, first_line
+
+ROOT = os.path.dirname(os.path.abspath(__file__))
+# dense bf16 FLOP/s by the vendors' datasheets, for model FLOPs utilisation; the first key in the device name wins
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "B200": 2250e12}
 
 
@@ -61,15 +71,13 @@ def set_deterministic():
     torch.use_deterministic_algorithms(True)
 
 
-def capture(forward_backward, update, optimizer, pool):
+def capture_step(forward_backward, update, optimizer, pool):
     """A training step as a CUDA graph: (graph, what forward_backward returns, what update returns).
 
     optimizer: AdamW, capturable; neither its state nor a weight moves before the first replay. pool: memory that
     several graphs share, since they replay one after the other.
     """
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # warm-up: libraries and compilers set themselves up outside of the capture
+    def warm_up():
         for _ in range(3):
             optimizer.zero_grad(set_to_none=True)
             forward_backward()
@@ -82,10 +90,8 @@ def capture(forward_backward, update, optimizer, pool):
             for state in optimizer.state.values():
                 state["step"].zero_()
         optimizer.zero_grad(set_to_none=True)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        return graph, forward_backward(), update()
+    graph, (loss, norm) = capture(lambda: (forward_backward(), update()), warm_up, pool)
+    return graph, loss, norm
 
 
 def init_distributed(device):
@@ -128,6 +134,8 @@ class StopSignal:
         return mean_over_ranks(flag, world).item() > 0
 
 
+# ---- what a run writes
+
 def open_output(path, mode="w"):
     """path opened for writing text, or appending with mode "a"; SystemExit with one line if that cannot be."""
     try:
@@ -135,6 +143,88 @@ def open_output(path, mode="w"):
     except OSError as e:
         raise SystemExit(f"{path} cannot be written: {e.strerror}") from None
 
+
+def require_writable(path):
+    """SystemExit with one line if path cannot be written: a wrong path should fail now, not after the work.
+
+    Its folder is made; what stands in the file stays until there is something to put in its place.
+    """
+    try:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    except OSError as e:
+        raise SystemExit(f"{path} cannot be written: {e.strerror}") from None
+    open_output(path, "a").close()
+
+
+def card_name(device="cpu"):
+    """The name of the GPU, or of the CPU."""
+    if str(device).startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as f:
+        for line in f:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+@functools.cache
+def git_state():
+    """(commit, whether tracked files differ from it) of this project, (None, None) where git knows nothing of it."""
+    def git(*words):
+        command = ["git", "-C", ROOT, *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout.strip()
+    if not os.path.exists(os.path.join(ROOT, ".git")):  # a copy inside of another repository is not that repository
+        return None, None
+    try:
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+
+
+def version(package):
+    """The version of an installed package, None where it is missing."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def provenance(device="cpu", **facts):
+    """Where numbers come from, as plain values that JSON and a checkpoint hold: command, commit, versions, card, date.
+
+    facts: what else is known, the seconds for example; a fact replaces the value of the same name.
+    """
+    script = os.path.relpath(os.path.abspath(sys.argv[0]), ROOT)
+    script = os.path.basename(script) if script.startswith("..") else script
+    commit, changed = git_state()
+    versions = dict(python=platform.python_version(), torch=str(torch.__version__), numpy=np.__version__)
+    versions["cuda-tile"] = version("cuda-tile")
+    known = dict(command=shlex.join(["python", script, *sys.argv[1:]]), commit=commit, changed=changed,
+                 versions=versions, card=card_name(device), date=datetime.now(UTC).isoformat(timespec="seconds"))
+    return known | facts
+
+
+def provenance_line(known):
+    """What `provenance` returns as one line to stand under a table; the command stands above it."""
+    commit = f"commit {known['commit'][:10]}{' (changed)' * known['changed']}" if known["commit"] else "no git"
+    versions = [f"{name} {number}" for name, number in known["versions"].items() if number]
+    seconds = [f"{known['seconds']:.0f} s"] if "seconds" in known else []
+    return ", ".join([commit, *versions, known["card"], known["date"], *seconds])
+
+
+def write_json(path, content):
+    """Write a JSON file. SystemExit with one line if that cannot be."""
+    with open_output(path) as f:
+        json.dump(content, f, indent=1, ensure_ascii=False)
+
+
+def write_provenance(table, known):
+    """Write where a CSV table comes from beside it, as <table>.json: readers of the CSV see no line but its own."""
+    stem, end = os.path.splitext(table)
+    write_json(f"{table}.json" if end == ".json" else f"{stem}.json", known)
+
+
+# ---- checkpoints
 
 def save_checkpoint(path, checkpoint):
     """Write a dict of tensors and primitives to path, whole or not at all: what stood there stays until it is safe.
@@ -155,12 +245,6 @@ def save_checkpoint(path, checkpoint):
         raise SystemExit(f"cannot save {path} ({e}); {kept}") from None
 
 
-def find_checkpoint(path, out_dir):
-    """The path given, or the best and else the last checkpoint of out_dir."""
-    best, last = (os.path.join(out_dir, name) for name in ("ckpt_best.pt", "ckpt_last.pt"))
-    return path or (best if os.path.exists(best) else last)
-
-
 def load_checkpoint(path, device="cpu", needed=("model", "model_args")):
     """The dict that save_checkpoint (or nanoGPT) wrote; runs no code of the file. SystemExit if it is no checkpoint."""
     if not os.path.exists(path):
@@ -168,8 +252,7 @@ def load_checkpoint(path, device="cpu", needed=("model", "model_args")):
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
     except Exception as e:  # a damaged file can fail anywhere in zip, pickle and torch
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise SystemExit(f"{path} is not a checkpoint of tensors and plain values: {reason[:120]}") from None
+        raise SystemExit(f"{path} is not a checkpoint of tensors and plain values: {first_line(e)[:120]}") from None
     missing = [k for k in needed if not isinstance(checkpoint, dict) or k not in checkpoint]
     if missing:
         raise SystemExit(f"{path} is not a checkpoint of this project: it has no {', '.join(missing)}")

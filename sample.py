@@ -1,4 +1,4 @@
-"""Let a checkpoint write, and print what it thinks: a row a token, a bar a loop.
+"""Let a checkpoint write, and print what it thinks: a row per token, a bar per loop.
 
     python sample.py --out_dir=out/demo_addition --start="123+456="
     python sample.py --checkpoint=out/x/ckpt_last.pt --start="1+2= 999+1=" --halt=entropy --halt_threshold=0.1
@@ -10,14 +10,15 @@ Addition problems are written as people write them; several are parted by spaces
 import json
 import math
 
-import numpy as np
 import torch
 
 import addition
-import dataset as datasets
+import figures
 import runtime
-from configurator import class_settings, configure
-from model_loop import HALTING, LoopConfig, LoopGPT, from_checkpoint
+from checkpoint import inference_settings, open_model
+from configurator import configure
+from dataset import decode, encode
+from model_loop import LoopGPT
 
 checkpoint = ""                 # a checkpoint file; empty: ckpt_best.pt, else ckpt_last.pt, of out_dir
 out_dir = "out"                 # where train.py wrote
@@ -28,7 +29,7 @@ temperature: float | None = None  # 0 takes the likeliest token; None: 0.8 for t
 top_k = 200                     # text: only the likeliest so many tokens can be drawn; 0: all
 seed = 1337                     # of the draws
 trace: bool | None = None       # print the thinking trace; None: of addition only
-trace_file = ""                 # also write the trace as JSON lines, one a token
+trace_file = ""                 # also write the trace as JSON lines, one per token
 trace_png = ""                  # also draw it as a heat map
 device = "auto"                 # auto, cpu, cuda
 dtype = "float32"               # float32, or bfloat16 by autocast
@@ -37,13 +38,13 @@ BARS = "▁▂▃▄▅▆▇█"
 SHOWN = {"\n": "⏎", " ": "␣"}
 
 
-def show(token):
+def show(meta, token):
     """A token as one visible string."""
-    text = datasets.decode(meta, [token])
+    text = decode(meta, [token])
     return SHOWN.get(text, text)
 
 
-def read_prompts():
+def read_prompts(meta):
     """The prompts as token ids, each with its problem (track N and P) or None."""
     text = start
     if start.startswith("FILE:"):
@@ -53,13 +54,12 @@ def read_prompts():
         except (OSError, UnicodeDecodeError) as e:
             raise SystemExit(f"--start={start}: {e}") from None
     if meta.kind != "rows":
-        return [(datasets.encode(meta, text or "\n"), None)]
-    problems = (text or "57+68= 999+1= 1234+8766=").replace(",", " ").split()
+        return [(encode(meta, text or "\n"), None)]
     found = []
-    for p in problems:
-        datasets.encode(meta, p)  # names characters outside the vocabulary
+    for word in (text or "57+68= 999+1= 1234+8766=").replace(",", " ").split():
+        encode(meta, word)  # names characters outside the vocabulary
         try:
-            problem = addition.with_zeros(addition.read_problem(p), meta.zeros)
+            problem = addition.with_zeros(addition.read_problem(word), meta.zeros)
         except ValueError as e:
             raise SystemExit(f"--start: {e}") from None
         found.append((addition.prompt_tokens(problem, meta.track, meta.plain).tolist(), problem))
@@ -67,9 +67,9 @@ def read_prompts():
 
 
 @torch.no_grad()
-def write(prompt, problem):
+def write(model, meta, prompt, problem):
     """The whole sequence after a prompt, and the tokens that each of its positions wrote (None in the prompt)."""
-    idx, n = torch.tensor([prompt], device=device), len(prompt)
+    idx, n = torch.tensor([prompt], device=model.lm_head.weight.device), len(prompt)
     if problem is None:
         out = model.generate(idx, max_new_tokens, 0.8 if temperature is None else temperature, top_k)[0].tolist()
         return out, [None] * (n - 1) + out[n:] + [None]
@@ -81,7 +81,7 @@ def write(prompt, problem):
     return out[:-1], [None] * (n - 1) + out[n:]
 
 
-def answer_line(problem, written):
+def answer_line(meta, problem, written):
     """123+456=579, and the right sum beside an answer that is not right token for token, end symbol included."""
     a, la, b, lb = problem
     x, y = (int(addition.number_text(d[0][:n[0]])) for d, n in ((a, la), (b, lb)))
@@ -92,13 +92,15 @@ def answer_line(problem, written):
 
 
 def bar(values, largest):
-    """A small bar a loop for values (L,) of 0..largest, blank where the token had halted."""
+    """A small bar per loop for values (L,) of 0..largest, blank where the token had halted."""
     return "".join(" " if math.isnan(v) else BARS[min(7, int(8 * v / largest))] for v in values)
 
 
-def print_trace(rows):
-    """The trace of one sequence: what each token reads and writes, its loops, entropy and guesses loop by loop."""
-    largest = math.log(meta.vocab_size)
+def print_trace(rows, largest):
+    """The trace of one sequence: what each token reads and writes, its loops, entropy and guesses loop by loop.
+
+    largest: the entropy of a guess that knows nothing, a full bar.
+    """
     width = max(7, *(r["loops"] for r in rows))
     print(f"  reads writes loops  {'entropy':<{width}}  last  guess after each loop")
     for r in rows:
@@ -109,89 +111,64 @@ def print_trace(rows):
               f"{last:>5.2f}  {guesses}")
 
 
-def trace_rows(sequence, written, sample):
-    """The trace of one sequence as dicts of plain values, one a token; None for NaN."""
-    _, record = model.think(torch.tensor([sequence], device=device))
+def trace_rows(model, meta, sequence, written, number):
+    """The trace of one sequence as dicts of plain values, one per token; None for NaN. number: of the sequence."""
+    _, record = model.think(torch.tensor([sequence], device=model.lm_head.weight.device))
     record = {k: v[0].cpu() for k, v in record.items()}
     rows = []
     for t, (reads, writes) in enumerate(zip(sequence, written, strict=True)):
-        row = dict(sample=sample, position=t, reads=show(reads), writes=None if writes is None else show(writes),
-                   loops=int(record["loops"][t]), prediction=[show(p) for p in record["prediction"][t]])
+        row = dict(sample=number, position=t, reads=show(meta, reads),
+                   writes=None if writes is None else show(meta, writes),
+                   loops=int(record["loops"][t]), prediction=[show(meta, p) for p in record["prediction"][t]])
         for key in ("entropy", "confidence", "delta"):
             row[key] = [None if math.isnan(x) else round(x, 6) for x in record[key][t].tolist()]
         rows.append(row)
     return rows
 
 
-def draw_trace(traces, titles, path):
-    """Heat maps, one a sequence: tokens down, loops across, dark where the model is unsure; its guesses written in."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    traces, titles = traces[:6], titles[:6]
-    longest = min(60, max(map(len, traces)))
-    L = max(1, *(r["loops"] for rows in traces for r in rows))
-    figure, axes = plt.subplots(1, len(traces), figsize=(1.2 + len(traces) * (0.9 + 0.42 * L), 1.2 + 0.28 * longest),
-                                layout="constrained", squeeze=False)
-    for ax, rows, title in zip(axes[0], traces, titles, strict=True):
-        rows = rows[:longest]
-        entropy = np.array([[math.nan if e is None else e for e in r["entropy"][:L]] for r in rows])  # (T,L)
-        image = ax.imshow(entropy, cmap="Greys", vmin=0, vmax=math.log(meta.vocab_size), aspect="auto")
-        ax.set_facecolor("#dfe9f2")  # where a token had halted
-        for t, l in zip(*np.nonzero(~np.isnan(entropy)), strict=True):
-            dark = entropy[t, l] > 0.6 * math.log(meta.vocab_size)
-            ax.text(l, t, rows[t]["prediction"][l], ha="center", va="center", color="w" if dark else "k", fontsize=9)
-        ax.set_xticks(range(L), range(1, L + 1))
-        ax.set_yticks(range(len(rows)), [r["reads"] + (f" → {r['writes']}" if r["writes"] else "") for r in rows])
-        ax.set(xlabel="loop", title=title)
-        ax.title.set_fontsize(9)
-    axes[0][0].set_ylabel("token read → written")
-    figure.colorbar(image, ax=axes[0], label="entropy (nats); tinted: halted", shrink=min(1, 5 / longest + 0.3))
-    try:
-        figure.savefig(path, dpi=130)
-    except (OSError, ValueError) as e:
-        raise SystemExit(f"--trace_png={path}: {e}") from None
-    plt.close(figure)
+def samples(model, meta):
+    """Write after every prompt, num_samples times each, and print it: yields (sequence, tokens written, title).
 
-
-settings, overrides, given = configure(__file__, {
-    "halting settings, by default as in the checkpoint": class_settings(LoopConfig, HALTING)})
-globals().update(settings)
-device = runtime.choose_device(device)
-dtype = runtime.choose_dtype(dtype, device)
-path = runtime.find_checkpoint(checkpoint, out_dir)
-saved = runtime.load_checkpoint(path)
-meta = datasets.checkpoint_meta(saved)
-try:
-    model = from_checkpoint(saved, **{k: v for k, v in overrides.items() if k in given}).to(device)
-except (ValueError, RuntimeError) as e:
-    raise SystemExit(f"{path}: {e}") from None
-printing = meta.kind == "rows" if trace is None else trace
-tracing = bool(trace_file or trace_png or printing)
-if tracing and not isinstance(model, LoopGPT):
-    if trace or trace_file or trace_png:
-        raise SystemExit(f"{path} is a plain GPT, which has no loops to trace")
-    tracing = False
-runtime.seed_torch(seed)
-traces, titles = [], []
-with runtime.autocast(device, dtype), torch.no_grad():
-    for prompt, problem in read_prompts():
+    The title is the line of the answer, "" for text.
+    """
+    for prompt, problem in read_prompts(meta):
         for _ in range(num_samples):
             try:
-                sequence, written = write(prompt, problem)
+                sequence, written = write(model, meta, prompt, problem)
             except ValueError as e:
                 raise SystemExit(f"sample.py: {e}") from None
-            titles.append(answer_line(problem, written) if problem else "")
-            print(titles[-1] if problem else datasets.decode(meta, sequence) + "\n---------------")
+            title = answer_line(meta, problem, written) if problem else ""
+            print(title if problem else decode(meta, sequence) + "\n---------------")
+            yield sequence, written, title
+
+
+def main():
+    settings, further, given = configure(__file__, inference_settings())
+    globals().update(settings)
+    machine = runtime.choose_device(device)
+    overrides = {k: v for k, v in further.items() if k in given}
+    model, meta, _, path = open_model(checkpoint, out_dir, machine, overrides)
+    printing, looped = meta.kind == "rows" if trace is None else trace, isinstance(model, LoopGPT)
+    if (trace or trace_file or trace_png) and not looped:
+        raise SystemExit(f"{path} is a plain GPT, which has no loops to trace")
+    tracing, largest = looped and bool(trace_file or trace_png or printing), math.log(meta.vocab_size)
+    runtime.seed_torch(seed)
+    traces, titles = [], []
+    with runtime.autocast(machine, runtime.choose_dtype(dtype, machine)), torch.no_grad():
+        for sequence, written, title in samples(model, meta):
             if tracing:
                 context = model.config.block_size if model.learned_positions else len(sequence)  # of generate, too
-                traces.append(trace_rows(sequence[-context:], written[-context:], len(traces)))
+                traces.append(trace_rows(model, meta, sequence[-context:], written[-context:], len(traces)))
+                titles.append(title)
                 if printing:
-                    print_trace(traces[-1])
-if trace_file:
-    with runtime.open_output(trace_file) as f:
-        f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for rows in traces for row in rows)
-    print(f"trace: {trace_file}")
-if trace_png:
-    draw_trace(traces, titles, trace_png)
-    print(f"heat map: {trace_png}")
+                    print_trace(traces[-1], largest)
+    if trace_file:
+        with runtime.open_output(trace_file) as f:
+            f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for rows in traces for row in rows)
+        print(f"trace: {trace_file}")
+    if trace_png and figures.draw_traces(traces, titles, largest, trace_png):
+        print(f"heat map: {trace_png}")
+
+
+if __name__ == "__main__":
+    main()

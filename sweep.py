@@ -23,23 +23,23 @@ import statistics
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import timedelta
 
 import torch
 
 import addition
 import figures
+import runtime
 from configurator import class_settings, configure, read_arguments, read_settings
-from model_loop import FACTS, HALTING, LoopConfig
+from model_loop import FROM_DATASET, INFERENCE_SETTINGS, LoopConfig
 
 base = ""                       # config file of train.py; empty: its defaults
-seeds: list[int] = [1337]       # a run of each row for each
+seeds: list[int] = [1337]       # each row runs once per seed
 rows: list[str] = []            # "name: --key=value ..." of train.py; "name @3: ..." with the first 3 seeds only
 overrides: list[str] = []       # --key=value of train.py, for all rows; a row's own wins
 evaluate: list[str] = []        # "--key=value ..." of evaluate.py, or "label: --key=value ..." with columns label_*
 analyze = ""                    # "--key=value ..." of analyze.py, for runs of the first seed: results/<name>_states.csv
-parallel = 0                    # processes at once; 0: one a core, on CUDA half as many and at most 8
+parallel = 0                    # processes at once; 0: one per core, on CUDA half as many and at most 8
 timeout = 0.0                   # seconds after which a training, or an evaluation, is killed; 0: never
 out_dir = ""                    # where the runs go; empty: out/<name of the file>
 results = ""                    # path of the tables without .csv and .md; empty: results/<name of the file>
@@ -54,70 +54,83 @@ OF_TEXT = {"parameters": ("parameters", "{:,.0f}"), "flops_per_token": ("trainin
            "ms": ("ms a step", "{:.1f}")}  # columns of the Markdown where nothing is added up
 STATES = ("delta", "norm", "loss", "converged_by", "push_ratio", "spectral_radius", "spectral_radius_highest",
           "limit_cycle")  # of the rows of analyze.py those that are kept, after the trained loops and at the end
-running, stopping = set(), []   # the processes; the signals that told this one to stop
+running, stopping = set(), []   # processes, which on_signal ends; the signals that told this one to stop
 
 
-def refuse(entry, why):
+# ---- the plan
+
+def config_error(file, entry, why):
     """End the program with one line, which says where in the tuning file the entry stands."""
     with open(file) as f:
         lines = {n.value: n.lineno for n in ast.walk(ast.parse(f.read())) if isinstance(n, ast.Constant)}
     raise SystemExit(f"{file}:{lines[entry]}: {why}" if entry in lines else str(why)) from None
 
 
-def read_entry(entry, settings, *fixed):
+def read_entry(file, entry, settings, *fixed):
     """'name @3: words' -> ('name', '3', [words]), checked; fixed: settings that only the sweep itself may make."""
     name, first, words = ENTRY.fullmatch(entry).groups("")
     try:
         words = shlex.split(words)
         read_arguments(words, settings)
     except (SystemExit, ValueError) as e:
-        refuse(entry, e)
+        config_error(file, entry, e)
     if any(word.partition("=")[0].removeprefix("--") in fixed for word in words):
-        refuse(entry, f"the sweep itself sets {', '.join(fixed)}")
+        config_error(file, entry, f"the sweep itself sets {', '.join(fixed)}")
     return name, first, words
 
 
-def plan():
+def settings_of(script, names=None):
+    """The settings of a script and of its model, those of `names`; read, not imported: a plan needs no more of it."""
+    with open(os.path.join(HERE, script)) as f:
+        own = read_settings(f.read())
+    return own | {k: s for k, s in class_settings(LoopConfig, names).items() if k not in FROM_DATASET}
+
+
+def read_evaluations(file, known):
+    """{step: words} of the entries of `evaluate`; known: the settings of evaluate.py."""
+    tests = {}
+    for entry in evaluate:
+        label, first, words = read_entry(file, entry, known, "checkpoint", "out_dir", "csv_file")
+        step = f"{label}_evaluate" if label else "evaluate"
+        if first or step in tests or not re.fullmatch(r"\w+", step):
+            config_error(file, entry, f"'{entry}': each evaluation needs a label of its own, one word, "
+                                      "'label: --key=value ...'")
+        tests[step] = words
+    return tests
+
+
+def plan(file, root):
     """Every run as a dict of its row, seed, folder, settings and steps {name: command}; all checked, none started."""
     if not rows or not seeds or len(set(seeds)) < len(seeds) or min(*seeds, parallel, timeout) < 0:
         raise SystemExit(f"{file}: needs rows, seeds (each once, none negative), and no negative parallel or timeout")
-    tests, runs, slugs, known = {}, [], set(), []
-    # not by importing them: they would run
-    for script, names in (("train.py", None), ("evaluate.py", HALTING), ("analyze.py", HALTING)):
-        with open(os.path.join(HERE, script)) as f:
-            of_model = {k: s for k, s in class_settings(LoopConfig, names).items() if k not in FACTS}
-            known.append(read_settings(f.read()) | of_model)
-    of_train, of_evaluate, of_analyze = known
-    look = read_entry(analyze, of_analyze, "checkpoint", "out_dir")[2]
-    for entry in evaluate:
-        label, first, words = read_entry(entry, of_evaluate, "checkpoint", "out_dir", "csv_file")
-        step = f"{label}_evaluate" if label else "evaluate"
-        if first or step in tests or not re.fullmatch(r"\w+", step):
-            refuse(entry, f"'{entry}': each evaluation needs a label of its own, one word, 'label: --key=value ...'")
-        tests[step] = words
-    read_entry(base, of_train)
-    common = [word for entry in overrides for word in read_entry(entry, of_train, "seed", "out_dir")[2]]
+    of_train, of_analyze = settings_of("train.py"), settings_of("analyze.py", INFERENCE_SETTINGS)
+    analysis = read_entry(file, analyze, of_analyze, "checkpoint", "out_dir")[2]
+    tests, runs, slugs = read_evaluations(file, settings_of("evaluate.py", INFERENCE_SETTINGS)), [], set()
+    read_entry(file, base, of_train)
+    common = [word for entry in overrides for word in read_entry(file, entry, of_train, "seed", "out_dir")[2]]
     for entry in rows:
-        name, first, words = read_entry(entry, of_train, "seed", "out_dir")
+        name, first, words = read_entry(file, entry, of_train, "seed", "out_dir")
         slug = re.sub(r"[^\w.+=-]+", "_", name)
         if not name or slug in slugs or first and not 1 <= int(first) <= len(seeds):
-            refuse(entry, f"'{entry}': a row is 'name: --key=value ...' or 'name @3: ...', each name once, "
-                          f"the number at most that of the seeds, {len(seeds)}")
+            config_error(file, entry, f"'{entry}': a row is 'name: --key=value ...' or 'name @3: ...', each name "
+                                      f"once, the number at most that of the seeds, {len(seeds)}")
         slugs.add(slug)
         config = words.pop(0) if words and not words[0].startswith("--") else base
         words = [*filter(None, [config]), *common, *words]
         for seed in seeds[:int(first or len(seeds))]:
-            folder = f"{out_dir}/{slug}/seed{seed}"
+            folder = f"{root}/{slug}/seed{seed}"
+            last = f"--checkpoint={folder}/ckpt_last.pt"
             steps = {"train": ["train.py", *words, f"--seed={seed}", f"--out_dir={folder}"]} | {
-                step: ["evaluate.py", *test, f"--checkpoint={folder}/ckpt_last.pt", f"--csv_file={folder}/{step}.csv"]
-                for step, test in tests.items()}
+                step: ["evaluate.py", *test, last, f"--csv_file={folder}/{step}.csv"] for step, test in tests.items()}
             settings = read_arguments(steps["train"][1:], of_train)
             if analyze and seed == seeds[0] and settings.get("model_type") != "gpt":  # which has no loops to look at
-                steps["analyze"] = ["analyze.py", *look, f"--checkpoint={folder}/ckpt_last.pt", f"--out_dir={folder}"]
+                steps["analyze"] = ["analyze.py", *analysis, last, f"--out_dir={folder}"]
             runs.append(dict(row=name, seed=seed, folder=folder, steps=steps, settings=settings))
     # all rows with the first seed come first, so that a sweep cut short still compares them
     return sorted(runs, key=lambda run: seeds.index(run["seed"]))
 
+
+# ---- a run
 
 def write(path, text):
     """Write a text file, whole or not at all."""
@@ -126,20 +139,25 @@ def write(path, text):
     os.replace(f"{path}.part", path)
 
 
-def write_csv(end, fields, table):
-    """One of the tables of results, whole or not at all; columns that are not among fields are left out."""
+def write_csv(path, fields, table):
+    """A table as CSV, whole or not at all; columns that are not among fields are left out."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fields, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(table)
-    write(f"{results}{end}.csv", text.getvalue())
+    write(path, text.getvalue())
 
 
-def launch(command, log):
-    """Run a command to its end, its output at the end of a log: (the output, what went wrong or '')."""
+def read_csv(path):
+    with open(path, encoding="utf-8") as f:
+        return list(csv.DictReader(f))
+
+
+def launch(command, log, environment):
+    """Run a command to its end, its output at the end of a log: what went wrong, "" if nothing."""
     with open(log, "a+", errors="replace") as f:
         if stopping:
-            return "", "interrupted"
+            return "interrupted"
         f.write(f"$ python {shlex.join(command)}\n")
         start = f.tell()
         # in a session of its own: Ctrl-C in a terminal reaches this process only, which passes it on, once
@@ -157,40 +175,61 @@ def launch(command, log):
             late = f"timeout after {timeout:g} s"
         status = process.wait()
         running.discard(process)
+        if status == 0:
+            return ""
         f.seek(start)
-        said = f.read()
+        last_line = f.read().strip().rpartition("\n")[2]
     killed = f"killed by {signal.Signals(-status).name}" if status < 0 else ""
-    last_line = said.strip().rpartition("\n")[2] or f"exit status {status}"
-    return said, "" if status == 0 else ("interrupted" if stopping else late or killed or last_line)
+    return "interrupted" if stopping else late or killed or last_line or f"exit status {status}"
 
 
-def columns_of(step, path, said):
-    """The columns that a step gives: train.py's closing lines, `states`, the rows of analyze.py of which STATES speaks,
-    or uniform_8, equal_8, loops_answer_8, ... from the table of evaluate.py; loops are those of the uniform problems,
-    loops_solved_8 of the slowest token of solved ones, and chain_3 of those with figures.CHAIN_DIGITS digits, hard ones
-    too, whose longest carry chain is 3."""
-    if step == "train":
-        return dict(re.findall(r"^(\w+): (.+)$", said.rpartition("---\n")[2], re.MULTILINE))
-    if step == "analyze":
-        with open(path, encoding="utf-8") as f:
-            table = list(csv.DictReader(f))
-        loops = {r["loop"] for r in table if r["what"] == "spectral_radius"}  # those trained with, and the last
-        return dict(states=[r for r in table if r["what"] in STATES and r["loop"] in loops
-                            and not re.fullmatch(r"one loop|\d+ loops", r["class"])])
-    found, prefix = {}, step.removesuffix("evaluate")
-    with open(path, encoding="utf-8") as f:
-        for r in csv.DictReader(f):
-            keys = {"accuracy": r["kind"]} if r["kind"] in addition.KINDS else {}
-            if r["kind"] == "uniform":
-                keys |= dict(loops_answer="loops_answer", loops_most="loops_most", loops_most_solved="loops_solved",
-                             accuracy_random="accuracy_random")
-            found |= {f"{prefix}{name}_{r['n']}": round(float(r[k]), 6) for k, name in keys.items() if r.get(k)}
-            if r["kind"] == "chain" and int(r["n"]) == figures.CHAIN_DIGITS and int(r["problems"]) >= 10:
-                found[f"{prefix}chain_{r['chain']}"] = round(float(r["loops"]), 6)
+def columns_of_training(folder):
+    """train.py's summary but for where it comes from, which stays in the run's folder."""
+    with open(f"{folder}/summary.json", encoding="utf-8") as f:
+        summary = json.load(f)
+    return {k: v for k, v in summary.items() if k != "provenance"}
+
+
+def columns_of_analysis(table):
+    """`states`: the rows of analyze.py of which STATES speaks, after the trained loops and at the end."""
+    loops = {r["loop"] for r in table if r["what"] == "spectral_radius"}  # those trained with, and the last
+    by_period = re.compile(r"one loop|\d+ loops")
+    return dict(states=[r for r in table if r["what"] in STATES and r["loop"] in loops
+                        and not by_period.fullmatch(r["class"])])
+
+
+def columns_of_evaluation(label, table):
+    """uniform_8, equal_8, loops_answer_8, ... from the rows of evaluate.py, each with the label, if any, before it.
+
+    Loops are those of the uniform problems; loops_solved_8 of the slowest token of solved ones, and chain_3 of those
+    with figures.CHAIN_DIGITS digits, hard ones too, whose longest carry chain is 3, where there are ten.
+    """
+    found, prefix = {}, f"{label}_" if label else ""
+    names = dict(loops_answer="loops_answer", loops_most="loops_most", loops_most_solved="loops_solved",
+                 accuracy_random="accuracy_random")
+    for r in table:
+        values = {}
+        if r["kind"] in addition.KINDS:
+            values[f"{r['kind']}_{r['n']}"] = r["accuracy"]
+        if r["kind"] == "uniform":
+            values |= {f"{name}_{r['n']}": r.get(key) for key, name in names.items()}
+        if r["kind"] == "chain" and int(r["n"]) == figures.CHAIN_DIGITS and int(r["problems"]) >= 10:
+            values[f"chain_{r['chain']}"] = r["loops"]
+        found |= {prefix + name: round(float(x), 6) for name, x in values.items() if x}
     return found
 
 
-def execute(run):
+def columns_of(step, folder):
+    """The columns that a finished step of a run gives."""
+    if step == "train":
+        return columns_of_training(folder)
+    table = read_csv(f"{folder}/{step}.csv")
+    if step == "analyze":
+        return columns_of_analysis(table)
+    return columns_of_evaluation(step.removesuffix("evaluate").removesuffix("_"), table)
+
+
+def execute(run, environment):
     """Do what is missing of a run: (its row of the table, the log of its last step, '' if nothing was missing)."""
     folder, log, error, state = run["folder"], "", "", {}
     last, path = f"{folder}/ckpt_last.pt", f"{folder}/row.json"
@@ -208,10 +247,10 @@ def execute(run):
             if key in state["done"]:
                 continue
             log, resume = f"{folder}/{step}.log", step == "train" and os.path.exists(last)
-            said, error = launch(command + ["--init_from=resume"] * resume, log)
+            error = launch(command + ["--init_from=resume"] * resume, log, environment)
             if error:
                 break
-            state["done"][key] = columns_of(step, f"{folder}/{step}.csv", said)
+            state["done"][key] = columns_of(step, folder)
             if resume:
                 state["done"][key]["seconds"] = ""  # it says those of the last part only
             write(path, json.dumps(state, indent=1))
@@ -223,68 +262,83 @@ def execute(run):
     return row, log
 
 
-def adds(found):
-    """Do these rows, as `execute` returns them, say how well problems are solved, and not of a text?"""
+# ---- the tables
+
+def has_digit_columns(found):
+    """True for rows of the addition task, which have columns uniform_<digits>; False for those of a text.
+
+    found: rows as `execute` returns them, here and below.
+    """
     return any(re.search(r"uniform_\d+$", k) for r in found for k in r)
 
 
+def cell(runs, column, form, scale=1.0):
+    """The median of a column over the seeds, and the range where there are several; "" where nothing is known."""
+    values = [scale * float(r[column]) for r in runs if r.get(column, "") != ""]
+    if not values:
+        return ""
+    middle, low, high = (form.format(f(values)) for f in (statistics.median, min, max))
+    fixed = column in ("parameters", "flops_per_token")  # the same for all seeds
+    return f"{middle} ({low}-{high})" if len(values) > 1 and not fixed else middle
+
+
 def markdown(kind, label, found, wanted):
-    """A table of what an evaluation says of a kind of problems, a line a row; with the validation loss if it is the
+    """A table of what an evaluation says of a kind of problems, a line per row; with the validation loss if it is the
     uniform kind of the evaluation without a label, of a text also what a model costs. "" where nothing was measured.
 
-    kind: one of figures.KINDS; label: of an entry of `evaluate`; found: rows as `execute` returns them;
-    wanted: the name of the row of every run.
+    kind: one of figures.KINDS; label: of an entry of `evaluate`; wanted: the name of the row of every run.
     """
-    columns = {k: n for n, k in figures.digit_columns(found, kind, label).items()}
+    measured = {k: n for n, k in figures.digit_columns(found, kind, label).items()}
     loops = kind in figures.OF_LOOPS
-    head = {k: (str(n), "{:.2f}" if loops else "{:.1f}") for k, n in columns.items()}
+    head = {k: (str(n), "{:.2f}" if loops else "{:.1f}") for k, n in measured.items()}
     if kind == "uniform" and not label:
-        head = ({"val_loss": ("val loss", "{:.4f}")} if adds(found) else OF_TEXT) | head
-    if not head or loops and not figures.halts(found, columns):
+        head = ({"val_loss": ("val loss", "{:.4f}")} if has_digit_columns(found) else OF_TEXT) | head
+    if not head or loops and not figures.halts(found, measured):
         return ""
     lines = [["row", "seeds", *(name for name, _ in head.values())], ["---"] * (2 + len(head))]
     for name in dict.fromkeys(wanted):
         own = [r for r in found if r["row"] == name]
-        line = [name.replace("|", "\\|"), f"{sum(not r['error'] for r in own)}/{wanted.count(name)}"]
-        for k, (_, form) in head.items():
-            values = [float(r[k]) * (100 if k in columns and not loops else 1) for r in own if r.get(k, "") != ""]
-            middle, low, high = (form.format(f(values)) if values else "" for f in (statistics.median, min, max))
-            line.append(f"{middle} ({low}-{high})" if len(values) > 1 and k not in ("parameters", "flops_per_token")
-                        else middle)
-        lines.append(line)
-    what = "Mean loops of the slowest token of solved problems" if loops else f"Exact match in %, {kind} problems"
-    by = f" of {figures.CHAIN_DIGITS} digits, by the longest carry chain" if kind == "chain" else ", by digits"
-    title = (what + by if columns else "Validation loss") + (f", `{label}`" if label else "")
+        lines.append([name.replace("|", "\\|"), f"{sum(not r['error'] for r in own)}/{wanted.count(name)}"] + [
+            cell(own, k, form, 100 if k in measured and not loops else 1) for k, (_, form) in head.items()])
+    title = "Validation loss"
+    if measured:
+        title = "Mean loops of the slowest token of solved problems" if loops else f"Exact match in %, {kind} problems"
+        title += f" of {figures.CHAIN_DIGITS} digits, by the longest carry chain" if kind == "chain" else ", by digits"
+    title += f", `{label}`" if label else ""
     return f"\n{title}; median (lowest-highest) over seeds:\n\n" + "".join(f"| {' | '.join(x)} |\n" for x in lines)
 
 
-def write_tables(found, wanted):
-    """The CSV, a line a run, and the Markdown, a line a row; arguments as of `markdown`, found in their order."""
+def write_tables(found, wanted, target, processes):
+    """The CSV, a line per run, and the Markdown, a line per row; found in the order of the table, wanted as above."""
     further = [k for k in dict.fromkeys(k for r in found for k in r) if re.search(r"_\d+$", k)]
-    write_csv("", (*FIRST, *further, "error"), found)
+    write_csv(f"{target}.csv", (*FIRST, *further, "error"), found)
     states = [dict(row=r["row"], **state) for r in found for state in r.get("states", [])]
     if states:
-        write_csv("_states", states[0], states)
+        write_csv(f"{target}_states.csv", states[0], states)
     device, version = (", ".join(dict.fromkeys(r[k] for r in found if k in r)) for k in ("device", "torch"))
     lines = [f"`{shlex.join(['python', 'sweep.py', *sys.argv[1:]])}`; {device}, torch {version}; "
-             f"seeds {', '.join(map(str, seeds))}; {parallel} at once", *(f"`evaluate.py`: `{x}`" for x in evaluate),
-             *[f"`analyze.py`: `{analyze}`"] * bool(analyze)]
+             f"seeds {', '.join(map(str, seeds))}; {processes} at once", *(f"`evaluate.py`: `{x}`" for x in evaluate),
+             *([f"`analyze.py`: `{analyze}`"] if analyze else [])]
     labels = dict.fromkeys(["", *(ENTRY.fullmatch(entry)[1] or "" for entry in evaluate)])
     tables = [markdown(kind, label, found, wanted) for label in labels for kind in figures.KINDS]
-    write(f"{results}.md", "\n\n".join(lines) + "\n" + "".join(tables))
+    known = runtime.provenance(card=device if device not in ("", "cpu") else runtime.card_name())
+    write(f"{target}.md", "\n\n".join(lines) + "\n" + "".join(tables) + f"\n{runtime.provenance_line(known)}\n")
 
 
 def curves(runs):
     """The validation losses of runs, from their log.csv: {row: {seed: {iteration: loss}}}."""
     found = {}
     for run in runs:
-        with contextlib.suppress(OSError), open(f"{run['folder']}/log.csv", encoding="utf-8") as f:
-            losses = {int(r["iter"]): float(r["val_loss"]) for r in csv.DictReader(f) if r["val_loss"]}
+        with contextlib.suppress(OSError):
+            log = read_csv(f"{run['folder']}/log.csv")
+            losses = {int(r["iter"]): float(r["val_loss"]) for r in log if r["val_loss"]}
             found.setdefault(run["row"], {})[run["seed"]] = losses
     return found
 
 
-def stop(number, frame):
+# ---- all runs
+
+def on_signal(number, frame):
     """Pass a signal on: train.py saves and ends, evaluate.py just ends. A second signal kills."""
     stopping.append(number)
     name = signal.Signals(number).name
@@ -293,17 +347,29 @@ def stop(number, frame):
         process.terminate()
 
 
-def run_all(runs):
-    """Execute the runs, `parallel` at once, and write the tables after each; returns what failed, a text each."""
+def processes_at_once(runs):
+    """How many runs go on at once, and the environment of each."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    on_gpu = torch.cuda.is_available() and any(run["settings"].get("device") != "cpu" for run in runs)
+    count = parallel or (max(1, min(8, cores // 2)) if on_gpu else cores)
+    environment = os.environ | dict(PYTHONUNBUFFERED="1")  # a log as it happens, its lines in order
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // count)))  # or each would take all cores
+    return count, environment
+
+
+def run_all(runs, target):
+    """Execute the runs, some at once, and write the tables after each; returns what failed, a text each."""
+    from concurrent.futures import ThreadPoolExecutor, as_completed
     began, found, failed, skipped, wanted = time.monotonic(), [], [], 0, [run["row"] for run in runs]
-    with ThreadPoolExecutor(parallel) as pool:
-        for n, future in enumerate(as_completed([pool.submit(execute, run) for run in runs]), 1):
+    count, environment = processes_at_once(runs)
+    with ThreadPoolExecutor(count) as pool:
+        for n, future in enumerate(as_completed([pool.submit(execute, run, environment) for run in runs]), 1):
             row, log = future.result()
             if row["error"] == "interrupted":
                 continue
             found.append(row)
             found.sort(key=lambda r: (wanted.index(r["row"]), seeds.index(r["seed"])))
-            write_tables(found, wanted)
+            write_tables(found, wanted, target, count)
             skipped += not log
             spent = time.monotonic() - began
             took, left = (timedelta(seconds=round(s)) for s in (spent, spent / max(1, n - skipped) * (len(runs) - n)))
@@ -311,44 +377,43 @@ def run_all(runs):
             failed += [f"{name} ({log})"] if row["error"] else []
             print(f"{n}/{len(runs)} {name}: {'FAILED: ' + row['error'] if row['error'] else row['val_loss']}, "
                   + (f"{took}, ETA {left}" if log else "finished before"), flush=True)
-    losses = curves(runs)
-    write_csv("_curves", ("row", "seed", "iter", "val_loss"), [
-        dict(row=name, seed=seed, iter=it, val_loss=loss) for name, own in losses.items()
-        for seed, curve in own.items() for it, loss in curve.items()])
-    if adds(found):
-        figures.draw_sweep(found, f"{results}.png")
-    elif any("best_val_loss" in row for row in found):
-        figures.draw_losses(found, losses, f"{results}.png")
+    finish(runs, found, target)
     print(f"---\nruns: {len(runs)}\nfinished: {len(found) - len(failed)}\nfinished_before: {skipped}\n"
-          f"seconds: {time.monotonic() - began:.1f}\ncsv: {results}.csv\ntable: {results}.md")
+          f"seconds: {time.monotonic() - began:.1f}\ncsv: {target}.csv\ntable: {target}.md")
     return failed
 
 
-if __name__ == "__main__":
+def finish(runs, found, target):
+    """The validation losses over the iterations, and the figure."""
+    losses = curves(runs)
+    write_csv(f"{target}_curves.csv", ("row", "seed", "iter", "val_loss"), [
+        dict(row=name, seed=seed, iter=it, val_loss=loss) for name, own in losses.items()
+        for seed, curve in own.items() for it, loss in curve.items()])
+    if has_digit_columns(found):
+        figures.draw_sweep(found, f"{target}.png")
+    elif any("best_val_loss" in row for row in found):
+        figures.draw_losses(found, losses, f"{target}.png")
+
+
+def main():
     globals().update(configure(__file__)[0])
     files = [x for x in sys.argv[1:] if not x.startswith("--")]
     if len(files) != 1:
         raise SystemExit("usage: python sweep.py config/sweep_demo.py [--key=value ...]; --help lists all keys")
-    file, name = files[0], os.path.splitext(os.path.basename(files[0]))[0]
-    out_dir, results = out_dir or f"out/{name}", results or f"results/{name}"
-    runs = plan()
+    name = os.path.splitext(os.path.basename(files[0]))[0]
+    runs, tables = plan(files[0], out_dir or f"out/{name}"), results or f"results/{name}"
     if dry_run:
         raise SystemExit(print("\n".join(f"python {shlex.join(c)}" for run in runs for c in run["steps"].values())))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    on_gpu = torch.cuda.is_available() and any(run["settings"].get("device") != "cpu" for run in runs)
-    parallel = parallel or (max(1, min(8, cores // 2)) if on_gpu else cores)
-    environment = os.environ | dict(PYTHONUNBUFFERED="1")  # a log as it happens, its lines in order
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // parallel)))  # or each would take all cores
-    try:
-        os.makedirs(os.path.dirname(results) or ".", exist_ok=True)
-        for end in ("csv", "md"):
-            open(f"{results}.{end}", "a").close()  # a wrong path should fail now; an old table stays
-    except OSError as e:
-        raise SystemExit(f"{e.filename} cannot be written: {e.strerror}") from None
+    for end in ("csv", "md"):
+        runtime.require_writable(f"{tables}.{end}")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as it is for SIGHUP under nohup
-            signal.signal(number, stop)
-    failed = run_all(runs)
+            signal.signal(number, on_signal)
+    failed = run_all(runs, tables)
     if failed:
         print(f"failed: {'; '.join(failed)}")
     raise SystemExit(130 if stopping else bool(failed))
+
+
+if __name__ == "__main__":
+    main()

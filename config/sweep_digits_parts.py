@@ -11,7 +11,7 @@ rows = [
     "numbers as they are: --dataset=addition/few",
     "no rows of few digits: --dataset=addition/shorter",
 ]
-evaluate = [  # 2,000 problems a count and kind
+evaluate = [  # 2,000 problems per count and kind
     "--digits=[24,40,60,80,100] --num_loops=4 --eval_iters=0 --backend=torch --kinds=all",
     "16: --digits=[24,40,60] --num_loops=16 --eval_iters=0 --backend=torch",
 ]

@@ -16,11 +16,12 @@ import torch
 
 os.environ.setdefault("CUDA_TILE_CACHE_DIR", "off")  # a kernel from the cache would hide the compiler
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import looplm_kernels as K  # noqa: E402
+import kernels as K  # noqa: E402
+import looplm_kernels  # noqa: E402, F401 (loads all of them)
 from model_loop import LoopConfig, LoopGPT  # noqa: E402
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120")
-LIMIT = 60  # seconds a kernel; three times as many where all variants compile side by side
+LIMIT = 600  # seconds per kernel, which take 1 to 20 on an idle core: against hangs alone
 
 
 def tokens(N, C, dtype):
@@ -32,19 +33,19 @@ def tokens(N, C, dtype):
 def halt(rule, C, V, dtype=torch.bfloat16, N=256):
     rows = -(-V // 64) * 64  # the row stride is aligned
     logits, previous = (torch.empty(N, rows, dtype=dtype)[:, :V] for _ in range(2))
-    K.halt_update(rule, *tokens(N, C, dtype), backend="cutile", logits=logits, previous=previous,
+    K.halt.halt_update(rule, *tokens(N, C, dtype), backend="cutile", logits=logits, previous=previous,
                   gate=torch.empty(N), alpha=torch.empty(N))
 
 
 def head(rule, C, V, dtype=torch.bfloat16, N=256):
     weights = torch.empty(V, C, dtype=dtype), torch.empty(C)
-    K.head_halt(rule, *tokens(N, C, dtype), *weights, backend="cutile", gate=torch.empty(N))
+    K.head.head_halt(rule, *tokens(N, C, dtype), *weights, backend="cutile", gate=torch.empty(N))
 
 
 def attend(T, hs, rotation=0, dtype=torch.bfloat16, nh=4):
     q_angle = torch.empty(T if rotation > 1 else 1, hs // 2) if rotation else None
     k_angle = torch.empty(T, hs // 2) if rotation > 1 else None
-    K.attention(torch.empty(8, T, 3 * nh * hs, dtype=dtype), nh, q_angle, k_angle, "cutile")
+    K.attention.attention(torch.empty(8, T, 3 * nh * hs, dtype=dtype), nh, q_angle, k_angle, "cutile")
 
 
 @torch.no_grad()
@@ -57,21 +58,22 @@ def loop(rule, C, T, mode="bfloat16", trace=False, V=65, L=12, B=16, **settings)
         model.bfloat16()
     every = torch.ones(B, T, dtype=torch.bool)
     with torch.autocast("cpu", torch.bfloat16, enabled=mode == "autocast"):
-        K.adaptive_loop(model, model.embed(every.long()), every, every.float(), L if rule == "none" else every.long(),
-                        L, rule, trace=trace, backend="cutile")
+        plan = K.halt.HaltingPlan(every, every.float(), L if rule == "none" else every.long(), L, rule)
+        K.paths.adaptive_loop(model.loop_spec(), model.embed(every.long()), plan, trace=trace, backend="cutile")
 
 
 # What is called, the first of each kernel the one that the tests compile.
 CALLS = [(halt, "confidence", 128, 65), (head, "entropy", 128, 50304), (attend, 64, 32),
          (loop, "confidence", 128, 64),
-         *((halt, rule, 384, 50304) for rule in K.RULES), (halt, "kl", 128, 65), (halt, "entropy", 128, 50257),
+         *((halt, rule, 384, 50304) for rule in K.halt.RULES), (halt, "kl", 128, 65), (halt, "entropy", 128, 50257),
          (halt, "confidence", 128, 65, torch.float16), (halt, "confidence", 384, 50304, torch.float32),
          (head, "confidence", 384, 50304), (head, "delta", 128, 65), (head, "confidence", 384, 1003, torch.float32),
          *((attend, T, hs) for T in (256, 512, 1024) for hs in (32, 64, 128)), (attend, 256, 48), (attend, 1024, 96),
          (attend, 256, 64, 1), (attend, 256, 64, 2), (attend, 64, 32, 0, torch.float32),
          (attend, 256, 64, 2, torch.float32),
          *((loop, "none", C, T) for C in (64, 128, 256, 384) for T in (16, 64, 256)),
-         *((loop, rule, 128, 64) for rule in K.RULES), (loop, "confidence", 128, 256), (loop, "confidence", 256, 64),
+         *((loop, rule, 128, 64) for rule in K.halt.RULES),
+         (loop, "confidence", 128, 256), (loop, "confidence", 256, 64),
          (loop, "none", 128, 64, "autocast"), (loop, "confidence", 128, 64, "autocast"),
          (loop, "none", 64, 16, "float32"), (loop, "confidence", 128, 64, "float32"),
          (loop, "confidence", 128, 64, "bfloat16", True), (loop, "entropy", 64, 16, "float32", True, 13)]
@@ -86,44 +88,56 @@ def launches(call, target):
     def record(kernel, grid, args, device, **hints):
         started.append((kernel.replace_hints(**hints), args))
 
-    with mock.patch.multiple(K, launch=record, gpu=lambda device: fake, choose_backend=lambda *args: "cutile"):
+    K.backend.backend_choice.cache_clear()
+    with (mock.patch.multiple(K.tile, launch=record, gpu=lambda device: fake),
+          mock.patch.object(K.backend, "why_not_cutile", return_value="")):
         call[0](*call[1:])
+    K.backend.backend_choice.cache_clear()
     return started
+
+
+def constraint(x):
+    """What the compiler is told of an argument that is no constant."""
+    from cuda.tile.compilation import ArrayConstraint, ScalarConstraint
+    ct = K.tile.ct
+    if isinstance(x, tuple):
+        return tuple(map(constraint, x))
+    if not isinstance(x, torch.Tensor):
+        return ScalarConstraint(ct.float32 if isinstance(x, float) else ct.int32)
+    types = {torch.bool: ct.bool_} | {getattr(torch, n): getattr(ct, n) for n in (
+        "float32", "float16", "bfloat16", "int32", "int64")}
+    divisors = tuple(16 if s % 16 == 0 else 8 if s % 8 == 0 else 1 for s in x.stride()[:-1])
+    return ArrayConstraint(
+        types[x.dtype], x.dim(), index_dtype=ct.int32, stride_lower_bound_incl=0, alias_groups=(),
+        may_alias_internally=False, stride_constant=(None,) * (x.dim() - 1) + (1,),
+        stride_divisible_by=(*divisors, 1), base_addr_divisible_by=16)
 
 
 def signature(kernel, args):
     """What the compiler is told of the arguments of a launch."""
-    from cuda.tile.compilation import ArrayConstraint, CallingConvention, KernelSignature, ScalarConstraint
-    ct, out = K.ct, []
-    types = {torch.bool: ct.bool_} | {getattr(torch, n): getattr(ct, n) for n in (
-        "float32", "float16", "bfloat16", "int32", "int64")}
+    from cuda.tile.compilation import CallingConvention, KernelSignature
     parameters = inspect.signature(kernel._annotated_function.pyfunc).parameters.values()
-    for x, parameter in zip(args, parameters, strict=True):
-        if isinstance(x, torch.Tensor):
-            divisors = tuple(16 if s % 16 == 0 else 8 if s % 8 == 0 else 1 for s in x.stride()[:-1])
-            out.append(ArrayConstraint(
-                types[x.dtype], x.dim(), index_dtype=ct.int32, stride_lower_bound_incl=0, alias_groups=(),
-                may_alias_internally=False, stride_constant=(None,) * (x.dim() - 1) + (1,),
-                stride_divisible_by=(*divisors, 1), base_addr_divisible_by=16))
-        elif parameter.annotation in (K.Int, K.Flag):
-            out.append(x)
-        else:
-            out.append(ScalarConstraint(ct.float32 if isinstance(x, float) else ct.int32))
-    return KernelSignature(out, CallingConvention.cutile_python_v1())
+    return KernelSignature([x if parameter.annotation is K.tile.Const else constraint(x)
+                            for x, parameter in zip(args, parameters, strict=True)],
+                           CallingConvention.cutile_python_v2())
 
 
-def build(kernel, args, target, limit=LIMIT):
+def build(kernel, args, target):
     """Compile one kernel for one target; its size in bytes and the seconds that it took."""
     start, file = time.time(), io.BytesIO()
-    with K.ct.compiler_timeout(limit):
-        K.ct.compilation.export_kernel(kernel, [signature(kernel, args)], file, gpu_code=target,
-                                       output_format="cubin")
+    with K.tile.ct.compiler_timeout(LIMIT):
+        K.tile.ct.compilation.export_kernel(kernel, [signature(kernel, args)], file, gpu_code=target,
+                                            output_format="cubin")
     return len(file.getvalue()), time.time() - start
 
 
 def describe(kernel, args):
-    name = kernel._annotated_function.pyfunc.__name__
-    return name, " ".join(str(x) if not isinstance(x, torch.Tensor) else f"{x.dtype}{list(x.shape)}"[6:] for x in args)
+    """The name of a kernel, and its arguments as text, tensors by dtype and shape."""
+    def text(x):
+        if isinstance(x, tuple):
+            return " ".join(map(text, x))
+        return f"{x.dtype}{list(x.shape)}"[6:] if isinstance(x, torch.Tensor) else str(x)
+    return kernel._annotated_function.pyfunc.__name__, text(args)
 
 
 @functools.cache
@@ -134,9 +148,9 @@ def everything(target):
 
 def job(target, key):
     try:
-        size, seconds = build(*everything(target)[key], target, 3 * LIMIT)
+        size, seconds = build(*everything(target)[key], target)
         return f"{target} {key[0]} {seconds:.1f} s {size} bytes"
-    except K.ct.TileError as error:
+    except K.tile.ct.TileError as error:
         return f"{target} {key[0]} {key[1]} FAILED {type(error).__name__}: {error}"
 
 

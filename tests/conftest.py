@@ -1,6 +1,12 @@
-"""What the tests share: fresh random numbers, small datasets, and scripts run in processes of their own."""
+"""What the tests share: which of them run, fresh random numbers, small datasets, and scripts run in processes of their
+own.
+
+make test runs a random third of the cases of tests marked `third` and none marked `full`; --all runs them all. What a
+command names with ::, and what needs a GPU, always runs.
+"""
 import multiprocessing
 import os
+import random
 import runpy
 import shutil
 import sys
@@ -14,9 +20,55 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("CUDA_TILE_CACHE_DIR", "off")  # a kernel from the cache would hide the compiler
 os.environ["OMP_NUM_THREADS"] = "1"  # the models are tiny, and the processes below inherit it
 
+pytest.register_assert_rewrite("helpers")  # whose assertions should show their values, too
+
 # A new process that has torch loaded already: a script starts in a fraction of a second instead of in 3 to 5.
 server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(["pytest", "torch._dynamo", "torch.nn.parallel", "matplotlib.pyplot", "scipy.stats"])
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="also what is marked full, and all cases marked third")
+    parser.addoption("--third-seed", type=int, help="draws the same thirds as the run that printed this number")
+
+
+def pytest_configure(config):
+    if config.option.third_seed is None:  # a worker has that of the process that started it
+        fresh = int.from_bytes(os.urandom(4), "little")
+        config.option.third_seed = getattr(config, "workerinput", {}).get("third_seed", fresh)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    """Of pytest-xdist: what a worker is told. All must draw the same tests."""
+    node.workerinput["third_seed"] = node.config.option.third_seed
+
+
+def third(items, seed):
+    """One of three cases, at least one, of each test function among the items; at random, a function at a time."""
+    cases, drawn = {}, set()
+    for item in items:
+        cases.setdefault(item.nodeid.split("[")[0], []).append(item)
+    for name, group in cases.items():
+        drawn.update(random.Random(f"{seed} {name}").sample(group, -(-len(group) // 3)))
+    return drawn
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.option.all or any("::" in arg for arg in config.args):
+        return
+    optional = [item for item in items if not item.get_closest_marker("gpu")]
+    out = {item for item in optional if item.get_closest_marker("full")}
+    products = [item for item in optional if item.get_closest_marker("third") and item not in out]
+    out.update(set(products) - third(products, config.option.third_seed))
+    config.hook.pytest_deselected(items=[item for item in items if item in out])
+    items[:] = [item for item in items if item not in out]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if not config.option.all:
+        terminalreporter.write_line(f"large products by a random third; --third-seed={config.option.third_seed} draws "
+                                    "the same, --all runs everything")
 
 
 @pytest.fixture
@@ -44,7 +96,9 @@ def child(script, args, cwd, env, output, signal_at, file_limit):
     """In the new process: be `python script args`, as far as the script can tell."""
     for fd in (1, 2):
         os.dup2(os.open(output[fd - 1], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
-    os.environ.update(env)
+    for key in env:
+        os.environ.pop(key, None)
+    os.environ.update({key: x for key, x in env.items() if x is not None})
     os.chdir(cwd)
     sys.path[:] = [os.path.dirname(script)] + [p for p in sys.path if Path(p) not in (ROOT, ROOT / "tests")]
     sys.argv = [script, *args]
@@ -62,19 +116,28 @@ class Scripts:
     def __init__(self, folder):
         self.folder, self.count = folder, 0
 
-    def __call__(self, script, *args, status=0, env=None, signal_at=None, file_limit=None):
+    def __call__(self, script, *args, status=0, **options):
         """Run a script and demand its exit status; returns its stdout and stderr. status None: any but 0, and one
         clear message instead of a traceback."""
+        return self.finish(*self.start(script, *args, **options), status)
+
+    def start(self, script, *args, env=None, signal_at=None, file_limit=None):
+        """Start a script: what `finish` takes. env: changes of the environment, None takes a variable away;
+        signal_at: (text, signal) as `watch` takes them; file_limit: the largest size of a file, in bytes."""
         self.count += 1
         output = [str(self.folder / f"run{self.count}.{name}") for name in ("stdout", "stderr")]
         process = server.Process(target=child, daemon=True, args=(
             str(ROOT / script), args, str(self.folder), env or {}, output, signal_at, file_limit))
         process.start()
-        process.join(100)
+        return process, output, f"{script} {' '.join(args)}"
+
+    def finish(self, process, output, command, status=0):
+        """Wait for a started script; the rest is that of a call."""
+        process.join(600)
         if process.exitcode is None:
             process.kill()
         out, err = (Path(path).read_text() for path in output)
-        print(f"$ {script} {' '.join(args)}\n{out}{err}")  # for pytest to show when a test fails
+        print(f"$ {command}\n{out}{err}")  # for pytest to show when a test fails
         if status is None:
             assert process.exitcode not in (0, None)
             assert "Traceback" not in err

@@ -1,7 +1,7 @@
 """A stand-in for the part of `cuda.tile` that the kernels use, which runs their sources on a CPU; it is no backend.
 
-    kernels = load_module("looplm_kernels.py")  # a fresh copy whose `import cuda.tile as ct` gives this module
-    ct.launch(None, grid, kernels.a_kernel, (tensor, 3, 0.5))
+    kernels = load_kernels()  # a fresh copy of the package, in which `import cuda.tile as ct` gives this module
+    ct.launch(None, grid, kernels.halt.a_kernel, (tensor, 3, 0.5))
 
 A tile is a torch tensor with cuTile's dtype. What the language leaves open is made to show: undetermined padding is
 NaN or a wild integer, a store wholly outside raises, and so do arguments that share memory. Where the compiler needs
@@ -17,7 +17,7 @@ finds missing barriers; `schedule("reverse")` starts with the last block.
 import builtins
 import contextlib
 import dataclasses
-import importlib.util
+import importlib
 import inspect
 import itertools
 import math
@@ -654,8 +654,19 @@ def _argument(value, annotation):
     """A launch argument as a kernel sees it: an array, a constant, or a scalar tile."""
     if isinstance(value, torch.Tensor):
         return Array(value.detach())
+    if isinstance(value, tuple):
+        return tuple(_argument(item, annotation) for item in value)
     _check(isinstance(value, _LOOSE), f"a kernel takes no {type(value).__name__}", TypeError)
     return value if get_origin(annotation) is Annotated else _number(value, _loose_dtype(value))
+
+
+def _tensors(args):
+    """The tensors among launch arguments, those in tuples too."""
+    for a in args:
+        if isinstance(a, tuple):
+            yield from _tensors(a)
+        elif isinstance(a, torch.Tensor):
+            yield a
 
 
 def _check_apart(tensors):
@@ -685,7 +696,7 @@ class Kernel:
         parameters = list(inspect.signature(self._pyfunc, eval_str=True).parameters.values())
         _check(len(parameters) == len(args), f"{self.__name__} takes {len(parameters)} arguments, not {len(args)}",
                TypeError)
-        _check_apart([a for a in args if isinstance(a, torch.Tensor)])
+        _check_apart(_tensors(args))
         return [_argument(a, p.annotation) for a, p in zip(args, parameters, strict=True)]
 
 
@@ -718,10 +729,17 @@ def install():
         sys.modules.update(before)
 
 
-def load_module(path):
-    """A fresh copy of the module at a path, in which `cuda.tile` is this stand-in; sys.modules stays as it was."""
-    spec = importlib.util.spec_from_file_location("standin_" + str(path).rsplit("/", 1)[-1][:-3], path)
-    module = importlib.util.module_from_spec(spec)
-    with install():
-        spec.loader.exec_module(module)
-    return module
+def load_kernels():
+    """A fresh copy of the package `kernels`, in which `cuda.tile` is this stand-in; sys.modules stays as it was."""
+    def own():
+        return [n for n in sys.modules if n == "kernels" or n.startswith("kernels.")]
+    before = {n: sys.modules.pop(n) for n in own()}
+    try:
+        with install():
+            for name in ("attention", "head", "paths"):  # these import the others
+                importlib.import_module(f"kernels.{name}")
+        return sys.modules["kernels"]
+    finally:
+        for name in own():
+            del sys.modules[name]
+        sys.modules.update(before)

@@ -1,17 +1,19 @@
 """analyze.py: every statistic on trajectories whose answer is known, then whole runs on addition and on text."""
 import csv
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import UNLIKELY
 from scipy import stats
-from test_addition import UNLIKELY
 
 import addition
 import analyze
-import dataset as datasets
+import dataset
+from intervals import clustered_interval, clustered_spearman
 from model_loop import LoopConfig, LoopGPT, from_checkpoint
 
 
@@ -34,16 +36,16 @@ def matrix_with(eigenvalues, gen):
 
 def test_interval_of_independent_tokens_and_of_copies(rng):
     x = rng.normal(3, 2, (500, 1))
-    got = analyze.interval(x)
+    got = clustered_interval(x)
     assert got["value"] == pytest.approx(x.mean())
     assert got["high"] - got["value"] == pytest.approx(1.96 * x.std(ddof=1) / 500 ** 0.5)
-    copies = analyze.interval(np.repeat(x, 7, axis=1))  # a sequence that says all 7 times tells no more than once
+    copies = clustered_interval(np.repeat(x, 7, axis=1))  # a sequence that says all 7 times tells no more than once
     assert copies["low"] == pytest.approx(got["low"])
     assert copies["n"] == 3500
     holes = np.repeat(x, 7, axis=1)
     holes[:, 1:] = np.nan
-    assert analyze.interval(holes) == pytest.approx(got)
-    empty = analyze.interval(np.full((3, 4), np.nan))
+    assert clustered_interval(holes) == pytest.approx(got)
+    empty = clustered_interval(np.full((3, 4), np.nan))
     assert empty["n"] == 0
     assert math.isnan(empty["value"])
 
@@ -54,7 +56,7 @@ def test_interval_covers(rng):
     for _ in range(400):
         x = rng.normal(size=(60, 1)) + rng.normal(size=(60, 9))
         x[np.arange(9) >= rng.integers(1, 10, (60, 1))] = np.nan
-        got = analyze.interval(x)
+        got = clustered_interval(x)
         hits += got["low"] < 0 < got["high"]
     assert stats.binomtest(hits, 400, 0.94).pvalue > UNLIKELY
 
@@ -62,14 +64,14 @@ def test_interval_covers(rng):
 def test_spearman(rng):
     x = rng.normal(size=(300, 1))
     y = x + rng.normal(size=(300, 1))
-    got = analyze.spearman(x, y)
+    got = clustered_spearman(x, y)
     assert got["value"] == pytest.approx(stats.spearmanr(x[:, 0], y[:, 0]).statistic)
     draws = [stats.spearmanr(x[i, 0], y[i, 0]).statistic for i in rng.integers(0, 300, (600, 300))]
     assert (got["high"] - got["low"]) / 2 == pytest.approx(1.96 * np.std(draws), rel=0.25)
     y[::2] = np.nan
-    assert analyze.spearman(x, y)["value"] == pytest.approx(stats.spearmanr(x[1::2, 0], y[1::2, 0]).statistic)
+    assert clustered_spearman(x, y)["value"] == pytest.approx(stats.spearmanr(x[1::2, 0], y[1::2, 0]).statistic)
     for pair in ((x, np.ones((300, 1))), (np.ones((300, 1)), x)):
-        assert math.isnan(analyze.spearman(*pair)["value"])
+        assert math.isnan(clustered_spearman(*pair)["value"])
 
 
 # ---- readout
@@ -288,7 +290,7 @@ def adders(scripts):
         scripts("train.py", f"--dataset={name}", *TINY, "--num_loops=3", "--pos=place", "--place_ids=8",
                 "--place_subset=4", "--halt=entropy", "--halt_threshold=2.0", "--prompt_loops=2", "--max_iters=30",
                 f"--out_dir={out}")
-        run = scripts("analyze.py", f"--checkpoint={out}/ckpt_last.pt", *SMALL, "--tokens=2000", "--times=2",
+        run = scripts("analyze.py", f"--checkpoint={out}/ckpt_last.pt", *SMALL, "--tokens=2000", "--loop_multiple=2",
                       f"--halting={track == 'next'}")
         done[track] = name, out, run.out
     return done
@@ -301,9 +303,9 @@ def test_run_on_addition(scripts, adders, track):
     found = read(scripts, out)
     check_pictures(scripts, out, "trajectories", "halting", "probes", "fixed_points")
     checkpoint = torch.load(scripts.folder / out / "ckpt_last.pt", weights_only=True)
-    model, data = from_checkpoint(checkpoint), datasets.open_dataset(name, scripts.folder / "data")
-    T = datasets.sequence_length(data, 0)
-    x, y = datasets.get_batch(data, "val", (analyze.seed,), round(2000 / T), T)
+    model, data = from_checkpoint(checkpoint), dataset.open_dataset(name, scripts.folder / "data")
+    T = dataset.sequence_length(data, 0)
+    x, y = dataset.get_batch(data, "val", (analyze.seed,), round(2000 / T), T)
     loops = model.think(x)[1]["loops"]
     for l in (1, 2, 3):
         share = (loops[y >= 0] == l).float().mean().item()
@@ -327,6 +329,9 @@ def test_run_on_addition(scripts, adders, track):
     keys = dict(line.split(": ", 1) for line in printed.split("---\n")[1].splitlines())
     assert float(keys["loss_loop_3_trained"]) == pytest.approx(value(found, "loss", "trained", 3, "answer"), rel=1e-3)
     assert "spectral_radius_5_iterations_loop_3_untrained" in keys
+    known = json.loads((scripts.folder / out / "analyze.json").read_text())
+    assert known["command"].startswith("python analyze.py ")
+    assert known["trained"] == checkpoint["provenance"]
 
 
 def test_diagnosis_of_halting_by_confidence(scripts, adders):
@@ -345,7 +350,7 @@ def test_diagnosis_of_halting_by_confidence(scripts, adders):
 
 def test_run_on_longer_numbers(scripts, adders):
     args = ("analyze.py", f"--checkpoint={adders['next'][1]}/ckpt_last.pt", *SMALL, "--probes=False")
-    scripts(*args, "--tokens=600", "--digits=[1,4]", "--out_dir=an_long", "--times=1")
+    scripts(*args, "--tokens=600", "--digits=[1,4]", "--out_dir=an_long", "--loop_multiple=1")
     found = read(scripts, "an_long")
     assert {k[3] for k in found if k[0] == "convergence_loop" and k[3].startswith("digits")} == {"digits 1", "digits 4"}
     assert "place_ids" in scripts(*args, "--digits=[9]", "--out_dir=an_long", status=None).err

@@ -10,7 +10,7 @@ from conftest import ROOT
 
 import configurator
 from model import GPTConfig
-from model_loop import FACTS, LoopConfig
+from model_loop import FROM_DATASET, LoopConfig
 
 SCRIPT = '''"""A script.
 
@@ -242,7 +242,7 @@ def test_help_shows_every_key(scripts, name):
     keys = re.findall(r"^([a-z_0-9]+)(?:: [^=]+)? = ([^#\n]*?) *# (.*)$", top, re.MULTILINE)
     assert len(keys) >= 2
     if name == "train.py":
-        keys += [(f.name, repr(f.default), "") for f in dataclasses.fields(LoopConfig) if f.name not in FACTS]
+        keys += [(f.name, repr(f.default), "") for f in dataclasses.fields(LoopConfig) if f.name not in FROM_DATASET]
     for key, default, comment in keys:
         default = re.escape(repr(ast.literal_eval(default)))
         assert re.search(rf"^  --{key}={default} +{re.escape(comment) or '.'}", out, re.MULTILINE), key

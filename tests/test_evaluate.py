@@ -1,7 +1,6 @@
 """Loops against length, and the frontier, of a fake model whose tokens need a known number of loops."""
 import csv
 import re
-import runpy
 import sys
 from pathlib import Path
 
@@ -11,11 +10,12 @@ import torch
 from scipy import stats
 
 import addition
+import evaluate
 import figures
+import intervals
 import sweep
 from model_loop import LoopGPT
 
-ROOT = Path(__file__).resolve().parents[1]
 L, PROMPT = 6, 3
 
 
@@ -70,7 +70,7 @@ class Fake:
 
 @pytest.fixture
 def run(scripts, monkeypatch, rng, untrained):
-    """Runs evaluate.py in this process with a fake model: its globals."""
+    """Runs evaluate.py in this process with a fake model: returns the model and the rows of its table."""
     fake = Fake(rng)
     monkeypatch.chdir(scripts.folder)
     monkeypatch.setattr(LoopGPT, "think", lambda model, *args, **kw: fake.think(model, *args, **kw))
@@ -79,7 +79,7 @@ def run(scripts, monkeypatch, rng, untrained):
     def go(track, *args):
         monkeypatch.setattr(sys, "argv", ["evaluate.py", f"--checkpoint={untrained[track]}", "--device=cpu",
                                           "--eval_iters=0", "--csv_file=fake.csv", *args])
-        return runpy.run_path(str(ROOT / "evaluate.py"), run_name="__main__")
+        return evaluate.main()
     go.fake = fake
     return go
 
@@ -104,8 +104,8 @@ def longest_chain(a, b):
 @pytest.mark.parametrize("track", ["next", "slots"])
 def test_loops_of_solved_problems_against_digits_and_carries(run, track, capsys):
     counts = [1, 4, 6, 12]
-    ns = run(track, "--digits=[1,4,6,12]", "--problems=70", "--plot=True")
-    table, said = ns["table"], capsys.readouterr().out
+    _, table = run(track, "--digits=[1,4,6,12]", "--problems=70", "--plot=True")
+    said = capsys.readouterr().out
     most, n_of, means, rhos = [], [], {}, []
     for n in counts:
         chains = {}
@@ -149,8 +149,8 @@ def test_loops_of_solved_problems_against_digits_and_carries(run, track, capsys)
 def test_every_kind_of_problem_is_measured(run, track, capsys, tmp_path):
     """Exact match by hand, in the order asked for; with leading zeros both numbers are asked with as many digits."""
     kinds = ["nines", *(k for k in addition.KINDS if k != "nines")]
-    ns = run(track, "--digits=[2,9]", f"--kinds={','.join(kinds)}", "--problems=60", "--batch_size=60")
-    said, rows = capsys.readouterr().out, [r for r in ns["table"] if r["kind"] in addition.KINDS]
+    _, table = run(track, "--digits=[2,9]", f"--kinds={','.join(kinds)}", "--problems=60", "--batch_size=60")
+    said, rows = capsys.readouterr().out, [r for r in table if r["kind"] in addition.KINDS]
     assert [(r["n"], r["kind"]) for r in rows] == [(n, kind) for n in (2, 9) for kind in kinds]
     for row, (idx, *_) in zip(rows, run.fake.calls, strict=True):
         pairs = operands(row["n"], 60, row["kind"])
@@ -166,10 +166,10 @@ def test_every_kind_of_problem_is_measured(run, track, capsys, tmp_path):
     assert [word for word in head if word in kinds] == kinds
     line = next(line.split() for line in said.splitlines() if line.split()[:1] == ["9"])
     assert line[1:2 * len(kinds):2] == [f"{100 * r['accuracy']:.1f}%" for r in rows[len(kinds):]]
-    found = sweep.columns_of("evaluate", "fake.csv", "")
+    found = sweep.columns_of_evaluation("", sweep.read_csv("fake.csv"))
     assert {k for k in found if k.rpartition("_")[0] in kinds} == {f"{k}_{n}" for k in kinds for n in (2, 9)}
-    assert [r["kind"] for r in run(track, "--digits=[1]", "--kinds=all", "--problems=4")["table"]][:len(kinds)] == [
-        *addition.KINDS]
+    every = run(track, "--digits=[1]", "--kinds=all", "--problems=4")[1]
+    assert [r["kind"] for r in every][:len(kinds)] == [*addition.KINDS]
     table = [dict(row="a", seed=0, error="", **found)]
     assert f"| a | 1/1 | {100 * found['equal_2']:.1f} | {100 * found['equal_9']:.1f} |" in sweep.markdown(
         "equal", "", table, ["a"])
@@ -186,10 +186,10 @@ def test_kinds_that_do_not_exist(run):
 @pytest.mark.parametrize("track", ["next", "slots"])
 def test_frontier_of_known_needs(run, track, capsys):
     """Every point by hand; random has the loops of its rule on average, and the settings are as before afterwards."""
-    ns = run(track, "--digits=[2,3]", "--problems=160", "--frontier=True", "--plot=True", "--think_loops=5",
-             "--think_threshold=0.7")
+    model, table = run(track, "--digits=[2,3]", "--problems=160", "--frontier=True", "--plot=True", "--think_loops=5",
+                       "--think_threshold=0.7")
     said = capsys.readouterr().out
-    c, rows = ns["model"].config, [r for r in ns["table"] if r["kind"] == "frontier"]
+    c, rows = model.config, [r for r in table if r["kind"] == "frontier"]
     assert (c.halt, c.halt_threshold, c.think_threshold, c.think_loops) == ("entropy", 0.1, 0.7, 5)
     found = [run.fake.problem(a, b, track) for n in (2, 3) for a, b in operands(n, 40, "uniform")]
     fixed = [r for r in rows if r["rule"] == "fixed"]
@@ -226,38 +226,35 @@ def test_frontier_of_known_needs(run, track, capsys):
         assert abs(x.mean() - y.mean()) <= 5 * x.std() / len(x) ** 0.5 + 1e-9, (halt, at)
 
 
-def test_the_cheapest_points_of_a_constructed_frontier(run, rng):
+def test_the_cheapest_points_of_a_constructed_frontier(rng):
     """Fixed depths 2 and up are within half a point of the best; each rule has one point that is the answer."""
-    ns = run("next", "--digits=[1]", "--problems=4")
     points = [("fixed", 1, 0.90), ("fixed", 2, 0.945), ("fixed", 3, 0.95), ("fixed", 4, 0.948),
               ("a", 1.2, 0.9449), ("a", 1.5, 0.945), ("a", 1.7, 0.95), ("a", 3.0, 0.99),
               ("b", 1.0, 0.94), ("b", 4.0, 0.944), ("c", 1.9, 0.96), ("c", 1.9, 0.97), ("c", 1.8, 0.1)]
     rows = [dict(rule=rule, loops=loops, accuracy=accuracy) for rule, loops, accuracy in points]
     rng.shuffle(rows)
-    found = {rule: r and (r["loops"], r["accuracy"]) for rule, r in ns["cheapest"](rows).items()}
+    found = {rule: r and (r["loops"], r["accuracy"]) for rule, r in evaluate.cheapest(rows).items()}
     assert found == {"fixed": (2, 0.945), "a": (1.5, 0.945), "b": None, "c": (1.9, 0.97)}
 
 
-def test_print_frontier_says_saving_and_margin(run, capsys):
-    ns = run("next", "--digits=[1]", "--problems=4")
+def test_print_frontier_says_saving_and_margin(capsys):
     common = dict(kind="frontier", problems=800, loops_most=3.25, threshold=0.05)
     points = [("fixed", 2.0, 0.6, 0.6), ("fixed", 4.0, 0.9, 0.9), ("kl", 3.0, 0.9, 0.775), ("delta", 3.0, 0.8, 0.7)]
-    ns["print_frontier"]([common | dict(rule=rule, loops=loops, accuracy=accuracy, random_accuracy=random)
-                          for rule, loops, accuracy, random in points])
+    evaluate.print_frontier([common | dict(rule=rule, loops=loops, accuracy=accuracy, random_accuracy=random)
+                             for rule, loops, accuracy, random in points])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["kl", "0.05", "3.00", "25.0%", "90.0%", "77.5%", "+12.5", "3.25"] in lines
     assert ["delta", "nowhere"] in lines
 
 
-def test_intervals_and_correlations_of_few_or_equal_values(run, rng):
-    ns = run("next", "--digits=[1]", "--problems=4")
-    assert ns["mean_interval"](np.array([]), "x") == {}
-    assert ns["mean_interval"](np.array([3.0]), "x") == {"x": 3}
-    assert ns["mean_interval"](np.array([3.0, 3.0]), "x") == {"x": 3, "x_low": 3, "x_high": 3}
+def test_intervals_and_correlations_of_few_or_equal_values(rng):
+    assert intervals.mean_interval(np.array([]), "x") == {}
+    assert intervals.mean_interval(np.array([3.0]), "x") == {"x": 3}
+    assert intervals.mean_interval(np.array([3.0, 3.0]), "x") == {"x": 3, "x_low": 3, "x_high": 3}
     x, y = rng.integers(0, 9, (2, 50))
-    assert ns["spearman"](x, y) == pytest.approx(np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1])
-    assert np.isnan(ns["spearman"](x, 0 * y))
-    assert np.isnan(ns["spearman"]([1], [2]))
+    assert intervals.spearman(x, y) == pytest.approx(np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1])
+    assert np.isnan(intervals.spearman(x, 0 * y))
+    assert np.isnan(intervals.spearman([1], [2]))
 
 
 def test_a_sweep_reads_the_same_columns_beside_the_new_rows(run, tmp_path):
@@ -265,12 +262,12 @@ def test_a_sweep_reads_the_same_columns_beside_the_new_rows(run, tmp_path):
     with open("fake.csv", newline="") as f:
         rows = list(csv.DictReader(f))
     assert {r["kind"] for r in rows} == {"uniform", "hard", "chain", "frontier"}
-    with open(tmp_path / "plain.csv", "w", newline="") as f:
+    with open(tmp_path / "evaluate.csv", "w", newline="") as f:
         writer = csv.DictWriter(f, [*rows[0]])
         writer.writeheader()
         writer.writerows(r for r in rows if r["kind"] in ("uniform", "hard"))
-    found, wanted = (sweep.columns_of("evaluate", path, "") for path in ("fake.csv", tmp_path / "plain.csv"))
-    assert found == wanted
+    found = sweep.columns_of("evaluate", tmp_path)
+    assert found == sweep.columns_of_evaluation("", rows)
     assert {*found} == {f"{k}_{n}" for k in ("uniform", "hard", "loops_answer", "loops_most", "accuracy_random")
                         for n in (1, 2)} | {f"loops_solved_{r['n']}" for r in rows if r["loops_most_solved"]}
 

@@ -6,16 +6,16 @@ import math
 
 import pytest
 import torch
+from models import EASY, NEVER, halfway, random_weights
 from torch.distributions import Categorical, kl_divergence
 
-from looplm_kernels import HALTS_ABOVE, RULES, choose_backend, halt_score, halt_update, softmax_statistics
-from model_loop import THRESHOLDS, LoopConfig, LoopGPT, from_checkpoint
+from kernels import backend
+from looplm_kernels import RULES, halt_score, halt_update, softmax_statistics
+from model_loop import LoopConfig, LoopGPT, from_checkpoint
 
 V, T, C, L = 13, 11, 16, 5
 PAD, THINK = 12, 11
 SCORED = [rule for rule in RULES if rule != "none"]
-EASY = {"confidence": 0.0, "gate": 0.0, "entropy": 1e9, "delta": 1e9, "kl": 1e9}  # thresholds that everything passes
-NEVER = {"confidence": 1.5, "gate": 1.5, "entropy": -1.0, "delta": -1.0, "kl": -1.0}  # and that nothing does
 STEPS = [{"update": "replace"}, {"update": "euler", "alpha": 0.25}, {"update": "euler", "alpha": "learned"},
          {"update": "euler", "alpha": "gate"}, {"update": "heun", "alpha": "gate"}, {"update": "rk4", "alpha": 0.5}]
 STEP_NAMES = ["replace", "euler", "learned", "gate", "heun", "rk4"]
@@ -29,10 +29,7 @@ def _fresh_seed():
 def make(**overrides):
     settings = {"vocab_size": V, "block_size": T, "n_head": 2, "n_embd": C, "num_loops": L, "halt_head": "joint",
                 "halt_threshold": 0.9, "pad_token": PAD, "think_token": THINK, "tie_weights": False} | overrides
-    model = LoopGPT(LoopConfig(**settings)).double().eval()
-    for name, p in model.named_parameters():  # far from the initial state, in which every token is undecided
-        p.data += (0.1 if name.startswith("halt_head") else 0.3) * torch.randn_like(p)  # a sure gate rounds to 1
-    return model
+    return random_weights(LoopGPT(LoopConfig(**settings)))
 
 
 def tokens(B=3, length=T, think=True):
@@ -129,20 +126,6 @@ def assert_as_asked(model, idx, threshold=None, limit=None, loops_asked=L, **thi
     return record["loops"]
 
 
-def halfway(model, idx, rule):
-    """Sets the rule and a threshold that about half of the tokens pass before the last loop, so loops differ; in the
-    widest gap between their scores, which float32 may round."""
-    c = model.config
-    c.halt, c.halt_threshold = rule, NEVER[rule]
-    score = model.think(idx)[1]["score"][..., c.min_loops - 1:L - 1]  # (B,T,l)
-    score = score[~score.isnan().all(-1)]
-    best = score.nan_to_num(-torch.inf).amax(-1) if rule in HALTS_ABOVE else score.nan_to_num(torch.inf).amin(-1)
-    middle = best.sort().values[len(best) // 3:-(len(best) // 3)]
-    i = middle.diff().argmax()
-    c.halt_threshold = middle[i:i + 2].mean().float().item()  # as float32 has it
-    return model
-
-
 def varied(loops):
     """Tokens that are no pads took different numbers of loops."""
     return len(loops[loops > 0].unique()) > 1
@@ -150,6 +133,7 @@ def varied(loops):
 
 # ---- the adaptive loop
 
+@pytest.mark.third
 @pytest.mark.parametrize("step", STEPS, ids=STEP_NAMES)
 @pytest.mark.parametrize("rule", SCORED)
 def test_every_rule_equals_the_slow_loop(rule, step):
@@ -159,6 +143,7 @@ def test_every_rule_equals_the_slow_loop(rule, step):
     assert varied(loops)
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("settings", [
     {"min_loops": 3}, {"pos": "rope", "step_encoding": "rope", "n_layer": 2}, {"loop_norm": True, "inject": "concat"},
     {"pad_token": None, "think_token": None, "vocab_size": 29, "pos": "none", "inject": "none"},
@@ -259,7 +244,7 @@ def test_another_rule_starts_from_its_own_threshold(rule):
     def loops(**overrides):
         return from_checkpoint(saved, halt=rule, **overrides).double().think(idx, trace=False)[1]["loops"]
     idx = tokens()
-    assert torch.equal(loops(), loops(halt_threshold=THRESHOLDS[rule]))
+    assert torch.equal(loops(), loops(halt_threshold=RULES[rule].threshold))
     assert torch.equal(loops(halt_threshold=NEVER[rule]), L * (idx != PAD))
 
 
@@ -480,7 +465,7 @@ def test_extreme_logits_give_no_nan(dtype):
         assert (score > -1e-5).all()
 
 
-def test_relative_change_of_a_zero_state_is_no_nan():
+def test_delta_of_a_zero_state_is_no_nan():
     h = torch.zeros(2, C)
     assert halt_score("delta", h, h).tolist() == [0, 0]
     assert halt_score("delta", h, h + 1).isfinite().all()
@@ -512,6 +497,7 @@ def update_inputs(rule, shape, dtype, loop):
     return inputs, score, passes
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("loop", [1, 4])
 @pytest.mark.parametrize("rule", RULES)
@@ -562,7 +548,7 @@ def test_a_halted_token_may_hold_anything():
 def test_backends(capfd):
     """auto says once what it takes and why; torch is always there; others say what is wrong."""
     inputs, _, _ = update_inputs("entropy", (3, 7), torch.float32, 2)
-    choose_backend.cache_clear()
+    backend.backend_choice.cache_clear()
     auto = [halt_update("entropy", **inputs) for _ in range(3)][-1]
     said = capfd.readouterr().err
     assert said.count("\n") == 1

@@ -13,14 +13,16 @@ import pytest
 import torch
 
 import addition
-import looplm_kernels as real
+import kernels as real
+import looplm_kernels
 import model_loop
 import runtime
-from looplm_kernels import HALTS_ABOVE, RULES
+import think
+from looplm_kernels import RULES, HaltingPlan
 from model_loop import LoopConfig, LoopGPT, from_checkpoint
 
-ROOT = Path(real.__file__).parent
-WHY = real.why_not_cutile(torch.device("cuda")) if torch.cuda.is_available() else "there is no GPU"
+ROOT = Path(looplm_kernels.__file__).parent
+WHY = real.backend.why_not_cutile(torch.device("cuda")) if torch.cuda.is_available() else "there is no GPU"
 GPU = [pytest.mark.gpu, pytest.mark.skipif(bool(WHY), reason=f"needs a GPU that cuTile runs on: {WHY}")]
 STATISTICS = ("entropy", "confidence", "delta", "score")
 PAD, THINK = 0, 1
@@ -34,16 +36,16 @@ def seed(rng):
 @pytest.fixture(scope="module")
 def standin():
     """The kernels' source on the CPU, where cuTile counts as able to run."""
-    module = cutile_cpu.load_module(real.__file__)
-    module.why_not_cutile = lambda device: ""
-    return module
+    package = cutile_cpu.load_kernels()
+    package.backend.why_not_cutile = lambda device: ""
+    return package
 
 
 @pytest.fixture
 def on_cpu(standin, monkeypatch):
     """Models run the stand-in's loop kernel, and nothing else can run with backend cutile. Memory is poisoned."""
-    monkeypatch.setattr(model_loop, "adaptive_loop", standin.adaptive_loop)
-    monkeypatch.setattr(model_loop, "prepared", standin.prepared)
+    monkeypatch.setattr(think, "adaptive_loop", standin.paths.adaptive_loop)
+    monkeypatch.setattr(model_loop, "forget_weights", standin.loop.forget_weights)
     torch.use_deterministic_algorithms(True)
     yield standin
     torch.use_deterministic_algorithms(False)
@@ -72,7 +74,7 @@ def twin(model):
 def scored(model, idx, **given):
     """Scores (B,T,L) of active tokens by the torch path, and the thresholds (B,T,1) that they are compared with."""
     return (twin(model).think(idx, trace=True, **given)[1]["score"],
-            model.halting_plan(idx, model.trained_loops)[1][..., None])
+            model.halting_plan(idx, model.trained_loops).threshold[..., None])
 
 
 def set_threshold(model, idx, margin=1e-4):
@@ -81,7 +83,7 @@ def set_threshold(model, idx, margin=1e-4):
     c = model.config
     if c.halt == "none":
         return
-    c.halt_threshold = float("inf") if c.halt in HALTS_ABOVE else float("-inf")
+    c.halt_threshold = float("inf") if RULES[c.halt].above else float("-inf")
     score = scored(model, idx)[0]
     score = score[score.isfinite()].sort().values
     score = score[len(score) // 5:-len(score) // 5] if len(score) > 20 else score  # empty for kl in a single loop
@@ -180,6 +182,7 @@ def label(case):
     return "-".join(str(x) for x in case.values())
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("case", CASES, ids=label)
 def test_source(on_cpu, monkeypatch, case):
     """Every rule and option, the trace on and off, with blocks of several sequences and sequences of several blocks."""
@@ -212,8 +215,8 @@ def test_fixed_depth(on_cpu, case):
     assert far(got, want) < 1e-5
     with torch.no_grad():
         torch.testing.assert_close(model.logits(idx), model.readout(want), rtol=1e-4, atol=1e-4)
-    h, loops, _ = model_loop.adaptive_loop(model, model.embed(idx), idx > 0, idx.float(), case["L"], case["L"], "none",
-                                           backend="cutile")
+    plan = HaltingPlan(idx > 0, idx.float(), case["L"], case["L"], "none")
+    h, loops, _ = on_cpu.paths.adaptive_loop(model.loop_spec(), model.embed(idx), plan, backend="cutile")
     assert torch.equal(h, got)
     assert (loops == case["L"]).all()
 
@@ -227,10 +230,9 @@ def test_limits(on_cpu, T):
     for loops in (exact, 0 * exact):
         same_thinking(*think_of(model, idx, True, exact_loops=loops), 1e-5, 5e-5)
         assert torch.equal(model.think(idx, trace=False, exact_loops=loops)[1]["loops"], loops)
-    x0, L, few = model.embed(idx), 3, torch.full_like(idx, 1)
-    never = torch.full(idx.shape, 2.0)
-    short, long = (model_loop.adaptive_loop(model, x0, idx >= 0, never, few, n, "confidence", backend="cutile")
-                   for n in (1, L))
+    x0, few, never = model.embed(idx), torch.full_like(idx, 1), torch.full(idx.shape, 2.0)
+    short, long = (on_cpu.paths.adaptive_loop(model.loop_spec(), x0, HaltingPlan(idx >= 0, never, few, n, "confidence"),
+                                              backend="cutile") for n in (1, 3))
     assert torch.equal(short[0], long[0])
     assert (long[1] == 1).all()
 
@@ -252,9 +254,9 @@ def test_weights_that_change(on_cpu):
 
 def recorded(monkeypatch, kernels, model, idx, trace):
     """The arguments of the operator in a call of think."""
-    calls, op = [], kernels.loop_op
+    calls, op = [], kernels.loop.loop_op
     with monkeypatch.context() as patch:
-        patch.setattr(kernels, "loop_op", lambda *args: calls.append(args) or op(*args))
+        patch.setattr(kernels.loop, "loop_op", lambda *args: calls.append(args) or op(*args))
         model.config.backend = "cutile"
         model.think(idx, trace=trace)
     return calls[-1]
@@ -266,11 +268,11 @@ def test_operator(on_cpu, monkeypatch, T, trace):
     """The operator, here with the stand-in's launch, is what its schema and its fake say, and compiles."""
     model = make("confidence", T=T, L=2)
     x0, *others = recorded(monkeypatch, on_cpu, model, tokens(model, 2, T), trace)
-    monkeypatch.setattr(real, "launch_loop", on_cpu.launch_loop)
-    torch.library.opcheck(real.loop_op, (x0, *others), test_utils=("test_schema", "test_faketensor"))
+    monkeypatch.setattr(real.loop, "launch_loop", on_cpu.loop.launch_loop)
+    torch.library.opcheck(real.loop.loop_op, (x0, *others), test_utils=("test_schema", "test_faketensor"))
 
     def call(x0):
-        return real.loop_op(x0 + 0, *others)
+        return real.loop.loop_op(x0 + 0, *others)
     got = torch.compile(call, fullgraph=True, backend="aot_eager")(x0)
     torch.testing.assert_close(got[:2], call(x0)[:2], rtol=1e-6, atol=1e-6)
 
@@ -287,17 +289,17 @@ def test_operator(on_cpu, monkeypatch, T, trace):
     ("float64", dict(double=True)), ("", dict(V=200, rule="delta"))],
     ids=lambda x: x if isinstance(x, str) else "")
 def test_falls_back(on_cpu, capfd, says, case):
-    """loop_cannot names the reason, auto gives what torch gives, and cutile refuses."""
+    """why_not_loop_kernel names the reason, auto gives what torch gives, and cutile refuses."""
     case = dict(rule="confidence", L=2) | case
     model = make(**{key: x for key, x in case.items() if key != "double"})
     model = model.double() if "double" in case else model
     idx = tokens(model, 2, case.get("T", 13))
-    cannot = real.loop_cannot(model, model.embed(idx), 4, case["rule"], False)
-    assert says in cannot
-    assert bool(says) == bool(cannot)
+    why_not = real.loop.why_not_loop_kernel(model.loop_spec(), model.embed(idx), 4, case["rule"], False)
+    assert says in why_not
+    assert bool(says) == bool(why_not)
     if not says:
         return
-    on_cpu.choose_backend.cache_clear()
+    on_cpu.backend.backend_choice.cache_clear()
     results = {}
     for backend in ("auto", "torch"):
         model.config.backend = backend
@@ -313,16 +315,19 @@ def test_falls_back(on_cpu, capfd, says, case):
 def test_falls_back_to_train():
     model = make("confidence")
     x0 = model.embed(tokens(model, 2, 13))
-    assert real.loop_cannot(model, x0, 4, "confidence", False) == ""
-    assert "training" in real.loop_cannot(model.train(), x0, 4, "confidence", False)
-    assert "gradient" in real.loop_cannot(model.eval(), x0.requires_grad_(), 4, "confidence", False)
+
+    def why_not(model, x0):
+        return real.loop.why_not_loop_kernel(model.loop_spec(), x0, 4, "confidence", False)
+    assert why_not(model, x0) == ""
+    assert "training" in why_not(model.train(), x0)
+    assert "gradient" in why_not(model.eval(), x0.requires_grad_())
     with torch.no_grad():
-        assert real.loop_cannot(model, x0, 4, "confidence", False) == ""
+        assert why_not(model, x0) == ""
 
 
 # ---- L2: the kernel on a GPU
 
-BARRIER = [*GPU, pytest.mark.timeout(240, method="thread")]  # blocks that wait for each other for ever end the run
+BARRIER = [*GPU, pytest.mark.timeout(900, method="thread")]  # blocks that wait for each other for ever end the run
 MIXES = dict(
     none=dict(inject="none", pad_token=PAD, think_token=THINK, prompt_loops=2), confidence=dict(V=65),
     entropy=dict(inject="decay", loop_norm=True), kl=dict(inject="concat", min_loops=2),
@@ -344,9 +349,9 @@ def test_kernel_in_float32(rule, T):
 
 def judged_alike(record, model, idx, **given):
     """The loops of a trace are those that its own scores ask for."""
-    active, threshold, limit, L = model.halting_plan(idx, model.trained_loops)
+    active, threshold, limit, L, _ = model.halting_plan(idx, model.trained_loops)
     score, l = record["score"], torch.arange(1, L + 1, device=idx.device)
-    passes = score >= threshold[..., None] if model.config.halt in HALTS_ABOVE else score <= threshold[..., None]
+    passes = score >= threshold[..., None] if RULES[model.config.halt].above else score <= threshold[..., None]
     halts = (passes & (l >= model.config.min_loops)) | (l >= limit[..., None])
     assert torch.equal(record["loops"], torch.where(active, halts.float().argmax(-1) + 1, 0))
     for key in STATISTICS[:3]:
@@ -378,21 +383,23 @@ def test_kernel_leaves_early(T):
     model = make("confidence", T=T, V=65, C=128, L=12, n_head=4, gain=2.0, device="cuda").bfloat16()
     idx = tokens(model, 8, T)
     never, limit, x0 = torch.full(idx.shape, 2.0, device="cuda"), torch.full_like(idx, 6), model.embed(idx)
-    long, short = (real.adaptive_loop(model, x0, idx >= 0, never, limit, L, "confidence", backend="cutile")
-                   for L in (12, 6))
+    def loops_of(limit, L):
+        plan = HaltingPlan(idx >= 0, never, limit, L, "confidence")
+        return real.paths.adaptive_loop(model.loop_spec(), x0, plan, backend="cutile")
+    long, short = (loops_of(limit, L) for L in (12, 6))
     assert torch.equal(long[0], short[0])
     assert (long[1] == 6).all()
     for _ in range(100):
         limit = torch.randint_like(limit, 1, 13) if torch.rand(()) < 0.5 else torch.full_like(
             limit, int(torch.randint(1, 13, ())))
-        _, loops, _ = real.adaptive_loop(model, x0, idx >= 0, never, limit, 12, "confidence", backend="cutile")
+        _, loops, _ = loops_of(limit, 12)
         assert torch.equal(loops, limit)
     model.config.backend = "cutile"
     fixed = model.last_state(idx, 6)
     assert (fixed.float() - long[0].float()).norm() / fixed.float().norm() < 1e-2
 
 
-@pytest.mark.parametrize("B", [pytest.param(B, marks=[*GPU, pytest.mark.timeout(180, method="thread")])
+@pytest.mark.parametrize("B", [pytest.param(B, marks=[*GPU, pytest.mark.timeout(900, method="thread")])
                                for B in (8, 33, 150)])
 def test_kernel_with_a_barrier(B):
     """Sequences of four blocks each, 600 blocks in the last case, more than run at once: halting ends none too soon
@@ -418,8 +425,8 @@ def test_kernel_compiled_and_captured(monkeypatch, T):
     x0, *others = recorded(monkeypatch, real, model, idx, True)
 
     def call(x0):
-        return real.loop_op(x0 + 0, *others)
-    torch.library.opcheck(real.loop_op, (x0, *others), test_utils=("test_schema", "test_faketensor"))
+        return real.loop.loop_op(x0 + 0, *others)
+    torch.library.opcheck(real.loop.loop_op, (x0, *others), test_utils=("test_schema", "test_faketensor"))
     want = call(x0)
     for function in (call, torch.compile(call, fullgraph=True)):
         torch.testing.assert_close(function(x0), want, rtol=0, atol=0, equal_nan=True)
@@ -445,31 +452,31 @@ def test_graphs_of_both_paths(monkeypatch, rule, T):
             idx = tokens(model, 8, T)
             never = torch.full(idx.shape, 2.0 if rule == "confidence" else -1.0, device="cuda")
             limit = 6 if rule == "none" else torch.randint_like(idx, 1, 7)
-            plan = model, model.embed(idx), idx >= 0, never, limit, 6, rule
-            h, loops, _ = real.adaptive_loop(*plan, backend="cutile")
+            plan = model.loop_spec(), model.embed(idx), HaltingPlan(idx >= 0, never, limit, 6, rule)
+            h, loops, _ = real.paths.adaptive_loop(*plan, backend="cutile")
             assert rule == "none" or torch.equal(loops, limit)
-            again, took, _ = real.kernel_graph(*plan)
+            again, took, _ = real.paths.kernel_graph(*plan)
             assert torch.equal(again, h)
             assert torch.equal(took, loops)
-            other, took, _ = real.torch_graph(*plan)
+            other, took, _ = real.paths.torch_graph(*plan)
             assert torch.equal(took, loops)
             assert (other.float() - h.float()).norm() / h.float().norm() < 2e-2
-    case = real.loop_case(128, 8, T, "fixed" if rule == "none" else rule, torch.bfloat16)
+    case = real.paths.loop_case(128, 8, T, "fixed" if rule == "none" else rule, torch.bfloat16)
     for way in ("kernel", "graph"):
-        monkeypatch.setattr(real, "seen", {})
-        monkeypatch.setitem(real.known(torch.cuda.get_device_name()), case, way)
-        for _ in range(real.OFTEN + 2):
-            got, took, _ = real.adaptive_loop(*plan)
+        monkeypatch.setattr(real.paths, "calls_by_shape", {})
+        monkeypatch.setitem(real.paths.path_table(torch.cuda.get_device_name()), case, way)
+        for _ in range(real.paths.CALLS_BEFORE_GRAPH + 2):
+            got, took, _ = real.paths.adaptive_loop(*plan)
             assert torch.equal(took, loops)
             assert (got.float() - h.float()).norm() / h.float().norm() < 2e-2
-    assert "graph" not in real.broken
+    assert "graph" not in real.paths.failed_ops
 
 
 @pytest.mark.parametrize("rule", [pytest.param(rule, marks=GPU) for rule in ("confidence", "entropy")])
 def test_large_vocabularies_on_a_gpu(monkeypatch, rule):
     """Above the loop kernel's vocabulary auto loops in torch, with the head kernel and attention inside."""
-    calls, halts = [], model_loop.head_halt
-    monkeypatch.setattr(model_loop, "head_halt", lambda *args: calls.append(args) or halts(*args[:-1], "cutile"))
+    calls, halts = [], think.head_halt
+    monkeypatch.setattr(think, "head_halt", lambda *args: calls.append(args) or halts(*args[:-1], "cutile"))
     model = make(rule, T=70, V=1003, C=128, L=5, n_head=4, gain=2.0, device="cuda").bfloat16()
     idx = tokens(model, 5, 70)
     model.config.halt_threshold = float(scored(model, idx)[0].nanmedian())
@@ -535,7 +542,8 @@ def check_in_float32(model, problem, X, meta, device):
     reference, X = twin(model), X.to(device)
     model.config.backend = "cutile"
     (h, record), (wanted, expected) = model.think(X), reference.think(X)
-    first_difference_is_a_tie(record["loops"], expected["loops"], expected["score"], reference.halting_plan(X, 1)[1])
+    threshold = reference.halting_plan(X, 1).threshold
+    first_difference_is_a_tie(record["loops"], expected["loops"], expected["score"], threshold)
     same = (record["loops"] == expected["loops"]).all(1)
     assert same.float().mean() > 0.99
     assert far(h[same], wanted[same]) < 1e-3
@@ -545,7 +553,6 @@ def check_in_float32(model, problem, X, meta, device):
 
 
 @trained
-@pytest.mark.timeout(600)  # three or four variants in float32, a minute or more each to compile
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=GPU)])
 def test_checkpoint_in_float32(problems, device):
     model, problem, X, _, meta = problems
@@ -587,17 +594,18 @@ def test_large_vocabularies_halt_without_logits(standin, monkeypatch):
     pass, and limits, since the torch path rounds the logits of a bf16 model and the kernel does not."""
     model = make("entropy", V=200, L=5).bfloat16()
     idx = tokens(model, 3, 13)
-    active, _, limit, L = model.halting_plan(idx, 5)
-    threshold, limit = torch.where(torch.rand(3, 13) < 0.5, 1e9, -1.0), torch.randint_like(limit, 1, 5)
+    plan = model.halting_plan(idx, 5)
+    plan = plan._replace(threshold=torch.where(torch.rand(3, 13) < 0.5, 1e9, -1.0),
+                         limit=torch.randint_like(plan.limit, 1, 5))
     calls = []
-    monkeypatch.setattr(model_loop, "choose_backend", lambda *args: "cutile")
-    monkeypatch.setattr(model_loop, "head_halt", lambda *args: calls.append(args) or standin.head_halt(
+    monkeypatch.setattr(think, "choose_backend", lambda *args: "cutile")
+    monkeypatch.setattr(think, "head_halt", lambda *args: calls.append(args) or standin.head.head_halt(
         *args[:-1], "cutile"))
     with torch.no_grad():
-        plan = model.embed(idx), active, threshold, limit, L, "entropy"
-        (h, loops), (got, record) = model.loops_in_torch(*plan), model.loops_in_torch(*plan, leave=True)
+        x0 = model.embed(idx)
+        (h, loops), (got, taken) = think.all_loops(model, x0, plan), think.adaptive(model, x0, plan)
     assert len(calls) == loops.max() > 1
-    assert torch.equal(record["loops"], loops)
+    assert torch.equal(taken, loops)
     assert torch.equal(got, h)
 
 
@@ -615,16 +623,16 @@ def paths(monkeypatch):
                 raise torch.OutOfMemoryError("no room for a graph")
             return name
         return replay
-    monkeypatch.setattr(real, "why_not_cutile", lambda device: "")
-    monkeypatch.setattr(real, "choose_backend", lambda *args: "cutile")
-    monkeypatch.setattr(real, "kernel_path", lambda *args: taken.append("kernel") or "kernel")
-    monkeypatch.setattr(real, "torch_graph", graph("graph"))
-    monkeypatch.setattr(real, "kernel_graph", graph("kernel graph"))
-    monkeypatch.setattr(real, "fastest", lambda case, *args, **ways: taken.append(case) or real.best)
+    monkeypatch.setattr(real.backend, "why_not_cutile", lambda device: "")
+    monkeypatch.setattr(real.paths, "choose_backend", lambda *args: "cutile")
+    monkeypatch.setattr(real.loop, "kernel_path", lambda *args, **named: taken.append("kernel") or "kernel")
+    monkeypatch.setattr(real.paths, "torch_graph", graph("graph"))
+    monkeypatch.setattr(real.paths, "kernel_graph", graph("kernel graph"))
+    monkeypatch.setattr(real.paths, "fastest", lambda case, *args, **ways: taken.append(case) or real.best)
     monkeypatch.setattr(real, "best", "graph", raising=False)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(real, "seen", {})
-    monkeypatch.setattr(real, "broken", {})
+    monkeypatch.setattr(real.paths, "calls_by_shape", {})
+    monkeypatch.setattr(real.paths, "failed_ops", {})
     return taken
 
 
@@ -635,11 +643,12 @@ def test_auto_takes_the_faster_path_for_shapes_that_come_often(paths, monkeypatc
     x0, some = torch.zeros(3, 13, 64), torch.ones(3, 13)
 
     def ask(limit, backend="auto"):
-        return real.adaptive_loop(model, x0, some > 0, some, limit, 4, model.config.halt, backend=backend)
+        plan = HaltingPlan(some > 0, some, limit, 4, model.config.halt)
+        return real.paths.adaptive_loop(model.loop_spec(), x0, plan, backend=backend)
     case = "C64 T64 tokens256 confidence float32"
-    for _ in range(real.OFTEN):
+    for _ in range(real.paths.CALLS_BEFORE_GRAPH):
         ask(some.long())
-    assert paths == ["kernel"] * (real.OFTEN - 1) + [case, way]
+    assert paths == ["kernel"] * (real.paths.CALLS_BEFORE_GRAPH - 1) + [case, way]
     assert ask(some.long(), "cutile") == "kernel"
     torch.use_deterministic_algorithms(True)
     assert ask(some.long()) == "kernel"
@@ -654,9 +663,9 @@ def test_auto_takes_the_faster_path_for_shapes_that_come_often(paths, monkeypatc
 
 
 def test_a_failed_launch_does_not_excuse_a_forced_one(paths):
-    real.broken["loop of n_embd 64"] = "its compiler"
+    real.paths.failed_ops["loop of n_embd 64"] = "its compiler"
     model, x0, some = make(C=64), torch.zeros(3, 13, 64), torch.ones(3, 13)
-    call = partial(real.adaptive_loop, model, x0, some > 0, some, 4, 4, "none")
+    call = partial(real.paths.adaptive_loop, model.loop_spec(), x0, HaltingPlan(some > 0, some, 4, 4, "none"))
     assert call() is None
     assert call(backend="cutile") == "kernel"
 
@@ -664,39 +673,39 @@ def test_a_failed_launch_does_not_excuse_a_forced_one(paths):
 def test_a_compiler_that_fails_or_too_many_shapes(paths, monkeypatch):
     """What keeps auto from a graph is no error of the call, and too many shapes leave the other shapes their graphs."""
     model, x0, some = make(C=64), torch.zeros(3, 13, 64), torch.ones(3, 13)
-    call = partial(real.adaptive_loop, model, x0, some > 0, some, 4, 4, "none")
-    for _ in range(real.OFTEN):
+    call = partial(real.paths.adaptive_loop, model.loop_spec(), x0, HaltingPlan(some > 0, some, 4, 4, "none"))
+    for _ in range(real.paths.CALLS_BEFORE_GRAPH):
         call()
-    assert real.replay(dict.fromkeys(range(real.GRAPHS)), "one more", (x0,), None) is None
-    monkeypatch.setattr(real, "torch_graph", lambda *args: None)
+    assert real.paths.replay(dict.fromkeys(range(real.paths.MAX_GRAPHS)), "one more", (x0,), None) is None
+    monkeypatch.setattr(real.paths, "torch_graph", lambda *args: None)
     assert call() == "kernel"
-    assert "graph" not in real.broken
-    for error in real.ERRORS:
-        monkeypatch.setattr(real, "broken", {})
-        monkeypatch.setattr(real, "torch_graph", mock.Mock(side_effect=error("of a compiler")))
+    assert "graph" not in real.paths.failed_ops
+    for error in real.tile.ERRORS:
+        monkeypatch.setattr(real.paths, "failed_ops", {})
+        monkeypatch.setattr(real.paths, "torch_graph", mock.Mock(side_effect=error("of a compiler")))
         assert call() == "kernel"
-        assert real.broken["graph"] == "of a compiler"
+        assert real.paths.failed_ops["graph"] == "of a compiler"
 
 
 def test_a_case_is_measured_once(monkeypatch, tmp_path, capfd):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
-    monkeypatch.setattr(real, "milliseconds", lambda call: call())
-    case = real.loop_case(128, 64, 64, "fixed", torch.bfloat16)
+    monkeypatch.setattr(real.paths, "milliseconds", lambda call: call())
+    case = real.paths.loop_case(128, 64, 64, "fixed", torch.bfloat16)
     assert case == "C128 T64 tokens4096 fixed bfloat16"
     for kernel, graph, best in ((2.0, float("inf"), "kernel"), (2.0, 1.0, "graph"), (None, None, "graph")):
-        real.known.cache_clear()  # as a new process would; a path that failed is tried again by it
-        assert real.fastest(case, "cuda", lambda t=kernel: t, lambda t=graph: t) == best
+        real.paths.path_table.cache_clear()  # as a new process would; a path that failed is tried again by it
+        assert real.paths.fastest(case, "cuda", lambda t=kernel: t, lambda t=graph: t) == best
     assert "kernel 2.000 ms, graph 1.000 ms" in capfd.readouterr().err
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
-    assert real.fastest("C384 T64 tokens1024 fixed bfloat16", "cuda", None, None) == "graph"
+    assert real.paths.fastest("C384 T64 tokens1024 fixed bfloat16", "cuda", None, None) == "graph"
     for broken in ("[1]", "{", None):  # tables that cannot be read, and a cache that cannot be written
-        real.known.cache_clear()
-        monkeypatch.setattr(real, "TABLE", tmp_path / "table.json")
+        real.paths.path_table.cache_clear()
+        monkeypatch.setattr(real.paths, "TABLE", tmp_path / "table.json")
         (tmp_path / "table.json").write_text(broken) if broken else (tmp_path / "table.json").unlink()
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "looplm" / "Some_GPU.json"))
-        assert real.fastest(case, "cuda", lambda: 1.0, lambda: 2.0) == "kernel"
-    real.known.cache_clear()
+        assert real.paths.fastest(case, "cuda", lambda: 1.0, lambda: 2.0) == "kernel"
+    real.paths.path_table.cache_clear()
 
 
 def test_weights_that_change_unseen(on_cpu):
@@ -716,12 +725,30 @@ def test_loops_that_never_leave_are_the_same(rule):
     model = make(rule, L=4)
     idx = tokens(model, 3, 13)
     set_threshold(model, idx)
-    active, threshold, limit, L = model.halting_plan(idx, 4)
+    plan = model.halting_plan(idx, 4)
     with torch.no_grad():
-        (h, loops), (wanted, record) = (model.loops_in_torch(model.embed(idx), active, threshold, limit, L, rule),
-                                        model.think(idx, trace=False))
-        fixed, none = model.loops_in_torch(model.embed(idx), L=4)
+        (h, loops), (wanted, record) = think.all_loops(model, model.embed(idx), plan), model.think(idx, trace=False)
+        fixed, none = think.all_loops(model, model.embed(idx), think.fixed_plan(idx, 4))
         assert torch.equal(fixed, list(model.states(idx, 4))[-1])
     assert none is None
     assert torch.equal(h, wanted)
     assert torch.equal(loops, record["loops"])
+
+
+@pytest.mark.third
+@pytest.mark.parametrize("rule", [*RULES, "fixed"])
+def test_what_the_graph_of_torch_loops_compiles(rule):
+    """All loops as one compiled graph without a break, for inputs other than those it was made for."""
+    model = make("none" if rule == "fixed" else rule, L=3)
+    idx, spec = tokens(model, 3, 13), model.loop_spec()
+    set_threshold(model, idx)
+    plan = think.fixed_plan(idx, 3) if rule == "fixed" else model.halting_plan(idx, 3)
+    compiled = torch.compile(lambda x0, *tensors: spec.in_torch(x0, real.paths.with_inputs(plan, *tensors)),
+                             dynamic=False, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        for _ in range(2):
+            x0, fresh = model.embed(tokens(model, 3, 13)), plan._replace(threshold=plan.threshold.roll(1, 0))
+            h, loops = compiled(*real.paths.graph_inputs(x0, fresh))
+            wanted, taken = think.all_loops(model, x0, fresh)
+            assert torch.equal(h, wanted)
+            assert loops is None if rule == "fixed" else torch.equal(loops, taken)

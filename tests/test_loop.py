@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from models import random_weights
 
 from addition import ID
 from model import GPT, GPTConfig
@@ -24,10 +25,7 @@ def _fresh_seed():
 
 def make(**overrides):
     settings = {"vocab_size": V, "block_size": 12, "n_head": NH, "n_embd": C, "num_loops": 3} | overrides
-    model = LoopGPT(LoopConfig(**settings)).double().eval()
-    for p in model.parameters():  # far from the initial state, in which zero biases and tiny weights hide mistakes
-        p.data += 0.3 * torch.randn_like(p)
-    return model
+    return random_weights(LoopGPT(LoopConfig(**settings)))
 
 
 def tokens(B=2, length=T):
@@ -137,6 +135,7 @@ def assert_equations(model, idx, loops):
         torch.testing.assert_close(logits[b], final, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("update", [{"update": "replace"}, {"update": "euler", "alpha": 0.3},
                                     {"update": "euler", "alpha": "learned"}, {"update": "euler", "alpha": "gate"},
                                     {"update": "heun", "alpha": "gate"}, {"update": "rk4", "alpha": 0.3}],
@@ -150,6 +149,7 @@ def test_equations(inject, step_encoding, update):
     assert_equations(model, tokens(), 3)
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("n_layer", [1, 2])
 @pytest.mark.parametrize("step_encoding", STEP)
 @pytest.mark.parametrize("pos", POS)
@@ -159,6 +159,7 @@ def test_equations_of_positions_and_blocks(pos, step_encoding, n_layer):
     assert_equations(model, tokens(), 3 if step_encoding == "learned" else 6)
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("step_encoding", STEP)
 @pytest.mark.parametrize("pos", POS)
@@ -181,6 +182,7 @@ def test_new_parameters_start_where_they_should():
 
 # ---- one loop is a plain GPT
 
+@pytest.mark.third
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("n_layer", [1, 3])
 @pytest.mark.parametrize("inject", INJECT)
@@ -294,6 +296,7 @@ def test_gradients_through_the_last_loops_under_autocast():
     assert (grads[0] - grads[1]).norm() < 0.1 * grads[1].norm()
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("step_encoding", STEP)
 def test_a_compiled_loop_serves_all_loop_counts(step_encoding):
     """As train.py compiles it: the same loss and gradients, and no graph of its own for a loop count or a loop."""
@@ -565,6 +568,7 @@ def test_the_next_place_needs_one_id_more():
     make(**NEXT | {"longest_number": 5})
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("step_encoding", STEP)
 @pytest.mark.parametrize("pos", [*POS, "place"])

@@ -4,8 +4,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from models import random_weights
 
-from model import GPT, GPTConfig, attention_weights
+from looplm_kernels import rotate_halves
+from model import GPT, CausalSelfAttention, GPTConfig, attention_weights
 from model_loop import build, load_weights
 
 V, T, C, NH = 13, 7, 18, 3
@@ -18,10 +20,7 @@ def _fresh_seed():
 
 def make(**overrides):
     settings = {"vocab_size": V, "block_size": 11, "n_layer": 2, "n_head": NH, "n_embd": C} | overrides
-    model = GPT(GPTConfig(**settings)).double().eval()
-    for p in model.parameters():  # far from the initial state, in which zero biases and tiny weights hide mistakes
-        p.data += 0.3 * torch.randn_like(p)
-    return model
+    return random_weights(GPT(GPTConfig(**settings)))
 
 
 def tokens(B=2, length=T):
@@ -288,3 +287,18 @@ def test_flops_and_mfu_against_a_hand_count(bias):
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="n_head"):
         make(n_head=4)
+
+
+@pytest.mark.parametrize("q_rows", [1, 11])
+def test_training_and_inference_rotate_alike_in_bfloat16(q_rows):
+    """Rotations are rounded once, from float32: with angles, training's attention equals inference's to the bit."""
+    attention = CausalSelfAttention(GPTConfig(n_head=2, n_embd=64)).bfloat16().eval()
+    x = torch.randn(3, 11, 64).bfloat16()
+    q_angle, k_angle = 9 * torch.randn(q_rows, 16), 9 * torch.randn(11, 16)
+    trained = attention(x, q_angle, k_angle)
+    with torch.no_grad():
+        assert torch.equal(attention(x, q_angle, k_angle), trained)
+    q = torch.randn(3, 2, 11, 32).bfloat16()
+    exact = torch.view_as_real(torch.complex(*q.double().chunk(2, -1)) * torch.polar(torch.ones(11, 16), k_angle))
+    differs = rotate_halves(q, k_angle) != torch.cat(exact.unbind(-1), -1).float().bfloat16()
+    assert differs.float().mean() < 0.01  # a float32 next to a rounding edge; with cosines in bfloat16 half of them

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import addition
-import dataset as datasets
+import dataset
 from model_loop import from_checkpoint
 
 TINY = ("--device=cpu", "--n_embd=32", "--n_head=2", "--num_loops=3", "--pos=place", "--place_ids=8",
@@ -92,7 +92,7 @@ def test_evaluate_counts_loops_of_prompt_and_answer_apart(scripts, trained):
                   "--control=True", "--eval_iters=3", "--csv_file=e.csv")
     rows = read_csv(scripts, "e.csv")
     checkpoint = torch.load(scripts.folder / trained["next"], weights_only=True)
-    model, meta = from_checkpoint(checkpoint), datasets.checkpoint_meta(checkpoint)
+    model, meta = from_checkpoint(checkpoint), dataset.checkpoint_meta(checkpoint)
     written = addition.write_rows(*addition.problem_set(2, 30, "hard"), addition.row_length(2))
     x, _ = map(torch.from_numpy, addition.inputs_and_targets(written, meta.track))
     most = []
@@ -110,11 +110,14 @@ def test_evaluate_counts_loops_of_prompt_and_answer_apart(scripts, trained):
     losses = [float(r["loss"]) for r in rows if r["kind"] == "val_loss"]
     assert len(losses) == 3
     model.config.halt, model.config.prompt_loops = "none", 0
-    data = datasets.open_dataset("next", scripts.folder / "data")
-    batches = [datasets.get_batch(data, "val", (i,), 64) for i in range(3)]
+    data = dataset.open_dataset("next", scripts.folder / "data")
+    batches = [dataset.get_batch(data, "val", (i,), 64) for i in range(3)]
     for l in (1, 2, 3):
         assert losses[l - 1] == pytest.approx(sum(model(x, y, l)[1].item() for x, y in batches) / 3, rel=1e-5)
     assert "Spearman" in run.out
+    known = json.loads((scripts.folder / "e.json").read_text())
+    assert known["command"].startswith(f"python evaluate.py --checkpoint={trained['next']} ")
+    assert (known["checkpoint"], known["trained"]) == (trained["next"], checkpoint["provenance"])
 
 
 @pytest.mark.parametrize("track", ["next", "slots"])

@@ -7,8 +7,11 @@ import math
 import pytest
 import torch
 import torch.nn as nn
+from models import halfway, random_weights
 from torch.testing import assert_close
 
+import think
+from looplm_kernels import HaltingPlan
 from model_loop import LoopConfig, LoopGPT, from_checkpoint
 
 V, T, C, L = 13, 9, 16, 5
@@ -27,9 +30,7 @@ def make(field=None, **overrides):
     """A model in float64; field: a function u -> G(u) that replaces the transformer's, so that Block(u) = u + G(u)."""
     settings = {"vocab_size": V, "block_size": T, "n_head": 2, "n_embd": C, "num_loops": L, "inject": "none",
                 "tie_weights": False} | overrides
-    model = LoopGPT(LoopConfig(**settings)).double().eval()
-    for p in model.parameters():
-        p.data += 0.3 * torch.randn_like(p)
+    model = random_weights(LoopGPT(LoopConfig(**settings)))
     if field:
         model.transformer.h = nn.ModuleList([Field(field)])
     return model
@@ -81,7 +82,7 @@ def test_order_of_convergence(update, field):
     errors, x0 = [], torch.rand(2, T, C).double()
     for n in (16, 32, 64):
         model = make(G, update=update, alpha=1 / n)
-        h = model.loops_in_torch(x0, L=n)[0]
+        h = think.fixed_depth(model, x0, n)
         errors.append(((h - solution(x0, 1)).norm() / x0.norm()).item())
     print(update, errors, slopes(errors))
     assert slopes(errors)[-1] == pytest.approx(ORDER[update], abs=0.2)
@@ -105,6 +106,7 @@ def test_order_with_an_injection(update, first, order):
 
 # ---- fixed points
 
+@pytest.mark.third
 @pytest.mark.parametrize("settings", [
     {"update": "replace"}, *({"update": u, "alpha": a} for u in ORDER for a in (0.3, "learned", "gate"))],
     ids=lambda x: "-".join(map(str, x.values())))
@@ -113,9 +115,10 @@ def test_every_update_keeps_a_fixed_point(settings, anderson):
     """Where Block(u) = u, no loop moves the state, to the bit."""
     star, M = torch.randn(2, T, C).double(), torch.randn(C, C).double()
     model = make(lambda u: (u - star) @ M, anderson=anderson, **settings)
-    assert torch.equal(model.loops_in_torch(star, L=6)[0], star)
+    assert torch.equal(think.fixed_depth(model, star, 6), star)
     every = torch.ones(2, T, dtype=torch.bool)
-    assert torch.equal(model.loops_in_torch(star, every, every.float(), 6 * every, 6)[0], star)
+    plan = HaltingPlan(every, every.float(), 6 * every, 6, "none")
+    assert torch.equal(think.all_loops(model, star, plan)[0], star)
     if settings["update"] != "replace":  # whose fixed point is Block(u) = h, which an injection parts from Block(u) = u
         model.inject.kind, x0 = "add", torch.randn(2, T, C).double()
         assert_close(model.loop(star - x0, x0, 2), star - x0, rtol=1e-13, atol=1e-13)
@@ -125,7 +128,7 @@ def trajectory(model, x0, loops):
     """h_1, h_2, ... from x0 (B,T,C) on."""
     h, history = x0, []
     for l in range(1, loops + 1):
-        h = model.mixed(h, model.loop(h, x0, l), l, history)
+        h = think.accelerate(model, h, model.loop(h, x0, l), l, history)
         yield h
 
 
@@ -207,19 +210,12 @@ SOLVERS = [{"update": "heun", "alpha": 0.5}, {"update": "rk4", "alpha": "gate"},
            {"update": "rk4", "anderson": 2, "loop_norm": True}]
 
 
-def halfway(model, idx):
-    """A threshold of delta that about half of the tokens pass in some loop before the last."""
-    model.config.halt, model.config.halt_threshold = "delta", -1.0
-    best = model.think(idx)[1]["score"][..., :-1].amin(-1)
-    model.config.halt_threshold = best[~best.isnan()].median().item() * 1.0001
-
-
 @pytest.mark.parametrize("halt", [False, True])
 @pytest.mark.parametrize("settings", SOLVERS, ids=lambda x: "-".join(map(str, x.values())))
 def test_later_tokens_change_nothing(settings, halt):
     model, idx = make(inject="decay", **settings), tokens()
     if halt:
-        halfway(model, idx)
+        halfway(model, idx, "delta")
     other = idx.clone()
     other[:, 5:] = (idx[:, 5:] + 1) % V
     (h, record), (changed, again) = model.think(idx), model.think(other)
@@ -234,7 +230,7 @@ def test_a_halted_token_stays_to_the_bit(settings):
     """A run that stops a loop later has, where a token had halted, the same state."""
     model, idx = make(inject="decay", pad_token=PAD, **settings), tokens(vocab=PAD)
     idx[1, -2:] = PAD
-    halfway(model, idx)
+    halfway(model, idx, "delta")
     total = model.think(idx)[1]["loops"]
     assert len(total[idx != PAD].unique()) > 1
     before = model.embed(idx)
@@ -264,6 +260,7 @@ def test_others_see_a_halted_token_where_it_halted(update):
     assert_close(h, expected)
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("alpha", [0.01, "learned", "gate"])
 @pytest.mark.parametrize("anderson", [0, 2])
 @pytest.mark.parametrize("update", ORDER)

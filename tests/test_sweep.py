@@ -1,13 +1,9 @@
 """sweep.py: the same numbers as train.py by itself, whatever fails, stops or is called again; and the tables."""
 import csv
 import json
-import multiprocessing
 import os
 import re
 import shlex
-import signal
-import threading
-import time
 
 import numpy as np
 import pytest
@@ -17,7 +13,7 @@ from conftest import ROOT
 import figures
 import sweep
 from configurator import class_settings, read_arguments, read_settings
-from model_loop import FACTS, LoopConfig, check
+from model_loop import FROM_DATASET, LoopConfig, check
 
 SMALL = """n_embd = 16
 n_head = 2
@@ -29,7 +25,7 @@ ema_decay = 0.9
 fresh_rows = True
 eval_iters = 1
 eval_interval = 100
-max_iters = 150
+max_iters = 60
 log_interval = 1
 device = "cpu"
 """
@@ -42,9 +38,24 @@ rows = [
     "plain, 1/2 @1: --learning_rate=2e-3",
 ]
 evaluate = ["--digits=[1,2] --problems=30 --eval_iters=0 --halt=none --prompt_loops=0"]
-analyze = "--probes=False --tokens=200 --iterations=5 --times=2"
+analyze = "--probes=False --tokens=200 --iterations=5 --loop_multiple=2"
 parallel = 2
 """
+STOP = """import os, signal, sys, time
+write, told = sys.stdout.write, []
+
+def watched(text):
+    n = write(text)
+    if text.startswith("iter 20/"):
+        note = signal.getsignal(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, lambda *args: told.append(note(*args)))
+        os.kill(os.getppid(), signal.SIGTERM)
+        while not told:
+            time.sleep(0.01)
+    return n
+
+sys.stdout.write = watched
+"""  # in a training that sweep.py starts: tells it to stop at iteration 20, and goes on once it passed the signal on
 PLAIN = ("small.py", "--warmup_iters=5", "--learning_rate=2e-3", "--seed=3")  # its second row
 
 
@@ -87,7 +98,7 @@ def weights(folder):
 def test_a_run_equals_train_by_itself(folder, swept, alone):
     run = folder / "out/sweep_small/plain_1_2/seed3"
     losses, wanted = ([r["loss"] for r in read_csv(p / "log.csv") if r["loss"]] for p in (run, alone))
-    assert len(losses) == 150
+    assert len(losses) == 60
     assert losses[:20] == wanted[:20]
     assert losses == wanted
     assert all(torch.equal(v, weights(alone)[k]) for k, v in weights(run).items())
@@ -114,13 +125,14 @@ def test_a_failing_row_stops_no_other_and_both_are_in_the_tables(folder, swept):
     assert text.startswith(f"`python sweep.py sweep_small.py`; cpu, torch {torch.__version__}; seeds 3, 4; 2 at once\n")
     assert "| broken | 0/1 |  |  |  |\n" in text
     assert f"| plain, 1/2 | 1/1 | {float(said['val_loss']):.4f} | {100 * float(good['uniform_1']):.1f} |" in text
+    assert re.fullmatch(r"(commit \w{10}( \(changed\))?|no git), python \S+, torch .*", text.splitlines()[-1])
     assert list(good)[-1] == "error"
     states = read_csv(folder / "results/sweep_small_states.csv")
     seen = {tuple(r[k] for k in ("what", "weights", "loop", "class")): r for r in read_csv(run / "analyze.csv")}
     for r in states:
         assert r.pop("row") == "plain, 1/2"
         assert seen[tuple(r[k] for k in ("what", "weights", "loop", "class"))] == r
-    assert {r["loop"] for r in states} == {"2", "4"}  # those trained with, and --times=2 as many
+    assert {r["loop"] for r in states} == {"2", "4"}  # those trained with, and --loop_multiple=2 as many
     assert {r["what"] for r in states} == set(sweep.STATES)
     curve = [(r["iter"], float(r["val_loss"])) for r in read_csv(folder / "results/sweep_small_curves.csv")]
     assert curve == [(r["iter"], float(r["val_loss"])) for r in read_csv(run / "log.csv") if r["val_loss"]] != []
@@ -166,7 +178,7 @@ def test_loops_by_carry_chains_become_columns(tmp_path):
     (tmp_path / "kl_evaluate.csv").write_text(
         "kind,n,problems,accuracy,chain,loops\nuniform,12,40,0.5,,\nchain,12,20,,1,7.25\nchain,12,9,,2,6.0\n"
         "chain,12,10,,3,5.5\nchain,8,90,,3,4.0\n")
-    found = sweep.columns_of("kl_evaluate", tmp_path / "kl_evaluate.csv", "")
+    found = sweep.columns_of("kl_evaluate", tmp_path)
     assert found == {"kl_uniform_12": 0.5, "kl_chain_1": 7.25, "kl_chain_3": 5.5}
 
 
@@ -224,18 +236,11 @@ def test_an_interrupted_sweep_goes_on(scripts, folder, alone):
     args = ("sweep.py", "sweep_small.py", "--rows=['plain @1: --learning_rate=2e-3']", "--evaluate=[]",
             "--out_dir=cut", "--results=tables/cut")
     run = folder / "cut/plain/seed3"
-
-    def interrupt():
-        while not (run / "log.csv").exists() or (run / "log.csv").read_text().count("\n") < 20:
-            time.sleep(0.01)
-        os.kill(multiprocessing.active_children()[0].pid, signal.SIGTERM)  # sweep.py, not train.py
-
-    thread = threading.Thread(target=interrupt, daemon=True)
-    thread.start()
-    first = scripts(*args, status=130)
-    thread.join()
+    (folder / "stop").mkdir()
+    (folder / "stop/sitecustomize.py").write_text(STOP)
+    first = scripts(*args, status=130, env={"PYTHONPATH": str(folder / "stop")})
     assert first.err.splitlines() == ["SIGTERM: the runs save and end; the same command goes on later"]
-    assert 15 <= torch.load(run / "ckpt_last.pt", weights_only=True)["iter_num"] < 150
+    assert torch.load(run / "ckpt_last.pt", weights_only=True)["iter_num"] == 20
     assert json.loads((run / "row.json").read_text())["done"] == {}
     scripts(*args)
     commands = [x for x in (run / "train.log").read_text().splitlines() if x.startswith("$")]
@@ -295,7 +300,7 @@ evaluate = ["--digits=[1]", "long: --num_loops=9 --digits=[2,3]"]
     ("--learning_rate=2e-3", "--seed=1", ["sweep_bad.py:7: ", "seed"]),
     ("--halt=none", "--checkpoint=x.pt", ["sweep_bad.py:9: ", "checkpoint"]),
     ("--halt=none", "--halt='none", ["sweep_bad.py:9: ", "quotation"]),
-    ("--times=2", "--time=2", ["sweep_bad.py:10: --time", "'times'"]),
+    ("--loop_multiple=2", "--loop_multipl=2", ["sweep_bad.py:10: --loop_multipl", "'loop_multiple'"]),
     ("parallel = 2", "parallel = -2", ["parallel"]),
 ])
 def test_mistakes_stop_before_anything_runs(scripts, folder, old, new, words):
@@ -315,7 +320,8 @@ def test_committed_sweeps(scripts, folder, path):
     assert lines
     assert all(re.match(r"python (train\.py config/|(evaluate|analyze)\.py .*ckpt_last\.pt)", line) for line in lines)
     of_model = class_settings(LoopConfig)
-    known = read_settings((ROOT / "train.py").read_text()) | {k: x for k, x in of_model.items() if k not in FACTS}
+    own = {k: x for k, x in of_model.items() if k not in FROM_DATASET}
+    known = read_settings((ROOT / "train.py").read_text()) | own
     facts = dict(think_token=11, number_tokens=(1,), longest_number=5)
     for line in lines:
         if line.startswith("python train.py"):

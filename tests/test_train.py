@@ -7,7 +7,6 @@ import os
 import pickle
 import re
 import signal
-import socket
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -15,9 +14,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import ROOT
 
-import dataset as datasets
+import dataset
 import runtime
 from model_loop import build, from_checkpoint
 
@@ -125,7 +125,8 @@ def test_resume_without_a_checkpoint(scripts):
 
 def test_files_and_summary(scripts, whole):
     folder = scripts.folder / "whole"
-    assert {p.name for p in folder.iterdir()} == {"ckpt_last.pt", "ckpt_best.pt", "config.json", "log.csv", "loss.png"}
+    assert {p.name for p in folder.iterdir()} == {
+        "ckpt_last.pt", "ckpt_best.pt", "config.json", "log.csv", "loss.png", "summary.json"}
     assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
     settings = json.loads((folder / "config.json").read_text())
     assert (settings["num_loops"], settings["max_iters"], settings["flip_rows"]) == ([1, 2, 3], N, 0.25)
@@ -137,6 +138,13 @@ def test_files_and_summary(scripts, whole):
     assert found["checkpoint"] == "whole/ckpt_last.pt"
     last = [r for r in whole.log if r["val_loss"]][-1]
     assert float(found["val_loss"]) == pytest.approx(float(last["val_loss"]), abs=1e-4)
+    written = json.loads((folder / "summary.json").read_text())
+    known, of_checkpoint = written.pop("provenance"), whole.checkpoint["provenance"]
+    assert {k: str(v) for k, v in written.items()} == found
+    assert known["command"] == of_checkpoint["command"]
+    assert known["command"].startswith("python train.py --n_embd=16 ")
+    assert known["seconds"] == written["seconds"] >= of_checkpoint["seconds"] > 0
+    assert known["versions"] == of_checkpoint["versions"]
 
 
 def test_log_lines(whole):
@@ -165,11 +173,11 @@ def test_learning_rate(whole):
 
 def test_evaluations_in_the_log(scripts, whole):
     """The last row's losses are those of the checkpoint's averaged weights, over batches of the key (index,)."""
-    data = datasets.open_dataset("addition", str(scripts.folder / "data"))
+    data = dataset.open_dataset("addition", str(scripts.folder / "data"))
     model = from_checkpoint(whole.checkpoint)
     row = [r for r in whole.log if r["val_loss"]][-1]
     for split in ("train", "val"):
-        batches = [datasets.get_batch(data, split, (i,), 8) for i in range(2)]
+        batches = [dataset.get_batch(data, split, (i,), 8) for i in range(2)]
         wanted = [np.mean([model(x, y, num_loops=l)[1].item() for x, y in batches]) for l in (1, 2, 3)]
         assert float(row[f"{split}_loss"]) == pytest.approx(wanted[-1], rel=1e-5)
     assert [float(x) for x in row["val_loss_per_loop"].split()] == pytest.approx(wanted, abs=2e-6)
@@ -290,16 +298,22 @@ def no_checkpoints(good, rng):
     return {f"{name}.pt": content for name, content in files.items()}
 
 
-def test_files_that_are_no_checkpoint(scripts, whole, rng):
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_files_that_are_no_checkpoint(scripts, whole, rng, monkeypatch):
+    """None of them runs code of its own, or is taken for a checkpoint; so say the scripts, of two of them."""
     good = (scripts.folder / "whole/ckpt_last.pt").read_bytes()
     files = no_checkpoints(good, rng)
     torch.save({"model": Dangerous(), "model_args": {}}, scripts.folder / "code.pt")
     torch.save({"weights": torch.zeros(3)}, scripts.folder / "other.pt")
     for name, raw in files.items():
         (scripts.folder / name).write_bytes(raw)
+    monkeypatch.chdir(scripts.folder)
     for name in [*files, "code.pt", "other.pt", "missing.pt", "data"]:
-        assert name in scripts("train.py", *TINY, "--out_dir=no", f"--init_from={name}", status=None).err
-        assert name in scripts("evaluate.py", f"--checkpoint={name}", status=None).err
+        with pytest.raises(SystemExit, match=re.escape(name)) as e:
+            runtime.load_checkpoint(name)
+        assert len(str(e.value).splitlines()) == 1
+    assert "code.pt" in scripts("train.py", *TINY, "--out_dir=no", "--init_from=code.pt", status=None).err
+    assert "object.pt" in scripts("evaluate.py", "--checkpoint=object.pt", status=None).err
     assert not (scripts.folder / "executed").exists()
     assert not (scripts.folder / "no").exists()
 
@@ -378,11 +392,11 @@ def gradients(checkpoint):
 def test_micro_steps_accumulate_the_mean_gradient(scripts, one_step):
     """The gradient of the mean loss of batches (seed, 0, 0) and (seed, 0, 1), by autograd here."""
     checkpoint, log = one_step
-    data = datasets.open_dataset("addition", str(scripts.folder / "data"))
+    data = dataset.open_dataset("addition", str(scripts.folder / "data"))
     runtime.seed_torch(1337)
     model, loss = build(checkpoint["model_args"]).train(), 0.0
     for index in range(2):
-        x, y = datasets.get_batch(data, "train", (1337, 0, index), 8)
+        x, y = dataset.get_batch(data, "train", (1337, 0, index), 8)
         runtime.seed_torch(1337, 0, index)
         loss = loss + model(x, y, 3)[1] / 2
     loss.backward()
@@ -395,23 +409,35 @@ def test_micro_steps_accumulate_the_mean_gradient(scripts, one_step):
     assert float(row["loss"]) == pytest.approx(loss.item(), rel=1e-5)
 
 
-def test_two_ranks_equal_two_micro_steps(scripts, one_step):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1",
-               f"--master_port={port}", str(ROOT / "train.py"), *STEP, "--out_dir=ranks"]
-    run = subprocess.run(command, cwd=scripts.folder, capture_output=True, text=True, timeout=150)
+def ranks_by_torchrun(scripts, *args):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+               str(ROOT / "train.py"), *args]
+    run = subprocess.run(command, cwd=scripts.folder, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
-    assert "2 process(es)" in run.stdout
+    return run.stdout
+
+
+def ranks_as_by_torchrun(scripts, *args):
+    """The variables that torchrun would set, its store included, but processes that start in no time."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    env = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port), WORLD_SIZE="2",
+               TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="0")
+    started = [scripts.start("train.py", *args, env=env | dict(RANK=rank, LOCAL_RANK=rank)) for rank in "01"]
+    return "".join(scripts.finish(*one).out for one in started)
+
+
+@pytest.mark.parametrize("ranks", [ranks_as_by_torchrun, pytest.param(ranks_by_torchrun, marks=pytest.mark.full)])
+def test_two_ranks_equal_two_micro_steps(scripts, one_step, ranks):
+    out_dir = ranks.__name__
+    assert ranks(scripts, *STEP, f"--out_dir={out_dir}").count("2 process(es)") == 1
     one, log = one_step
-    two = load(scripts, "ranks")
+    two = load(scripts, out_dir)
     for x, y in zip(gradients(two), gradients(one), strict=True):
         torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-7)
     for key in ("model", "ema"):
         for name, x in one[key].items():
             torch.testing.assert_close(two[key][name], x, rtol=0, atol=2e-5)  # of a step of 1e-3
-    rows = list(zip(read_log(scripts, "ranks"), log, strict=True))
+    rows = list(zip(read_log(scripts, out_dir), log, strict=True))
     assert [r["iter"] for r, _ in rows] == ["0", "1", "1"]
     for key in ("grad_norm", "train_loss", "val_loss"):
         found = [(float(x[key]), float(y[key])) for x, y in rows if y[key]]
@@ -427,8 +453,8 @@ CONFIGS = [p for p in sorted((ROOT / "config").glob("*.py")) if not p.stem.start
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_configs(scripts, path):
     text = path.read_text()
-    args = ["--n_embd=16", "--n_head=2", "--batch_size=4", "--eval_iters=1", "--max_iters=50", "--eval_interval=50",
-            "--log_interval=10", "--warmup_iters=5", "--device=cpu", f"--out_dir={path.stem}"]
+    args = ["--n_embd=16", "--n_head=2", "--batch_size=4", "--eval_iters=1", "--max_iters=10", "--eval_interval=10",
+            "--log_interval=2", "--warmup_iters=2", "--device=cpu", f"--out_dir={path.stem}"]
     args += ["--block_size=32"] if "shakespeare" in text else []
     args += ["--n_layer=2"] if re.search(r"^n_layer = (?!1$)", text, re.MULTILINE) else []
     args += ["--num_loops=[2,3]"] if "num_loops = [" in text else ["--num_loops=2"] if "num_loops =" in text else []
@@ -441,22 +467,19 @@ def test_configs(scripts, path):
     assert len(losses) == 2
     assert losses[1][0] < losses[0][0]
     assert losses[1][1] < losses[0][1]
-    assert [int(r["iter"]) for r in log if r["loss"]] == [10, 20, 30, 40, 50]
+    assert [int(r["iter"]) for r in log if r["loss"]] == [2, 4, 6, 8, 10]
     for line in run.out.split("---\n")[1].splitlines():
         assert re.fullmatch(r"[a-z_]+: \S.*", line)
-    assert load(scripts, path.stem)["iter_num"] == 50
+    assert load(scripts, path.stem)["iter_num"] == 10
 
 
 def test_wandb_without_a_login_only_warns(scripts):
-    """In a real process; HOME elsewhere, so that a login of whoever runs this is not found and nothing is sent."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+    """HOME elsewhere, so that a login of whoever runs this is not found and nothing is sent."""
+    env = {k: None for k in os.environ if k.startswith("WANDB")}
     env |= {"WANDB_API_KEY": "", "HOME": str(scripts.folder), "NETRC": str(scripts.folder / "none")}
-    command = [sys.executable, str(ROOT / "train.py"), *TINY, "--max_iters=2", "--wandb_log=True", "--out_dir=no_wandb"]
-    run = subprocess.run(command, cwd=scripts.folder, env=env, stdin=subprocess.DEVNULL, capture_output=True,
-                         text=True, timeout=100)
-    assert run.returncode == 0, run.stderr
-    assert "wandb is off" in run.stdout
-    assert "iterations: 2" in run.stdout
+    out = scripts("train.py", *TINY, "--max_iters=2", "--wandb_log=True", "--out_dir=no_wandb", env=env).out
+    assert "wandb is off" in out
+    assert "iterations: 2" in out
     assert load(scripts, "no_wandb")["iter_num"] == 2
 
 

@@ -12,7 +12,18 @@ import time
 import numpy as np
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))
-import addition as task  # noqa: E402
+from addition import (  # noqa: E402
+    DIGITS,
+    EQUALS,
+    MASK_RULE,
+    PAD,
+    SLOT,
+    VOCAB,
+    ZEROS,
+    random_problems,
+    row_length,
+    write_rows,
+)
 from configurator import configure  # noqa: E402
 from dataset import write_dataset  # noqa: E402
 
@@ -28,28 +39,36 @@ track = "next"                  # next: next-token prediction; slots: parallel a
 plain = False                   # most significant digit first, instead of least
 seed = 1                        # of all draws
 
-settings, _, _ = configure(__file__)
-globals().update(settings)
-zeros = zeros or ("places" if max_places else "none")
-fits = zeros in task.ZEROS, (zeros == "places") == (max_places > 0), 0 <= few_rows <= 1, (
-    track in ("next", "slots")), 1 <= max_digits <= 100, min(train_rows, val_rows) >= 1, 0 <= carry_rows <= 1, (
-    max_places == 0 or max_digits <= max_places <= 100)
-if not all(fits):
-    raise SystemExit("prepare.py: track is next or slots, max_digits 1..100, rows at least 1, carry_rows and few_rows "
-                     f"0..1, zeros {', '.join(task.ZEROS)}, max_places max_digits..100 with zeros=places, else 0")
-start = time.time()
-row_len = task.row_length(max_places or max_digits, track)
-splits = {}
-for number, (split, rows) in enumerate({"train": train_rows, "val": val_rows}.items()):
-    a, la, b, lb = task.random_problems(np.random.default_rng([seed, number]), rows, max_digits, carry_rows,
-                                        max_places, zeros, few_rows)
+
+def draw_rows(number, count, row_len):
+    """Rows (count, row_len) of split `number`, with their answers."""
+    a, la, b, lb = random_problems(np.random.default_rng([seed, number]), count, max_digits, carry_rows, max_places,
+                                   zeros, few_rows)
     assert max(la.max(), lb.max()) <= (max_places or max_digits)
     assert not a[:, max_digits:].any()
     assert not b[:, max_digits:].any()
-    splits[split] = task.write_rows(a, la, b, lb, row_len, track, plain)
-write_dataset(out_dir, splits, kind="rows", vocab=task.VOCAB, vocab_size=len(task.VOCAB), row_len=row_len,
-              pad=task.PAD, think_token=task.EQUALS, digits=task.DIGITS + task.SLOT, track=track, plain=plain,
-              mask=task.MASK_RULE, max_digits=max_digits, max_places=max_places, zeros=zeros,
-              carry_rows=carry_rows, few_rows=few_rows, seed=seed)
-print(f"written in {time.time() - start:.1f} s; first rows: "
-      + ", ".join(repr("".join(task.VOCAB[t] for t in row).rstrip()) for row in splits["train"][:3]))
+    return write_rows(a, la, b, lb, row_len, track, plain)
+
+
+def main():
+    globals().update(configure(__file__)[0])
+    globals().update(zeros=zeros or ("places" if max_places else "none"))
+    fits = track in ("next", "slots"), 1 <= max_digits <= 100, min(train_rows, val_rows) >= 1, 0 <= carry_rows <= 1, (
+        max_places == 0 or max_digits <= max_places <= 100), 0 <= few_rows <= 1, zeros in ZEROS, (
+        zeros == "places") == (max_places > 0)
+    if not all(fits):
+        raise SystemExit("prepare.py: track is next or slots, max_digits 1..100, rows at least 1, carry_rows and "
+                         f"few_rows 0..1, zeros {', '.join(ZEROS)}, max_places max_digits..100 with zeros=places, "
+                         "else 0")
+    start, row_len = time.time(), row_length(max_places or max_digits, track)
+    splits = {"train": draw_rows(0, train_rows, row_len), "val": draw_rows(1, val_rows, row_len)}
+    write_dataset(out_dir, splits, kind="rows", vocab=VOCAB, vocab_size=len(VOCAB), row_len=row_len, pad=PAD,
+                  think_token=EQUALS, digits=DIGITS + SLOT, track=track, plain=plain, mask=MASK_RULE,
+                  max_digits=max_digits, max_places=max_places, zeros=zeros, carry_rows=carry_rows, few_rows=few_rows,
+                  seed=seed)
+    print(f"written in {time.time() - start:.1f} s; first rows: "
+          + ", ".join(repr("".join(VOCAB[t] for t in row).rstrip()) for row in splits["train"][:3]))
+
+
+if __name__ == "__main__":
+    main()

@@ -15,10 +15,14 @@ from dataset import TINYSHAKESPEARE, bpe, read_text, write_dataset  # noqa: E402
 input = ""                      # a text file; empty: download tinyshakespeare
 out_dir = "data/shakespeare"    # the folder to write
 
-settings, _, _ = configure(__file__)
-globals().update(settings)
-text = read_text(settings["input"], TINYSHAKESPEARE)
-cut = int(0.9 * len(text))
-gpt2 = bpe("gpt2")
-splits = {name: np.array(gpt2.encode_ordinary(part)) for name, part in dict(train=text[:cut], val=text[cut:]).items()}
-write_dataset(out_dir, splits, kind="text", vocab=None, encoding="gpt2", vocab_size=gpt2.n_vocab)
+
+def main():
+    globals().update(configure(__file__)[0])
+    text = read_text(input, TINYSHAKESPEARE)
+    cut, gpt2 = int(0.9 * len(text)), bpe("gpt2")
+    splits = dict(train=np.array(gpt2.encode_ordinary(text[:cut])), val=np.array(gpt2.encode_ordinary(text[cut:])))
+    write_dataset(out_dir, splits, kind="text", vocab=None, encoding="gpt2", vocab_size=gpt2.n_vocab)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""One operation per file; see looplm_kernels.py, the public face."""

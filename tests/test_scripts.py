@@ -1,0 +1,169 @@
+"""What all scripts share: how they start, what they say of where numbers come from, and figures that cost no run."""
+import importlib
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+import figures
+import runtime
+
+SCRIPTS = ("train", "sample", "evaluate", "analyze", "sweep", "bench")
+QUICK = ("sample", "evaluate", "analyze", "sweep")
+HELP = f"""
+import contextlib, importlib, io, sys, torch
+of_torch = set(sys.modules)
+for name in {QUICK}:
+    sys.argv = [name + ".py", "--help"]
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as said:
+        importlib.import_module(name).main()
+    assert "usage: python " + name in said.getvalue()
+print(*set(sys.modules) - of_torch, sep="\\n")
+"""
+
+
+# ---- how they start
+
+@pytest.fixture(scope="module")
+def modules():
+    """What is imported beside torch once all of QUICK have answered --help, in a process that no test has prepared."""
+    run = subprocess.run([sys.executable, "-c", HELP], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr
+    return set(run.stdout.split())
+
+
+@pytest.mark.parametrize("name", ["scipy", "matplotlib", "tiktoken", "wandb", "pandas", "sympy", "torch._dynamo"])
+def test_help_imports_nothing_that_it_does_not_need(modules, name):
+    assert "looplm_kernels" in modules
+    assert name not in modules
+
+
+def test_help_imports_torch_and_little_else(modules):
+    assert len(modules) < 120
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_importing_a_script_runs_nothing(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--no_such_key=1"])
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    module = importlib.import_module(name)
+    assert callable(module.main)
+    assert capsys.readouterr() == ("", "")
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(SystemExit, match="no_such_key"):
+        module.main()
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("data/*/prepare.py")), ids=lambda p: p.parent.name)
+def test_importing_a_prepare_script_runs_nothing(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert callable(runpy.run_path(str(path))["main"])
+    assert os.listdir(tmp_path) == []
+
+
+# ---- where numbers come from
+
+def test_provenance_says_what_ran_and_survives_json_and_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "data/addition/prepare.py"), "--out_dir=two words"])
+    found = runtime.provenance(seconds=1.5)
+    assert found["command"] == "python data/addition/prepare.py '--out_dir=two words'"
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["versions"]["numpy"] == np.__version__
+    assert set(found) == {"command", "commit", "changed", "versions", "card", "date", "seconds"}
+    assert found["card"]
+    assert json.loads(json.dumps(found)) == found
+    runtime.save_checkpoint(str(tmp_path / "x.pt"), dict(model={}, model_args={}, provenance=found))
+    assert runtime.load_checkpoint(str(tmp_path / "x.pt"))["provenance"] == found
+    line = runtime.provenance_line(found)
+    assert all(str(x) in line for x in (torch.__version__, found["card"], found["date"]))
+    assert len(line.splitlines()) == 1
+    monkeypatch.setattr(sys, "argv", ["/somewhere/else/x.py"])
+    assert runtime.provenance()["command"] == "python x.py"
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """A folder that stands for the project's."""
+    monkeypatch.setattr(runtime, "ROOT", str(tmp_path))
+    runtime.git_state.cache_clear()
+    yield tmp_path
+    runtime.git_state.cache_clear()
+
+
+def test_provenance_without_git(tree):
+    found = runtime.provenance()
+    assert (found["commit"], found["changed"]) == (None, None)
+    assert runtime.provenance_line(found).startswith("no git, ")
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+def test_provenance_says_whether_the_tree_was_changed(tree):
+    def git(*words):
+        settings = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+        command = ["git", "-C", str(tree), *settings, *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    (tree / "a.py").write_text("1")
+    git("init")
+    git("add", "a.py")
+    git("commit", "-m", "first")
+    (tree / "untracked.csv").write_text("a result")
+    assert runtime.git_state() == (git("rev-parse", "HEAD"), False)
+    (tree / "a.py").write_text("2")
+    runtime.git_state.cache_clear()
+    assert runtime.git_state() == (git("rev-parse", "HEAD"), True)
+    found = runtime.provenance()
+    assert runtime.provenance_line(found).startswith(f"commit {found['commit'][:10]} (changed), ")
+
+
+@pytest.mark.parametrize(("table", "beside"), [("a.csv", "a.json"), ("a", "a.json"), ("a.json", "a.json.json")])
+def test_provenance_stands_beside_a_table(tmp_path, table, beside):
+    (tmp_path / table).write_text("n\n1\n")
+    runtime.write_provenance(str(tmp_path / table), runtime.provenance())
+    assert (tmp_path / table).read_text() == "n\n1\n"
+    assert json.loads((tmp_path / beside).read_text())["card"] == runtime.card_name()
+
+
+# ---- outputs
+
+@pytest.mark.parametrize(("error", "line"), [(ValueError("a\nb"), "a"), (ValueError(" \n"), "ValueError"),
+                                             (KeyError(), "KeyError"), (OSError("\n\nx "), "x")])
+def test_first_line_of_an_exception(error, line):
+    assert runtime.first_line(error) == line
+
+
+def test_a_wrong_path_fails_and_an_old_file_stays(tmp_path):
+    (tmp_path / "old.csv").write_text("old")
+    runtime.require_writable(str(tmp_path / "old.csv"))
+    assert (tmp_path / "old.csv").read_text() == "old"
+    runtime.require_writable(str(tmp_path / "new/er/x.csv"))
+    for wrong in ("old.csv/x.csv", "new"):
+        with pytest.raises(SystemExit, match=f"{wrong} cannot be written"):
+            runtime.require_writable(str(tmp_path / wrong))
+
+
+@pytest.mark.parametrize("path", ["none/x.png", "x.nothing"])
+def test_a_figure_that_cannot_be_written_costs_a_line(tmp_path, path, capsys):
+    rows = [dict(iter="1", loss="2.5"), dict(iter="1", train_loss="2.0", val_loss="2.5")]
+    assert figures.draw_training(rows, "a run", str(tmp_path / "fine.png")) is True
+    assert (tmp_path / "fine.png").read_bytes().startswith(b"\x89PNG")
+    assert figures.draw_training(rows, "a run", str(tmp_path / path)) is False
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert path in err
+
+
+def test_a_figure_that_cannot_be_drawn_costs_a_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as if matplotlib were missing
+    assert figures.draw_loops([], str(tmp_path / "x.png")) is False
+    assert "x.png: ModuleNotFoundError" in capsys.readouterr().err

@@ -1,0 +1,257 @@
+"""Inference of any model: the halting plan, the adaptive loop in torch, the trace, Anderson acceleration, generation.
+
+Functions over a model that is given to them; this file imports none. What a looped model brings:
+
+    config                  the settings of LoopConfig
+    embed(idx)              tokens (B,T) -> x0 (B,T,C)
+    loop(h, x0, l, active)  states (B,T,C) before loop l -> after it
+    readout(h)              states (...,C) -> logits (...,V)
+    halt_logits(h, l)       the halt head's log-odds (B,T), for rule gate
+    alpha(h, x0)            step size, by which delta is divided
+    loop_spec()             what the kernels are told of it
+"""
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from looplm_kernels import (
+    RULES,
+    HaltingPlan,
+    adaptive_loop,
+    at_least_float32,
+    choose_backend,
+    halt_update,
+    head_halt,
+    product_dtype,
+    softmax_statistics,
+    state_delta,
+)
+
+MASK_FLOOR = -1e20  # finite, so that a row of masked scores can never turn into NaN
+TIKHONOV = 1e-4  # of anderson, relative to a diagonal of ones
+
+
+# when tokens halt ----------------------------------------------------------------------------------------------------
+def halting_plan(config, idx, L):
+    """HaltingPlan of tokens idx (B,T) for L loops: prompt and answer apart, by the settings in config."""
+    c = config
+    active = torch.ones_like(idx, dtype=torch.bool) if c.pad_token is None else idx != c.pad_token  # (B,T)
+    # the think token itself writes the first token of the answer
+    thinks = torch.zeros_like(active) if c.think_token is None else (idx == c.think_token).cumsum(1) > 0
+    never = float("inf") if RULES[c.halt].above else float("-inf")
+    usual = RULES[c.halt].threshold if c.halt_threshold is None else c.halt_threshold
+    read = never if c.prompt_loops else usual
+    write = usual if c.think_threshold is None else c.think_threshold
+    write = never if c.think_loops else write
+    threshold = torch.where(thinks, write, read).float()
+    limit = torch.where(thinks, c.think_loops or L, c.prompt_loops or L)
+    return HaltingPlan(active, threshold, limit, max(c.think_loops or L, c.prompt_loops or L), c.halt)
+
+
+def fixed_plan(idx, L):
+    """HaltingPlan of the fixed depth: every token of idx (B,T) takes all L loops."""
+    every = torch.ones_like(idx, dtype=torch.bool)
+    return HaltingPlan(every, every.float(), L, L, "none")
+
+
+# the loop in torch ---------------------------------------------------------------------------------------------------
+class State(NamedTuple):
+    """Where all tokens stand after a loop."""
+    h: Tensor              # (B,T,C)
+    active: Tensor         # (B,T) bool
+    loops: Tensor          # (B,T) int64, loops taken
+    logits: Tensor | None  # (B,T,V) the readout of the loop's result, where it was needed
+
+
+def start(x0, plan):
+    """The State before loop 1."""
+    return State(x0, plan.active, torch.zeros_like(plan.active, dtype=torch.long), None)
+
+
+def accelerate(model, h, new, l, history):
+    """The state after loop l, which took h to new: new itself, or at inference what anderson makes of it.
+
+    Its history begins with loop 2: loop 1 injects nothing, so it is another map.
+    """
+    m = 0 if model.training or l == 1 else model.config.anderson
+    return anderson(h, new, history, m) if m else new
+
+
+def fixed_depth(model, x0, L):
+    """The states (B,T,C) after L loops from x0 (B,T,C) on, no token halting."""
+    h, history = x0, []
+    for l in range(1, L + 1):
+        h = accelerate(model, h, model.loop(h, x0, l), l, history)
+    return h
+
+
+def halting_loop(model, x0, plan, l, state, history, backend, readout=False):
+    """Loop l of the active tokens: the State after it, the candidate states (B,T,C), and the scores (B,T).
+
+    readout: whether logits are needed whatever the rule.
+    """
+    c, rule = model.config, plan.rule
+    step = model.loop(state.h, x0, l, state.active)  # (B,T,C)
+    new = accelerate(model, state.h, step, l, history)
+    logits = model.readout(new) if readout or RULES[rule].needs_logits else None
+    gate = model.halt_logits(new, l).float().sigmoid() if rule == "gate" else None
+    scaled = rule == "delta" and c.update != "replace"  # so that a small step cannot pass for convergence
+    alpha = torch.as_tensor(model.alpha(state.h, x0)).abs().squeeze(-1) if scaled else 1.0
+    h, active, loops, score = halt_update(
+        rule, state.h, step, state.active, state.loops, l, plan.threshold, plan.limit, c.min_loops, backend,
+        logits=logits, previous=state.logits, gate=gate, alpha=alpha)
+    if new is not step:  # anderson's: delta judged the loop's own step, the residual
+        h = torch.where(state.active[..., None], new, state.h)
+    return State(h, active, loops, logits), new, score
+
+
+def halting_loop_without_logits(model, x0, plan, l, state, history):
+    """halting_loop by the head kernel, which writes no logits: the State after it."""
+    c, norm = model.config, model.transformer.ln_f
+    head = model.lm_head.weight
+    new = accelerate(model, state.h, model.loop(state.h, x0, l, state.active), l, history)
+    h, active, loops, *_ = head_halt(
+        plan.rule, state.h, new, state.active, state.loops, l, plan.threshold, plan.limit,
+        head.to(product_dtype(head)), norm.weight, norm.bias, c.min_loops, c.backend)
+    return State(h, active, loops, None)
+
+
+def adaptive(model, x0, plan):
+    """The states (B,T,C) from x0 (B,T,C) on and the loops taken (B,T); ends with the last active token."""
+    c, head, history, state = model.config, model.lm_head.weight, [], start(x0, plan)
+    fused = (plan.rule in ("confidence", "entropy") and product_dtype(head) != torch.float32
+             and choose_backend(c.backend, x0.device) == "cutile")
+    for l in range(1, plan.L + 1):
+        if fused:
+            state = halting_loop_without_logits(model, x0, plan, l, state, history)
+        else:
+            state, _, _ = halting_loop(model, x0, plan, l, state, history, c.backend)
+        if not state.active.any():  # the one flag of a loop that crosses to the host
+            break
+    return state.h, state.loops
+
+
+def all_loops(model, x0, plan):
+    """As adaptive, but it never asks the host whether a token is still active: what a CUDA graph can capture. The
+    loops are None at a fixed depth."""
+    if plan.fixed:
+        return fixed_depth(model, x0, plan.L), None
+    history, state = [], start(x0, plan)
+    for l in range(1, plan.L + 1):
+        state, _, _ = halting_loop(model, x0, plan, l, state, history, "torch")
+    return state.h, state.loops
+
+
+# the trace -----------------------------------------------------------------------------------------------------------
+def trace_row(h, new, logits, active, score, last):
+    """One loop of the trace: the entries of `think`, (B,T) each, for the tokens that were active in it."""
+    _, confidence, entropy = softmax_statistics(logits)  # (B,T) each
+    seen = dict(entropy=entropy, confidence=confidence, delta=state_delta(new, h), score=score)
+    row = {key: x.float().masked_fill(~active, torch.nan) for key, x in seen.items()}
+    row["prediction"] = torch.where(active, logits.argmax(-1), last)
+    return row
+
+
+def traced(model, x0, plan, last):
+    """As adaptive, with the whole trace: the states (B,T,C) and the dict of `think`.
+
+    last (B,T): the arg-max of x0. Pads never run a loop, so the trace shows it for them.
+    """
+    history, rows, state = [], [], start(x0, plan)
+    for l in range(1, plan.L + 1):
+        before = state
+        state, new, score = halting_loop(model, x0, plan, l, before, history, model.config.backend, readout=True)
+        rows.append(trace_row(before.h, new, state.logits, before.active, score, last))
+        last = rows[-1]["prediction"]
+        if not state.active.any():
+            break
+    silent = {key: torch.full_like(x, torch.nan) for key, x in rows[0].items() if key != "prediction"}
+    rows += [dict(silent, prediction=last)] * (plan.L - len(rows))  # loops that nobody took
+    return state.h, dict({key: torch.stack([row[key] for row in rows], -1) for key in rows[0]}, loops=state.loops)
+
+
+# what scripts call ---------------------------------------------------------------------------------------------------
+def last_state(model, idx, L):
+    """h_L (B,T,C) of tokens idx (B,T), no token halting; in one launch where a kernel does it."""
+    x0 = model.embed(idx)
+    done = adaptive_loop(model.loop_spec(), x0, fixed_plan(idx, L), backend=model.config.backend)
+    return fixed_depth(model, x0, L) if done is None else done[0]
+
+
+@torch.no_grad()
+def think(model, idx, L, trace=True, exact_loops=None):
+    """The adaptive loop over tokens idx (B,T), L loops at most: the final states (B,T,C), and a dict of what happened.
+
+    loops       (B,T) int64: loops taken, the one in which a token halts included; pads 0
+    entropy     (B,T,L) float32 after each loop, in nats; NaN after a token has halted, as the next three
+    confidence  (B,T,L) float32: the largest probability
+    delta       (B,T,L) float32: the relative change of the state
+    score       (B,T,L) float32: what the halting rule looked at
+    prediction  (B,T,L) int64: the arg-max after each loop, of the frozen state once a token has halted
+
+    With trace=False only loops. exact_loops (B,T): so many loops for each token, whatever the rule. A token's result
+    depends on no later token. Frozen tokens are still attended to.
+    """
+    plan = halting_plan(model.config, idx, L)
+    if exact_loops is not None:
+        plan = plan._replace(active=plan.active & (exact_loops > 0), limit=exact_loops,
+                             L=max(1, int(exact_loops.max())), rule="none")
+    x0 = model.embed(idx)
+    last = model.readout(x0).argmax(-1) if trace else None
+    done = adaptive_loop(model.loop_spec(), x0, plan, last, trace, model.config.backend)
+    if done is not None:
+        return done[0], dict(done[2] or {}, loops=done[1])
+    if trace:
+        return traced(model, x0, plan, last)
+    h, loops = adaptive(model, x0, plan)
+    return h, dict(loops=loops)
+
+
+def anderson(h, new, history, m):
+    """The state (B,T,C) that Anderson acceleration takes after a loop from h to new, which it adds to the history.
+
+    Type II with mixing 1 (Walker & Ni 2011), as DEQ solves for its fixed point (Bai et al. 2019, 1909.01377): of the
+    last m + 1 residuals f = new - h the affine combination of least norm, and the new states combined alike. A token
+    has weights of its own, so no later token matters to it. As attention couples tokens, this is a heuristic on the
+    way, but not in its goal: where f is 0 it takes new = h, and where it stays put for m loops, f was 0.
+    """
+    f, g = at_least_float32(new) - at_least_float32(h), at_least_float32(new)
+    history[:] = [*history[-m:], (f, g)]
+    if len(history) == 1:
+        return new
+    df, dg = (torch.stack([x - old[i] for old in history[:-1]], -2) for i, x in enumerate((f, g)))  # (B,T,m,C)
+    size = df.norm(dim=-1, keepdim=True).clamp(min=1e-15)  # at length 1 the old ones do not drown the last
+    df, dg = df / size, dg / size
+    with torch.autocast(h.device.type, enabled=False):  # which would round the products to bfloat16
+        gram = df @ df.mT + TIKHONOV * torch.eye(df.size(-2), device=h.device, dtype=df.dtype)
+        weight = torch.linalg.solve_ex(gram, df @ f[..., None])[0]  # (B,T,m,1); _ex asks the device for no check
+    return (g - (weight * dg).sum(-2)).to(h.dtype)
+
+
+# generation ----------------------------------------------------------------------------------------------------------
+def sample_token(logits, temperature, top_k):
+    """One token (B,1) of logits (B,V), float32: the arg-max at temperature 0, else drawn from the top_k likeliest."""
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    logits = logits / temperature
+    if top_k:
+        kth = logits.topk(min(top_k, logits.size(-1))).values[:, [-1]]
+        logits = logits.masked_fill(logits < kth, MASK_FLOOR)  # equal ones all stay
+    return torch.multinomial(logits.softmax(-1), 1)
+
+
+@torch.no_grad()
+def generate(model, idx, max_new_tokens, temperature=1.0, top_k=None, stop=None):
+    """Append up to max_new_tokens to idx (B,T). temperature 0 takes the arg-max, top_k 0 or None draws from all;
+    ends once every row has had the token `stop` (a row goes on until the last one has it)."""
+    stopped = torch.zeros(idx.size(0), dtype=torch.bool, device=idx.device)
+    for _ in range(max_new_tokens):
+        # learned positions end at block_size; all others go on
+        context = idx[:, -model.config.block_size:] if model.learned_positions else idx
+        new = sample_token(model(context)[0][:, -1].float(), temperature, top_k)
+        idx = torch.cat((idx, new), 1)
+        stopped |= new[:, 0] == stop if stop is not None else False
+        if stopped.all():
+            break
+    return idx
