@@ -22,14 +22,15 @@ from configurator import open_text
 
 TINYSHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 # what the folders of addition were made with
-VARIANTS = {"demo": " --max_digits=3", "parallel": " --track=slots", "padded": " --track=slots --max_places=12"}
+VARIANTS = {"demo": " --max_digits=3", "parallel": " --track=slots", "padded": " --track=slots --max_places=12",
+            "zeros": " --zeros=shorter --few_rows=0.25", "few": " --few_rows=0.25", "shorter": " --zeros=shorter"}
 DTYPES = {"uint16": np.uint16, "uint32": np.uint32}  # of the token files; the second where ids need it
 GPT2_TOKENS = 50257
 PADDING = 1024  # a model may have fewer ids than this that no token has
 PIECE = 1 << 20  # characters of a text that are read at once
 NEEDED = dict(kind=str, vocab=(list, type(None)), vocab_size=int, dtype=str, tokens=dict, sha256=dict)
 NEEDED_ROWS = dict(vocab=list, row_len=int, pad=str, think_token=str, digits=str, mask=str, track=str, plain=bool,
-                   max_digits=int, max_places=int, carry_rows=(int, float))
+                   max_digits=int, max_places=int, zeros=str, carry_rows=(int, float), few_rows=(int, float))
 
 
 def exit_with_hint(folder, what):
@@ -43,9 +44,15 @@ def exit_with_hint(folder, what):
                      "a dataset is a folder data/<name> with meta.json, train.bin and val.bin; see data/*/prepare.py"))
 
 
+def with_defaults(meta):
+    """What meta.json or a checkpoint says, as a dict, completed by what older ones leave out."""
+    zeros = "places" if meta.get("max_places") else "none"
+    return dict(vocab=None, encoding=None, max_places=0, zeros=zeros, few_rows=0.0) | meta
+
+
 def check_meta(found):
     """What a meta.json or a checkpoint says of its tokens, as a namespace. ValueError that names what is wrong."""
-    meta = {"vocab": None, "encoding": None, "max_places": 0} | found if isinstance(found, dict) else {}
+    meta = with_defaults(found) if isinstance(found, dict) else {}
     needed = NEEDED | (NEEDED_ROWS if meta.get("kind") == "rows" else {})
     unfit = [k for k, t in needed.items() if not isinstance(meta.get(k), t)]
     if unfit:
@@ -60,6 +67,8 @@ def check_meta(found):
     if meta.kind == "rows":
         fits.update(vocab=meta.vocab == addition.VOCAB and fits["vocab"], track=meta.track in ("next", "slots"),
                     max_digits=meta.max_digits > 0, carry_rows=0 <= meta.carry_rows <= 1,
+                    few_rows=0 <= meta.few_rows <= 1,
+                    zeros=meta.zeros in addition.ZEROS and (meta.zeros == "places") == (meta.max_places > 0),
                     max_places=meta.max_places in (0, *range(meta.max_digits, 101)),
                     row_len=meta.row_len == addition.row_length(meta.max_places or meta.max_digits, meta.track),
                     pad=meta.pad == addition.PAD, think_token=meta.think_token == addition.EQUALS,
@@ -100,6 +109,11 @@ def few(symbols, most=5):
     return " ".join(map(repr, symbols[:most])) + more
 
 
+def size_of(checkpoint):
+    """Ids that a checkpoint's model has, None if it does not say."""
+    return checkpoint.get("model_args", {}).get("vocab_size")
+
+
 def own_meta(checkpoint, path):
     """What a checkpoint says of its tokens, None if nothing, as one of nanoGPT's. SystemExit if that is damaged."""
     if "meta" not in checkpoint:
@@ -108,8 +122,7 @@ def own_meta(checkpoint, path):
         meta = check_meta(checkpoint["meta"])
     except ValueError as e:
         raise SystemExit(f"{path}: meta is damaged: {e}") from None
-    size = checkpoint["model_args"].get("vocab_size")
-    if isinstance(size, int) and size < meta.vocab_size:
+    if isinstance(size := size_of(checkpoint), int) and size < meta.vocab_size:
         raise SystemExit(f"{path}: damaged, its model has fewer tokens than its vocabulary")
     return meta
 
@@ -136,7 +149,7 @@ def token_difference(known, size, meta):
 def require_same_tokens(checkpoint, path, meta, folder):
     """End the program if the tokens of a checkpoint's file are not those of the dataset in a folder."""
     known = own_meta(checkpoint, path)
-    difference = token_difference(known, checkpoint["model_args"].get("vocab_size"), meta)
+    difference = token_difference(known, size_of(checkpoint), meta)
     if difference:
         characters = (known or meta).vocab and (known or meta).kind == "text"
         vocab = f" --vocab_from={path}" if known else ""
@@ -150,7 +163,7 @@ def checkpoint_meta(checkpoint, path="the checkpoint"):
     if known := own_meta(checkpoint, path):
         return known
     folder = os.path.join("data", trained_on(checkpoint))
-    padded = checkpoint["model_args"].get("vocab_size") in range(GPT2_TOKENS, GPT2_TOKENS + PADDING)
+    padded = size_of(checkpoint) in range(GPT2_TOKENS, GPT2_TOKENS + PADDING)
     if padded and not os.path.exists(os.path.join(folder, "meta.json")):  # as nanoGPT does without a meta.pkl
         return SimpleNamespace(kind="text", vocab=None, encoding="gpt2", vocab_size=GPT2_TOKENS)
     if not trained_on(checkpoint):
@@ -238,7 +251,8 @@ def get_batch(data, split, key, batch_size, block_size=0, device="cpu", fresh=Fa
         x, y = rows[:, :-1], rows[:, 1:]
     else:
         if fresh:
-            problems = addition.random_problems(rng, batch_size, meta.max_digits, meta.carry_rows, meta.max_places)
+            problems = addition.random_problems(rng, batch_size, meta.max_digits, meta.carry_rows, meta.max_places,
+                                                meta.zeros, meta.few_rows)
             rows = addition.write_rows(*problems, meta.row_len, meta.track, meta.plain)
         else:
             rows = tokens[rng.integers(0, len(tokens), batch_size)]

@@ -68,7 +68,7 @@ def read_prompts(meta):
     for word in re.sub(r"\s*\+\s*|\s+(?==)", lambda m: m[0].strip(), text).replace(",", " ").split():
         encode(meta, word)  # names characters outside the vocabulary
         try:
-            problem = addition.read_problem(word)
+            problem = addition.with_zeros(addition.read_problem(word), meta.zeros)
         except ValueError as e:
             raise SystemExit(f"--start: {e}") from None
         found.append((addition.prompt_tokens(problem, meta.track, meta.plain).tolist(), problem))
