@@ -2,7 +2,7 @@
 import os
 
 from configurator import class_settings
-from dataset import checkpoint_meta, read_meta
+from dataset import GPT2_TOKENS, checkpoint_meta, read_meta
 from model_loop import INFERENCE_SETTINGS, LoopConfig, from_checkpoint
 from runtime import load_checkpoint
 
@@ -40,5 +40,5 @@ def open_model(checkpoint, out_dir, device, overrides):
         model = from_checkpoint(saved, **overrides)
     except ValueError as e:
         raise SystemExit(f"{path}: {e}") from None
-    model.crop_vocabulary(meta.vocab_size)
+    model.crop_vocabulary(min(meta.vocab_size, GPT2_TOKENS) if meta.encoding == "gpt2" else meta.vocab_size)
     return model.to(device), meta, saved, path

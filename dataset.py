@@ -271,6 +271,8 @@ def bpe(encoding):
     import tiktoken
     try:
         return tiktoken.get_encoding(encoding)
+    except ValueError:
+        raise SystemExit(f"dataset: tiktoken has no encoding {encoding!r}") from None
     except Exception as e:
         raise SystemExit(
             f"dataset: the vocabulary of tiktoken's {encoding!r} cannot be downloaded ({type(e).__name__})\n"

@@ -252,6 +252,14 @@ def set_up(settings, given):
     return run
 
 
+def say_depth(run, given):
+    """One line where layers are asked for and no loops, as configs of nanoGPT do: every loop takes all layers."""
+    layers = run.model_args["n_layer"]
+    if model_type == "loop" and layers > 1 and "n_layer" in given and "num_loops" not in given:
+        print(f"n_layer {layers} without num_loops: each of its {run.model_args['num_loops']} loops takes all layers; "
+              "nanoGPT's plain stack is --model_type=gpt, one loop is --num_loops=1")
+
+
 # ---- a step
 
 def forward_backward(run, X, Y, loops):
@@ -514,9 +522,7 @@ def main():
     run = set_up(own | of_model, given)
     run.started, run.provenance = time.time(), runtime.provenance(run.device) if run.writes_files else None
     if run.master:
-        if model_type == "loop" and {"n_layer", "num_loops"} & given == {"n_layer"} and run.model_args["n_layer"] > 1:
-            print(f"n_layer {run.model_args['n_layer']} without num_loops: each of its {of_model['num_loops']} loops "
-                  "takes all of them; nanoGPT's plain stack is --model_type=gpt, one loop is --num_loops=1")
+        say_depth(run, given)
         print(f"{model_type} with {run.raw_model.get_num_params():,} parameters, {run.dtype} on {run.device}, "
               f"{run.world} process(es); {batch_size} x {run.micro_steps * run.world} sequences of {run.T} tokens an "
               f"iteration; {dataset}, seed {seed}")

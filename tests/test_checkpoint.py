@@ -134,6 +134,9 @@ def test_nanogpt_without_its_data_has_the_tokens_of_gpt2(here):
     nanogpt("ckpt.pt", 50304, name="openwebtext")
     model, meta, *_ = checkpoint.open_model("ckpt.pt", "", "cpu", {})
     assert (meta.encoding, meta.vocab_size, model.config.vocab_size) == ("gpt2", 50257, 50257)
+    padded = vars(dataset.read_meta("data/text")) | dict(vocab=None, encoding="gpt2", vocab_size=50304)
+    nanogpt("ckpt.pt", 50304, meta=padded)  # whose data were padded already
+    assert checkpoint.open_model("ckpt.pt", "", "cpu", {})[0].config.vocab_size == 50257
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -249,8 +252,10 @@ def test_a_run_that_cannot_be_resumed(scripts, trained):
     nan = dict(whole["model"], **{"lm_head.weight": torch.full_like(whole["model"]["lm_head.weight"], math.nan)})
     for change, words in ((dict(optimizer={}), "optimizer"), (dict(optimizer=dict(state=[1])), "optimizer"),
                           (dict(best_val_loss="low"), "best_val_loss"), (dict(iter_num=None), "iter_num"),
-                          (dict(model=nan), "not finite"), (dict(meta=whole["meta"] | dict(vocab=[])), "vocab")):
-        torch.save(whole | change, path)
+                          (dict(model=nan), "not finite"), (dict(meta=whole["meta"] | dict(vocab=[])), "vocab"),
+                          (("best_val_loss",), "no best_val_loss"), (("optimizer",), "no optimizer")):
+        torch.save(whole | change if isinstance(change, dict) else {k: whole[k] for k in whole.keys() - set(change)},
+                   path)
         before = path.read_bytes()
         run = scripts("train.py", *TINY, "--dataset=shakespeare_char", "--out_dir=broken", "--init_from=resume",
                       status=None)

@@ -414,6 +414,11 @@ def run_prepare(name, monkeypatch, *args):
     runpy.run_path(script, run_name="__main__")
 
 
+def test_an_encoding_that_tiktoken_has_not():
+    with pytest.raises(SystemExit, match="has no encoding 'none'"):
+        dataset.bpe("none")
+
+
 def no_network(*args, **kwargs):
     raise ConnectionError("no network")
 
