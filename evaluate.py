@@ -37,18 +37,18 @@ from model_loop import LoopGPT
 
 checkpoint = ""                 # a checkpoint file; empty: ckpt_best.pt, else ckpt_last.pt, of out_dir
 out_dir = "out"                 # where train.py wrote
-digits: list[int] = [1, 2, 3, 4, 5, 6, 7, 8]  # addition: digit counts, both operands have exactly so many
-problems = 2000                 # addition: problems per digit count
-grid = 0                        # addition: also all pairs of lengths 1..grid, with problems / 10 each
+digits: list[int] = [1, 2, 3, 4, 5, 6, 7, 8]  # >= 1: addition: digit counts, both operands have exactly so many
+problems = 2000                 # >= 1: addition: problems per digit count
+grid = 0                        # >= 0: addition: also all pairs of lengths 1..grid, with problems / 10 each
 control = False                 # addition: also the random control of the halting rule
 frontier = False                # addition: also accuracy against loops of every rule, with problems / 4 per digit count
 plot = False                    # addition: draw <table>_loops.png and, with frontier, <table>_frontier.png
-eval_iters = 50                 # batches of the validation loss; 0: skip it
-batch_size = 250                # sequences per forward pass
+eval_iters = 50                 # >= 0: batches of the validation loss; 0: skip it
+batch_size = 250                # >= 1: sequences per forward pass
 csv_file = ""                   # where the table goes; empty: evaluate.csv beside the checkpoint
 device = "auto"                 # auto, cpu, cuda
 dtype = "float32"               # float32, or bfloat16 by autocast
-seed = 0                        # of the random control
+seed = 0                        # >= 0: of the random control
 
 
 def progress(items, name, unit):
@@ -247,8 +247,20 @@ def print_grid(rows):
         print(f"{n + 1:>5}" + "".join(f"{100 * r['accuracy']:>6.0f}" for r in rows[n * grid:][:grid]))
 
 
+def check_lengths(model, meta):
+    """ValueError that names digits or grid if numbers are longer than the model has positions for."""
+    for key, n in (("digits", max(digits, default=0)), ("grid", grid)):
+        if n:
+            X, *_ = test_batch(meta, n, n, "hard", 1)  # 99..9 + 1: the sum is longer, too
+            try:
+                model.embed(X.to(model.lm_head.weight.device))
+            except ValueError as e:
+                raise ValueError(f"--{key} goes up to {n} digits: {e}") from None
+
+
 def addition_tables(model, meta):
     """All rows, and the printed tables, of an addition model."""
+    check_lengths(model, meta)
     pairs = [(n, n, kind, problems) for n in digits for kind in ("uniform", "hard")]
     cells = [(n, m, "grid", max(1, problems // 10)) for n in range(1, grid + 1) for m in range(1, grid + 1)]
     done = [measure(model, meta, *p) for p in progress(pairs + cells, "evaluating", "set")]

@@ -23,11 +23,11 @@ from model_loop import LoopGPT
 checkpoint = ""                 # a checkpoint file; empty: ckpt_best.pt, else ckpt_last.pt, of out_dir
 out_dir = "out"                 # where train.py wrote
 start = ""                      # the prompt or the problems, or FILE:path; empty: a new line, or three problems
-num_samples = 1                 # samples of each prompt
-max_new_tokens = 200            # text: tokens to write
-temperature: float | None = None  # 0 takes the likeliest token; None: 0.8 for text, 0 for addition
-top_k = 200                     # text: only the likeliest so many tokens can be drawn; 0: all
-seed = 1337                     # of the draws
+num_samples = 1                 # >= 1: samples of each prompt
+max_new_tokens = 200            # >= 0: text: tokens to write
+temperature: float | None = None  # 0 or >= 1e-6: 0 takes the likeliest token; None: 0.8 for text, 0 for addition
+top_k = 200                     # >= 0: text: only the likeliest so many tokens can be drawn; 0: all
+seed = 1337                     # >= 0: of the draws
 trace: bool | None = None       # print the thinking trace; None: of addition only
 trace_file = ""                 # also write the trace as JSON lines, one per token
 trace_png = ""                  # also draw it as a heat map

@@ -22,44 +22,52 @@ from torch.nn.parallel import DistributedDataParallel
 
 import figures
 import runtime
+from checkpoint import model_settings
 from configurator import class_settings, configure
 from dataset import get_batch, model_facts, open_dataset, sequence_length
-from model import GPTConfig
-from model_loop import FROM_DATASET, INFERENCE_SETTINGS, LoopConfig, build, load_weights, loop_counts
+from model_loop import (
+    FROM_DATASET,
+    INFERENCE_SETTINGS,
+    LoopConfig,
+    build,
+    check_halting,
+    load_weights,
+    loop_counts,
+)
 
 # input, output
 out_dir = "out"                 # where checkpoints and logs go
 dataset = "addition"            # the folder data/<dataset>, written by its prepare.py
 init_from = "scratch"           # scratch, resume (goes on from out_dir/ckpt_last.pt), or a checkpoint's path
-seed = 1337                     # of everything random: weights, batches, dropout, loop counts
+seed = 1337                     # >= 0: of everything random: weights, batches, dropout, loop counts
 # evaluation and logs
-eval_interval = 500             # iterations between evaluations; a checkpoint is saved before each
-eval_iters = 20                 # batches an evaluation averages over, the same ones each time
+eval_interval = 500             # >= 1: iterations between evaluations; a checkpoint is saved before each
+eval_iters = 20                 # >= 1: batches an evaluation averages over, the same ones each time
 eval_only = False               # evaluate once and stop
-log_interval = 50               # iterations between log lines
+log_interval = 50               # >= 1: iterations between log lines
 wandb_log = False               # also log to Weights & Biases
 wandb_project = "looplm"        # its project
 wandb_run_name = "run"          # its run
 # the batch
-batch_size = 64                 # rows of a micro-step
-gradient_accumulation_steps = 1  # micro-steps of an iteration, over all ranks together; at least one each
+batch_size = 64                 # >= 1: rows of a micro-step
+gradient_accumulation_steps = 1  # >= 1: micro-steps of an iteration, over all ranks together; at least one each
 fresh_rows = False              # addition: draw new problems in every step instead of reading train.bin
 swap_operands = False           # addition: exchange the operands of half of the rows
-flip_rows = 0.0                 # addition: share of rows written C=A+B
+flip_rows = 0.0                 # >= 0, <= 1: addition: share of rows written C=A+B
 # the model; its other settings are listed below these
 model_type = "loop"             # loop: LoopGPT; gpt: nanoGPT's GPT
 # AdamW
-learning_rate = 1e-3            # the highest, after the warm-up
-max_iters = 5000                # iterations in all
-weight_decay = 0.1              # of matrices and embeddings
-beta1 = 0.9                     # decay of the gradient's mean
-beta2 = 0.99                    # decay of its square
-grad_clip = 1.0                 # largest norm of the gradient; 0 never clips
-ema_decay = 0.0                 # keep averaged weights, which evaluation and sampling use; 0: none, else 0.99 and up
+learning_rate = 1e-3            # > 0: the highest, after the warm-up
+max_iters = 5000                # >= 1: iterations in all
+weight_decay = 0.1              # >= 0: of matrices and embeddings
+beta1 = 0.9                     # >= 0, < 1: decay of the gradient's mean
+beta2 = 0.99                    # >= 0, < 1: decay of its square
+grad_clip = 1.0                 # >= 0: largest norm of the gradient; 0 never clips
+ema_decay = 0.0                 # >= 0, < 1: averaged weights, for evaluation and sampling; 0: none, else 0.99 and up
 decay_lr = True                 # cosine decay of the learning rate
-warmup_iters = 100              # iterations of linear warm-up
-lr_decay_iters = 0              # iteration at which the rate reaches min_lr; 0: max_iters
-min_lr = 0.0                    # where the decay ends
+warmup_iters = 100              # >= 0: iterations of linear warm-up
+lr_decay_iters = 0              # >= 0: iteration at which the rate reaches min_lr; 0: max_iters
+min_lr = 0.0                    # >= 0: where the decay ends
 # the machine
 device = "auto"                 # auto, cpu, cuda, cuda:1, ...
 dtype = "auto"                  # autocast to bfloat16, or float32 (tf32 products on CUDA); auto: bfloat16 if there
@@ -102,9 +110,6 @@ def batch(run, it, index):
 
 def check_settings(settings):
     """SystemExit for values that no run can have."""
-    for key in ("batch_size", "gradient_accumulation_steps", "eval_interval", "eval_iters", "log_interval"):
-        if settings[key] < 1:
-            raise SystemExit(f"--{key}={settings[key]}: must be at least 1")
     if compile not in ("auto", True, False):
         raise SystemExit(f"--compile={compile}: auto, True or False")
 
@@ -121,20 +126,6 @@ def choose_machine():
         raise SystemExit("--cuda_graph=True needs one process on one CUDA GPU")
     return SimpleNamespace(rank=rank, world=world, device=place, dtype=number, cuda=cuda, master=rank == 0,
                            context=runtime.autocast(place, number))
-
-
-def model_settings(settings, given, facts):
-    """The model_args of a new model: the settings that its config class has, and the facts of its dataset."""
-    if model_type not in ("loop", "gpt"):
-        raise SystemExit(f"--model_type={model_type}: loop or gpt")
-    own = class_settings(LoopConfig if model_type == "loop" else GPTConfig)
-    other = [k for k in class_settings(LoopConfig) if k in given and k not in own]
-    if other:
-        raise SystemExit(f"{', '.join(other)}: only model_type 'loop' has this; nanoGPT's GPT is the plain baseline")
-    args = {k: settings[k] for k in own if k in settings} | {k: v for k, v in facts.items() if k in own}
-    if model_type == "gpt" and "n_layer" not in given:
-        args["n_layer"] = GPTConfig.n_layer  # LoopConfig's default is 1
-    return args
 
 
 def make_model(settings, given, facts, checkpoint):
@@ -171,6 +162,8 @@ def open_run(settings, given, last_path):
     data = open_dataset(dataset, like=checkpoint.get("meta") if init_from == "resume" else None)
     try:
         model, model_args = make_model(settings, given, model_facts(data.meta), checkpoint)
+        if model_type == "loop":
+            check_halting(model.config, given)
     except ValueError as e:
         raise SystemExit(f"train.py: {e}") from None
     except RuntimeError as e:

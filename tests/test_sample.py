@@ -122,8 +122,22 @@ def test_the_points_of_the_frontier_are_plain_evaluations(scripts, trained, trac
 
 def test_a_failed_evaluation_leaves_the_old_table(scripts, trained):
     (scripts.folder / "old.csv").write_text("old")
-    scripts("evaluate.py", f"--checkpoint={trained['next']}", "--digits=[9]", "--csv_file=old.csv", status=None)
+    for key, value in (("digits", "[1,30]"), ("grid", "8")):  # sums of 9 digits, and there are 8 place ids
+        run = scripts("evaluate.py", f"--checkpoint={trained['next']}", f"--{key}={value}", "--csv_file=old.csv",
+                      status=None)
+        assert f"--{key} goes up to" in run.err
+        assert "place_ids is 8" in run.err
+        assert len(run.out.splitlines()) == 1  # what is measured; nothing was
     assert (scripts.folder / "old.csv").read_text() == "old"
+
+
+def test_thresholds_that_nothing_can_pass(scripts, trained):
+    for args, words in ((("--halt_threshold=5",), "halt_threshold 5.0 .*'confidence'"),
+                        (("--halt=confidence", "--think_threshold=1.5"), "think_threshold 1.5"),
+                        (("--halt=entropy", "--halt_threshold=-1"), "--halt_threshold: -1.0 is out of range"),
+                        (("--min_loops=4",), "min_loops 4 .*num_loops 3")):
+        assert re.search(words, scripts("sample.py", f"--checkpoint={trained['next']}", *args, status=None).err)
+    scripts("sample.py", f"--checkpoint={trained['next']}", "--num_loops=1", "--halt_threshold=1.0", "--min_loops=1")
 
 
 def test_halting_settings_of_a_run_override_the_checkpoint(scripts, trained):

@@ -357,10 +357,9 @@ def test_damaged_checkpoints(tmp_path, rng, zipped):
     (("--device=gpu",), ["device", "gpu"]),
     (("--dtype=float16",), ["float16", "bfloat16"]),
     (("--cuda_graph", "--device=cpu"), ["cuda_graph"]),
-    (("--seed=-1",), ["non-negative"]),
-    (("--eval_interval=0",), ["eval_interval"]),
-    (("--log_interval=0",), ["log_interval"]),
-    (("--eval_iters=0",), ["eval_iters"]),
+    (("--max_iters=0",), ["max_iters", ">= 1"]),
+    (("--halt=confidence", "--halt_threshold=5"), ["halt_threshold 5.0", "'confidence'"]),
+    (("--halt=entropy", "--min_loops=9"), ["min_loops 9", "num_loops 8"]),
     (("--out_dir=input.txt",), ["input.txt"]),  # a file stands there
 ])
 def test_mistakes_have_a_clear_message(scripts, args, words):

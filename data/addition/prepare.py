@@ -26,14 +26,14 @@ from configurator import configure  # noqa: E402
 from dataset import write_dataset  # noqa: E402
 
 out_dir = "data/addition"       # the folder to write; train.py finds it as --dataset=addition
-train_rows = 200_000            # rows of train.bin
-val_rows = 10_000               # rows of val.bin
-max_digits = 4                  # operands have 1 to this many digits, lengths drawn independently
-max_places = 0                  # if more: leading zeros bring three rows of four to so many places at most
-carry_rows = 0.4                # share of rows in which a carry travels several places
+train_rows = 200_000            # >= 1: rows of train.bin
+val_rows = 10_000               # >= 1: rows of val.bin
+max_digits = 4                  # >= 1, <= 100: operands have 1 to this many digits, lengths drawn independently
+max_places = 0                  # >= 0, <= 100: if more: leading zeros bring 3 rows of 4 to so many places at most
+carry_rows = 0.4                # >= 0, <= 1: share of rows in which a carry travels several places
 track = "next"                  # next: next-token prediction; slots: parallel answer
 plain = False                   # most significant digit first, instead of least
-seed = 1                        # of all draws
+seed = 1                        # >= 0: of all draws
 
 
 def draw_rows(number, count, row_len):
@@ -47,11 +47,10 @@ def draw_rows(number, count, row_len):
 
 def main():
     globals().update(configure(__file__)[0])
-    fits = track in ("next", "slots"), 1 <= max_digits <= 100, min(train_rows, val_rows) >= 1, 0 <= carry_rows <= 1, (
-        max_places == 0 or max_digits <= max_places <= 100)
-    if not all(fits):
-        raise SystemExit("prepare.py: track is next or slots, max_digits 1..100, rows at least 1, carry_rows 0..1, "
-                         "max_places 0 or max_digits..100")
+    if track not in ("next", "slots"):
+        raise SystemExit(f"--track={track}: next or slots")
+    if 0 < max_places < max_digits:
+        raise SystemExit(f"--max_places={max_places}: 0, or at least max_digits, {max_digits}")
     start, row_len = time.time(), row_length(max_places or max_digits, track)
     splits = {"train": draw_rows(0, train_rows, row_len), "val": draw_rows(1, val_rows, row_len)}
     write_dataset(out_dir, splits, kind="rows", vocab=VOCAB, vocab_size=len(VOCAB), row_len=row_len, pad=PAD,
