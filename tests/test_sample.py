@@ -122,9 +122,8 @@ def test_the_points_of_the_frontier_are_plain_evaluations(scripts, trained, trac
 
 def test_a_failed_evaluation_leaves_the_old_table(scripts, trained):
     (scripts.folder / "old.csv").write_text("old")
-    for key, value in (("digits", "[1,30]"), ("grid", "8")):  # sums of 9 digits, and there are 8 place ids
-        run = scripts("evaluate.py", f"--checkpoint={trained['next']}", f"--{key}={value}", "--csv_file=old.csv",
-                      status=None)
+    for key, *args in (("digits", "--digits=[1,30]"), ("grid", "--digits=[1]", "--grid=8")):  # sums of 9 digits
+        run = scripts("evaluate.py", f"--checkpoint={trained['next']}", *args, "--csv_file=old.csv", status=None)
         assert f"--{key} goes up to" in run.err
         assert "place_ids is 8" in run.err
         assert len(run.out.splitlines()) == 1  # what is measured; nothing was
