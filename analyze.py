@@ -32,11 +32,11 @@ import addition
 import figures
 import runtime
 from checkpoint import inference_settings, open_model
-from configurator import configure
+from configurator import configure, say_without_effect
 from dataset import decode, get_batch, open_dataset, sequence_length
 from intervals import clustered_interval, clustered_spearman
 from looplm_kernels import RULES, passes, softmax_statistics, state_delta
-from model_loop import LoopGPT, build, from_checkpoint
+from model_loop import LoopGPT, build, from_checkpoint, idle_settings
 
 checkpoint = ""                 # a checkpoint file; empty: ckpt_best.pt, else ckpt_last.pt, of out_dir
 out_dir = ""                    # where train.py wrote, and where the results go; empty: the checkpoint's folder, or out
@@ -539,6 +539,8 @@ def main():
     target = os.path.join(folder, "analyze.csv")
     runtime.require_writable(target)
     data = open_dataset(saved.get("config", {}).get("dataset", "?"), like=saved.get("meta"))
+    say_without_effect(*idle_settings(model.config, every_rule=halting),
+                       (data.meta.kind == "text", "the data is a text", "digits"))
     try:
         sample = make_sample(model, data, path)
         print(f"{path}: {model.get_num_params():,} parameters, {sample.L} loops, {sample.X.size(0)} sequences of "

@@ -130,6 +130,11 @@ def in_range(value, setting):
     return value
 
 
+def checked(value, setting):
+    """value, of the kind and in the range of a setting. ValueError if it does not fit."""
+    return in_range(convert(value, setting.kind), setting)
+
+
 def parse_value(text, kind):
     """A value from the command line, as its kind asks for it; plain strings need no quotes."""
     if kind == "str":
@@ -170,7 +175,7 @@ def read_config(path, settings):
         if key not in settings:
             raise SystemExit(where + unknown(key, settings))
         try:
-            given[key] = in_range(convert(constant(node.value), settings[key].kind), settings[key])
+            given[key] = checked(constant(node.value), settings[key])
         except (ValueError, ArithmeticError) as e:
             raise SystemExit(f"{where}{key}: {e}") from None
     return given
@@ -196,8 +201,8 @@ def read_arguments(argv, settings):
 
 
 def say_without_effect(*cases):
-    """One line that names the keys of the command line that do nothing in this run. Those of config files may:
-    a file serves several commands.
+    """One line on stderr, if any key of the command line does nothing in this run. Those of config files may: a file
+    serves several commands.
 
     cases: (whether they do nothing, why, *keys); of a key the first reason counts.
     """

@@ -29,11 +29,11 @@ import addition
 import figures
 import runtime
 from checkpoint import inference_settings, open_model
-from configurator import configure
+from configurator import configure, say_without_effect
 from dataset import get_batch, open_dataset, sequence_length
 from intervals import mean_interval, share_interval, spearman
 from looplm_kernels import RULES
-from model_loop import LoopGPT
+from model_loop import LoopGPT, idle_settings
 
 checkpoint = ""                 # a checkpoint file; empty: ckpt_best.pt, else ckpt_last.pt, of out_dir
 out_dir = "out"                 # where train.py wrote
@@ -337,6 +337,12 @@ def main():
     model, meta, saved, path = open_model(checkpoint, out_dir, machine, overrides)
     if (frontier or plot) and not (is_looped(model) and meta.kind == "rows" and digits):
         raise SystemExit("frontier and plot need a looped model of the addition task, and digits")
+    say_without_effect(
+        *idle_settings(model.config, every_rule=frontier),
+        (meta.kind != "rows", "the data is a text", "digits", "problems", "grid", "control"),
+        (not is_looped(model), "a plain GPT has no halting rule", "control"),
+        (not (control or frontier), "there is no random control", "seed"),
+        (checkpoint, "checkpoint is given", "out_dir"))
     print(describe(model, saved, path))
     target = csv_file or os.path.join(os.path.dirname(path), "evaluate.csv")
     runtime.require_writable(target)

@@ -135,6 +135,24 @@ def check_halting(config, given):
                          "halt; take a smaller one")
 
 
+def idle_settings(config, every_rule=False):
+    """Settings that do nothing beside the others, as cases for say_without_effect of configurator.py.
+
+    every_rule: halt is not the only rule that is looked at.
+    """
+    c, none = config, config.halt == "none"
+    if not isinstance(c, LoopConfig):
+        return []
+    return [
+        (none and not every_rule, "halt is none", "min_loops"),
+        (none, "halt is none", "halt_threshold", "think_threshold"),
+        (c.think_token is None, "the data has no think token", "think_threshold"),
+        (c.think_loops, "think_loops says how many loops the answer takes", "think_threshold"),
+        (c.prompt_loops and (c.think_loops or c.think_threshold is not None),
+         "prompt_loops, and think_loops or think_threshold, say when tokens halt", "halt_threshold"),
+        (c.pos != "place", f"pos is {c.pos}", "place_ids", "place_subset")]
+
+
 class Inject(nn.Module):
     """How the observation x0 re-enters the state h from loop 2 on. (B,T,C), (B,T,C) -> (B,T,C)."""
 

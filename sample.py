@@ -16,9 +16,9 @@ import addition
 import figures
 import runtime
 from checkpoint import inference_settings, open_model
-from configurator import configure
+from configurator import configure, say_without_effect
 from dataset import decode, encode
-from model_loop import LoopGPT
+from model_loop import LoopGPT, idle_settings
 
 checkpoint = ""                 # a checkpoint file; empty: ckpt_best.pt, else ckpt_last.pt, of out_dir
 out_dir = "out"                 # where train.py wrote
@@ -142,6 +142,18 @@ def samples(model, meta):
             yield sequence, written, title
 
 
+def say_idle_settings(model, meta):
+    """One line on keys of the command line that do nothing here."""
+    rows, slots = meta.kind == "rows", meta.kind == "rows" and meta.track == "slots"
+    greedy = not (temperature or temperature is None and not rows)
+    say_without_effect(
+        *idle_settings(model.config),
+        (rows, "an answer has an end", "max_new_tokens"),
+        (slots, "the slots are read out at once, nothing is drawn", "temperature", "top_k", "seed"),
+        (greedy, "temperature is 0, nothing is drawn", "top_k", "seed"),
+        (checkpoint, "checkpoint is given", "out_dir"))
+
+
 def main():
     settings, further, given = configure(__file__, inference_settings())
     globals().update(settings)
@@ -151,6 +163,7 @@ def main():
     printing, looped = meta.kind == "rows" if trace is None else trace, isinstance(model, LoopGPT)
     if (trace or trace_file or trace_png) and not looped:
         raise SystemExit(f"{path} is a plain GPT, which has no loops to trace")
+    say_idle_settings(model, meta)
     tracing, largest = looped and bool(trace_file or trace_png or printing), math.log(meta.vocab_size)
     runtime.seed_torch(seed)
     traces, titles = [], []

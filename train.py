@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 import figures
 import runtime
 from checkpoint import model_settings
-from configurator import class_settings, configure
+from configurator import checked, class_settings, configure, read_settings, say_without_effect
 from dataset import get_batch, model_facts, open_dataset, sequence_length
 from model_loop import (
     FROM_DATASET,
@@ -31,6 +31,7 @@ from model_loop import (
     LoopConfig,
     build,
     check_halting,
+    idle_settings,
     load_weights,
     loop_counts,
 )
@@ -75,6 +76,8 @@ compile: bool | str = "auto"    # torch.compile; auto: on CUDA, unless cuda_grap
 cuda_graph = False              # capture the whole step, one graph per loop count; for small models on a GPU
 deterministic = False           # bit-exact on CUDA too, slower; a CPU is in any case
 
+OF_THIS_RUN = {"out_dir", "init_from", "eval_only", "device", "dtype", "compile", "cuda_graph", "wandb_log",
+               "wandb_project", "wandb_run_name"}  # what a resumed run does not take from its checkpoint
 MAY_CHANGE_ON_RESUME = set(INFERENCE_SETTINGS) - {"num_loops"}  # model settings that a resumed run may change
 COLUMNS = ("iter", "loss", "lr", "grad_norm", "ms", "tokens_per_s", "loops", "train_loss", "val_loss",
            "val_loss_per_loop", "halted_after")  # of log.csv
@@ -108,10 +111,39 @@ def batch(run, it, index):
 
 # ---- set-up
 
-def check_settings(settings):
+def check_settings():
     """SystemExit for values that no run can have."""
     if compile not in ("auto", True, False):
         raise SystemExit(f"--compile={compile}: auto, True or False")
+
+
+def starting_point(settings, given):
+    """(the checkpoint that a run starts from or None, its settings): resumed, a run has those of its checkpoint, but
+    for those given and those of the machine."""
+    if settings["init_from"] == "scratch":
+        return None, settings
+    if settings["init_from"] != "resume":
+        return runtime.load_checkpoint(settings["init_from"]), settings
+    path = os.path.join(settings["out_dir"], "ckpt_last.pt")
+    checkpoint = runtime.load_checkpoint(path, needed=("model", "model_args", "optimizer", "iter_num"))
+    kind = "loop" if "num_loops" in checkpoint["model_args"] else "gpt"  # nanoGPT's says nothing of it
+    saved, taken = dict(model_type=kind) | checkpoint.get("config", {}), {}
+    with open(__file__, encoding="utf-8") as f:
+        known = read_settings(f.read())
+    for key in known.keys() & saved.keys() - given - OF_THIS_RUN:
+        try:
+            taken[key] = checked(saved[key], known[key])
+        except ValueError as e:
+            raise SystemExit(f"{path} was trained with {key}: {e}; give another --{key}") from None
+    return checkpoint, settings | taken
+
+
+def say_what_differs(run, old):
+    """One line: which settings of a resumed run are not those of its checkpoint, of old {key: value}."""
+    differ = [f"{k} {old[k]} -> {v}" for k, v in run.settings.items() if k in old and old[k] != v
+              and k not in OF_THIS_RUN]
+    print(f"resumed from {run.last_path} at iteration {run.it}, settings as there"
+          + (f", but {', '.join(differ)}" if differ else ""))
 
 
 def choose_machine():
@@ -152,13 +184,8 @@ def make_model(settings, given, facts, checkpoint):
     return model, args
 
 
-def open_run(settings, given, last_path):
-    """The dataset, the model, its model_args, tokens T of a sequence, and the checkpoint it starts from or None."""
-    checkpoint = None
-    if init_from == "resume":
-        checkpoint = runtime.load_checkpoint(last_path, needed=("model", "model_args", "optimizer", "iter_num"))
-    elif init_from != "scratch":
-        checkpoint = runtime.load_checkpoint(init_from)
+def open_run(settings, given, checkpoint):
+    """The dataset, the model, its model_args, and tokens T of a sequence; checkpoint: it starts from that, or None."""
     data = open_dataset(dataset, like=checkpoint.get("meta") if init_from == "resume" else None)
     try:
         model, model_args = make_model(settings, given, model_facts(data.meta), checkpoint)
@@ -174,7 +201,7 @@ def open_run(settings, given, last_path):
         raise SystemExit(f"--block_size={settings['block_size']}, but a row of {dataset} has {T} tokens")
     if flip_rows and (data.meta.kind != "rows" or data.meta.track != "next"):
         raise SystemExit(f"--flip_rows={flip_rows} is for addition rows of track next")
-    return data, model, model_args, T, checkpoint
+    return data, model, model_args, T
 
 
 def compiled(run):
@@ -193,7 +220,7 @@ def compiled(run):
     return model
 
 
-def set_up(settings, given):
+def set_up(settings, given, checkpoint):
     """A run before its first step, as a namespace: what choose_machine says, and
 
     settings, model_args               of train.py with the model's; of the model alone
@@ -209,7 +236,7 @@ def set_up(settings, given):
     run.settings, run.it, run.best_val_loss, run.saved = settings, 0, math.inf, init_from == "resume"
     run.last_path, run.best_path, run.log_path = (
         os.path.join(out_dir, name) for name in ("ckpt_last.pt", "ckpt_best.pt", "log.csv"))
-    run.data, run.raw_model, run.model_args, run.T, checkpoint = open_run(settings, given, run.last_path)
+    run.data, run.raw_model, run.model_args, run.T = open_run(settings, given, checkpoint)
     run.raw_model.to(run.device).train()
     run.average = copy.deepcopy(run.raw_model).requires_grad_(False) if ema_decay else None
     trained = {name for name, p in run.raw_model.named_parameters() if p.requires_grad}
@@ -232,6 +259,20 @@ def set_up(settings, given):
     run.rows = start_files(run) if run.writes_files else []
     run.wandb = start_wandb(settings) if wandb_log and run.master else None
     return run
+
+
+def say_idle_settings(run):
+    """One line on keys of the command line that do nothing in this run."""
+    rows, untrained = run.data.meta.kind == "rows", init_from == "scratch"
+    say_without_effect(
+        *idle_settings(run.raw_model.config),
+        (rows and not run.raw_model.learned_positions, "rows have their length, and pos no end", "block_size"),
+        (not rows and fresh_rows, "the data is a text", "fresh_rows"),
+        (not rows and swap_operands, "the data is a text", "swap_operands"),
+        (untrained and run.settings["halt_head"] == "after", "it learns what a model does that was never trained; "
+         "--init_from=CHECKPOINT", "halt_head"),
+        (not decay_lr, "decay_lr is False", "min_lr", "lr_decay_iters"),
+        (not wandb_log, "wandb_log is False", "wandb_project", "wandb_run_name"))
 
 
 # ---- a step
@@ -490,12 +531,16 @@ def summary(run, losses):
 def main():
     own, of_model, given = configure(__file__, {"model settings": {
         k: s for k, s in class_settings(LoopConfig).items() if k not in FROM_DATASET}})
-    globals().update(own)
+    checkpoint, settings = starting_point(own | of_model, given)
+    globals().update({k: settings[k] for k in own})
     stop = runtime.StopSignal()
-    check_settings(own)
-    run = set_up(own | of_model, given)
+    check_settings()
+    run = set_up(settings, given, checkpoint)
     run.started, run.provenance = time.time(), runtime.provenance(run.device) if run.writes_files else None
     if run.master:
+        say_idle_settings(run)
+        if init_from == "resume":
+            say_what_differs(run, checkpoint.get("config", {}))
         print(f"{model_type} with {run.raw_model.get_num_params():,} parameters, {run.dtype} on {run.device}, "
               f"{run.world} process(es); {batch_size} x {run.micro_steps * run.world} sequences of {run.T} tokens an "
               f"iteration; {dataset}, seed {seed}")

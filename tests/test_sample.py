@@ -130,6 +130,23 @@ def test_a_failed_evaluation_leaves_the_old_table(scripts, trained):
     assert (scripts.folder / "old.csv").read_text() == "old"
 
 
+def test_keys_without_effect_cost_a_line(scripts, trained):
+    common = ("--digits=[1]", "--problems=5", "--eval_iters=0", "--csv_file=e.csv")
+    for script, track, args, keys in (
+            ("sample.py", "slots", ("--temperature=0.5", "--top_k=3", "--max_new_tokens=3"),
+             "max_new_tokens temperature top_k"),
+            ("sample.py", "next", ("--halt=none", "--halt_threshold=0.5", "--min_loops=2", "--seed=3"),
+             "min_loops halt_threshold seed"),
+            ("sample.py", "next", ("--temperature=0.5", "--top_k=3", "--halt_threshold=0.5", "--seed=3"), ""),
+            ("evaluate.py", "next", (*common, "--seed=3", "--out_dir=out_next", "--think_loops=2",
+                                     "--think_threshold=0.5"), "think_threshold seed out_dir"),
+            ("evaluate.py", "next", (*common, "--control=True", "--seed=3"), "")):
+        err = scripts(script, f"--checkpoint={trained[track]}", *args).err
+        lines = [x for x in err.splitlines() if x.startswith("without effect: ")]
+        assert " ".join(re.findall(r"--(\w+) \(", "".join(lines))) == keys
+        assert len(lines) == bool(keys)
+
+
 def test_thresholds_that_nothing_can_pass(scripts, trained):
     for args, words in ((("--halt_threshold=5",), "halt_threshold 5.0 .*'confidence'"),
                         (("--halt=confidence", "--think_threshold=1.5"), "think_threshold 1.5"),
