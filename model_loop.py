@@ -140,9 +140,9 @@ def idle_settings(config, every_rule=False):
 
     every_rule: halt is not the only rule that is looked at.
     """
-    c, none = config, config.halt == "none"
-    if not isinstance(c, LoopConfig):
+    if not isinstance(config, LoopConfig):
         return []
+    c, none = config, config.halt == "none"
     return [
         (none and not every_rule, "halt is none", "min_loops"),
         (none, "halt is none", "halt_threshold", "think_threshold"),

@@ -3,13 +3,16 @@ import csv
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
+from models import random_weights
 
 import addition
 import dataset
-from model_loop import from_checkpoint
+import sample as sample_py
+from model_loop import LoopConfig, LoopGPT, from_checkpoint
 
 TINY = ("--device=cpu", "--n_embd=32", "--n_head=2", "--num_loops=3", "--pos=place", "--place_ids=8",
         "--place_subset=4", "--tie_weights=False", "--supervise=all", "--batch_size=32", "--eval_iters=1",
@@ -189,6 +192,16 @@ def test_trace_file_and_picture(scripts, trained, track):
     assert [(r[0], int(r[2])) for r in table] == [(r["reads"], r["loops"]) for r in rows]
 
 
+def test_a_heat_map_says_what_it_leaves_out(scripts, trained):
+    sample = ("sample.py", f"--checkpoint={trained['slots']}", "--trace=False", "--trace_png=t.png")
+    assert "t.png (the first 6 of 8 sequences; --trace_file" in scripts(
+        *sample, "--start=" + ",".join(f"{n}+1" for n in range(8))).out
+    assert scripts(*sample, "--start=1+1 2+2").out.endswith("heat map: t.png\n")
+    rows = [[0] * n for n in (60, 61)]
+    assert [sample_py.what_is_drawn([x]) != "" for x in rows] == [False, True]
+    assert "the first 60 of up to 61 tokens" in sample_py.what_is_drawn(rows)
+
+
 def test_problems_from_a_file(scripts, trained):
     (scripts.folder / "problems.txt").write_text("1+1=\n2+3=, 4+4\n")
     said = answers(scripts("sample.py", f"--checkpoint={trained['next']}", "--start=FILE:problems.txt").out)
@@ -199,6 +212,37 @@ def test_problems_from_a_file(scripts, trained):
                                               ("FILE:none.txt", "none.txt"), ("123456789+1=", "place_ids")])
 def test_prompts_that_cannot_be(scripts, trained, start, names):
     assert names in scripts("sample.py", f"--checkpoint={trained['next']}", f"--start={start}", status=None).err
+
+
+@pytest.mark.parametrize("prompt", [3, 8, 13])
+def test_a_trace_beyond_the_context(scripts, rng, prompt, capsys, monkeypatch):
+    """Positions as they are, and of each token the pass that wrote it, by reading every prefix's window again."""
+    torch.manual_seed(int(rng.integers(2**31)))
+    vocab = [chr(97 + i) for i in range(20)]
+    model = random_weights(LoopGPT(LoopConfig(vocab_size=20, block_size=8, n_embd=16, n_head=2, num_loops=4,
+                                              halt="confidence", halt_threshold=0.5)))
+    meta = SimpleNamespace(kind="text", vocab=vocab)
+    monkeypatch.setattr(sample_py, "temperature", 0.0)
+    monkeypatch.setattr(sample_py, "max_new_tokens", 20)
+    sequence, written = sample_py.write(model, meta, rng.integers(0, 20, prompt).tolist(), None)
+    rows = sample_py.trace_rows(model, meta, sequence, written, 0)
+    first = max(0, prompt - 8)
+    assert [r["position"] for r in rows] == [*range(first, prompt + 20)]
+    for r in rows:
+        t = r["position"]
+        assert r["reads"] == vocab[sequence[t]]
+        _, record = model.think(torch.tensor([sequence[max(first, t - 7):t + 1]]))
+        assert r["loops"] == record["loops"][0, -1]
+        assert r["prediction"] == [vocab[p] for p in record["prediction"][0, -1]]
+        assert r["context_start"] == max(first, t - 7)
+        if prompt - 1 <= t < len(sequence) - 1:
+            assert r["prediction"][-1] == r["writes"] == vocab[sequence[t + 1]]
+        else:
+            assert r["writes"] is None
+    sample_py.say_what_no_trace_shows(rows)
+    line, = capsys.readouterr().out.splitlines()
+    assert ("the first 5 tokens, which no pass read" in line) == (prompt == 13)
+    assert f"from position {first + 8} on, what each pass made of the 7 tokens before" in line
 
 
 def test_text_samples(scripts):
@@ -221,4 +265,5 @@ def test_text_samples(scripts):
     assert "no loops" in scripts("evaluate.py", "--out_dir=gpt", "--halt=entropy", status=None).err
     table = scripts("sample.py", "--out_dir=text", "--start=ab", "--trace=True", "--max_new_tokens=5").out
     assert table.count("\n") > 7
+    assert "not shown" not in table
     assert "validation loss" in scripts("evaluate.py", "--out_dir=text", "--eval_iters=2").out
