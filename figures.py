@@ -177,7 +177,7 @@ def draw_sweep(found, path):
             ax.set(ylabel="loops of the slowest token", title=f"solved {which}, mean")
         else:
             ax.set(ylim=(-3, 103), title=f"{kind} problems")
-    axes[0].set(ylabel="exact match (%), median and range of seeds" if not chains else "exact match (%)")
+    axes[0].set(ylabel="exact match (%), median and range of seeds" if size else "exact match (%)")
     finish(figure, axes, path)
 
 
