@@ -266,4 +266,8 @@ def test_text_samples(scripts):
     table = scripts("sample.py", "--out_dir=text", "--start=ab", "--trace=True", "--max_new_tokens=5").out
     assert table.count("\n") > 7
     assert "not shown" not in table
-    assert "validation loss" in scripts("evaluate.py", "--out_dir=text", "--eval_iters=2").out
+    assert "+-" in scripts("evaluate.py", "--out_dir=text", "--eval_iters=2").out
+    out = scripts("evaluate.py", "--out_dir=text", "--eval_iters=1", "--csv_file=one.csv").out
+    assert "of one batch, so without an interval" in out
+    assert "+-" not in out
+    assert list(read_csv(scripts, "one.csv")[0]) == ["kind", "loop", "loss"]
