@@ -51,7 +51,6 @@ device = "auto"                 # auto, cpu, cuda
 dtype = "float32"               # float32, or bfloat16 by autocast
 seed = 0                        # >= 0: of the random control
 
-
 MARGIN = 0.005                  # a rule that loses no more against the best fixed depth is as good
 
 
