@@ -229,6 +229,8 @@ def chunks(model, *tensors):
 
 
 def row(what, weights, statistic, loop="", group=""):
+    """A row of the table; what a statistic could not tell, NaN, is left empty."""
+    statistic = {k: "" if isinstance(x, float) and math.isnan(x) else x for k, x in statistic.items()}
     return dict(statistic, what=what, weights=weights, loop=loop, **{"class": group})
 
 
@@ -387,7 +389,7 @@ def jacobian_rows(name, model, sample):
     idx, mask = (x[:sequences].to(model.lm_head.weight.device) for x in (sample.X, sample.reads))
     x0, L, limit = model.embed(idx), sample.L, sample.limit
     path, rows = [x0, *model.states(idx, sample.total)], []
-    gen = torch.Generator().manual_seed(seed)
+    gen = torch.Generator().manual_seed(seed % 2**63)
     at = L if L < limit else max(0, limit - PUSHED_LOOPS)
     loops = min(PUSHED_LOOPS, limit - at)
     ratio = perturbation_ratios(lambda h, k: model.loop(h, x0, at + 1 + k), path[at], mask, PUSH, loops, gen)
@@ -508,16 +510,21 @@ def is_main_number(r, sample):
 
 
 def print_summary(rows, sample):
-    """The main numbers as `key: value`, both weights of each in turn."""
-    found = {}
+    """The main numbers as `key: value`, both weights of each in turn; what could not be computed in one line."""
+    found, missing = {}, []
     for r in rows:
         if is_main_number(r, sample):
             group = r["class"] if r["class"] != sample.first else ""
             loop = f"loop {r['loop']}" if r["loop"] else ""
             key = "_".join(f"{r['what']} {group} {loop}".split())
+            if r["value"] == "":
+                missing.append(f"{key}_{r['weights']}")
+                continue
             shown = f"{r['value']:{'.0f' if r['what'].endswith('never_passes') else '.4g'}}"  # a count, or a mean
             found.setdefault(key, []).append(f"{key}_{r['weights']}: {shown}")
     print("---", *(line for lines in found.values() for line in lines), sep="\n")
+    if missing:
+        print(f"not computed, since nothing varies there or tokens are too few: {', '.join(missing)}")
 
 
 def untrained(saved, overrides, place):

@@ -165,7 +165,14 @@ def samples(model, meta):
 
     The title is the line of the answer, "" for text.
     """
-    for prompt, problem in read_prompts(meta):
+    prompts = read_prompts(meta)
+    for prompt, problem in prompts:
+        if problem and not model.learned_positions:
+            try:  # numbers that are too long should fail before the first answer is written
+                model.embed(torch.tensor([prompt], device=model.lm_head.weight.device))
+            except ValueError as e:
+                raise SystemExit(f"--start: {e}") from None
+    for prompt, problem in prompts:
         for _ in range(num_samples):
             try:
                 sequence, written = write(model, meta, prompt, problem)

@@ -138,8 +138,10 @@ def starting_point(settings, given):
     return checkpoint, settings | taken
 
 
-def say_what_differs(run, old):
-    """One line: which settings of a resumed run are not those of its checkpoint, of old {key: value}."""
+def say_what_differs(run, checkpoint):
+    """One line: which settings of a resumed run are not those of its checkpoint."""
+    of_model = class_settings(LoopConfig)  # nanoGPT's settings have some of these names, too
+    old = {k: v for k, v in checkpoint.get("config", {}).items() if k not in of_model} | checkpoint["model_args"]
     differ = [f"{k} {old[k]} -> {v}" for k, v in run.settings.items() if k in old and old[k] != v
               and k not in OF_THIS_RUN]
     print(f"resumed from {run.last_path} at iteration {run.it}, settings as there"
@@ -540,7 +542,7 @@ def main():
     if run.master:
         say_idle_settings(run)
         if init_from == "resume":
-            say_what_differs(run, checkpoint.get("config", {}))
+            say_what_differs(run, checkpoint)
         print(f"{model_type} with {run.raw_model.get_num_params():,} parameters, {run.dtype} on {run.device}, "
               f"{run.world} process(es); {batch_size} x {run.micro_steps * run.world} sequences of {run.T} tokens an "
               f"iteration; {dataset}, seed {seed}")

@@ -139,6 +139,23 @@ def test_resume_says_what_differs(scripts, stopped):
     assert "iterations: 15" in out
 
 
+def test_resume_of_a_checkpoint_of_nanogpt(scripts):
+    """Whose settings say nothing of the kind of model, and hold keys that mean something else or nothing here."""
+    scripts("train.py", *TINY, "--model_type=gpt", "--n_layer=1", "--max_iters=1", "--out_dir=nano")
+    old = load(scripts, "nano")
+    args = {k: v for k, v in old["model_args"].items() if k not in ("tie_weights", "label_smoothing")}
+    config = dict(dataset="addition", learning_rate=0.002, max_iters=2, batch_size=4, eval_iters=1, compile=True,
+                  backend="nccl", always_save_checkpoint=True, wandb_log=True, init_from="scratch", device="cuda")
+    torch.save({k: old[k] for k in ("model", "optimizer", "iter_num", "best_val_loss")} | dict(
+        model_args=args, config=config), scripts.folder / "nano/ckpt_last.pt")
+    out = scripts("train.py", "--out_dir=nano", "--init_from=resume", "--device=cpu", "--beta1=0.5").out
+    assert "resumed from nano/ckpt_last.pt at iteration 1, settings as there\n" in out
+    assert "gpt with" in out
+    found = load(scripts, "nano")["config"]
+    assert (found["learning_rate"], found["batch_size"], found["model_type"]) == (0.002, 4, "gpt")
+    assert found["backend"] == "auto"
+
+
 def test_keys_without_effect_cost_a_line(scripts):
     """Those of the command line, never those of a config file; and nothing else is said."""
     (scripts.folder / "idle.py").write_text("min_lr = 0.1\nhalt_threshold = 0.5\n")
