@@ -33,7 +33,7 @@ import figures
 import runtime
 from checkpoint import inference_settings, open_model
 from configurator import configure, say_without_effect
-from dataset import decode, get_batch, open_dataset, sequence_length
+from dataset import decode, get_batch, open_dataset, sequence_length, trained_on
 from intervals import clustered_interval, clustered_spearman
 from looplm_kernels import RULES, passes, softmax_statistics, state_delta
 from model_loop import LoopGPT, build, from_checkpoint, idle_settings
@@ -545,7 +545,7 @@ def main():
     folder = out_dir or os.path.dirname(path)
     target = os.path.join(folder, "analyze.csv")
     runtime.require_writable(target)
-    data = open_dataset(saved.get("config", {}).get("dataset", "?"), like=saved.get("meta"))
+    data = open_dataset(trained_on(saved) or "?", like=saved.get("meta"))
     say_without_effect(*idle_settings(model.config, every_rule=halting),
                        (data.meta.kind == "text", "the data is a text", "digits"))
     try:

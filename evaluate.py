@@ -30,7 +30,7 @@ import figures
 import runtime
 from checkpoint import inference_settings, open_model
 from configurator import configure, say_without_effect
-from dataset import get_batch, open_dataset, sequence_length
+from dataset import get_batch, open_dataset, sequence_length, trained_on
 from intervals import mean_interval, share_interval, spearman
 from looplm_kernels import RULES
 from model_loop import LoopGPT, idle_settings
@@ -342,7 +342,7 @@ def describe(model, saved, path):
 @torch.no_grad()
 def measure_all(model, meta, saved):
     """All rows of the table: those of addition, and the validation loss where its dataset is there."""
-    name = saved.get("config", {}).get("dataset", "")
+    name = trained_on(saved)
     found = os.path.exists(os.path.join("data", name, "meta.json"))
     data = open_dataset(name, like=saved.get("meta")) if eval_iters and found else None  # a wrong one should fail now
     table = addition_tables(model, meta) if meta.kind == "rows" else []

@@ -1,7 +1,9 @@
 """Settings: every mistake has one clear message with its place, and a config file can execute nothing."""
 import ast
 import dataclasses
+import io
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -196,6 +198,29 @@ def test_files_that_are_no_config(script, tmp_path):
     (tmp_path / "binary.py").write_bytes(bytes(range(256)))
     assert "binary.py" in refused(script, "binary.py")
     assert refused(script, "count=3")  # the dashes forgotten
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_config_file_as_editors_save_it(script, tmp_path, encoding):
+    (tmp_path / "saved.py").write_bytes("# 설정\r\ncount = 7\r\nname = 'é가'\r\n".encode(encoding))
+    own, _, given = script("saved.py")
+    assert (own["count"], own["name"], given) == (7, "é가", {"count", "name"})
+
+
+@pytest.mark.parametrize("encoding", ["cp949", "utf-16", "johab"])
+def test_a_config_file_of_another_encoding(script, tmp_path, encoding):
+    (tmp_path / "saved.py").write_bytes("# 설정\ncount = 7\n".encode(encoding))
+    assert refused(script, "saved.py") == "saved.py is not text in UTF-8: save it as UTF-8"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "euc_kr", "cp1252"])
+def test_output_never_fails_for_a_character(script, monkeypatch, encoding):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
+    script()
+    print("▁∑é🙂 done")
+    sys.stdout.flush()
+    assert raw.getvalue().endswith(b" done\n")
 
 
 @pytest.mark.parametrize(("key", "good", "bad"), [

@@ -266,7 +266,7 @@ def test_halt_head_after_trains_nothing_else(scripts, whole, extra):
 
 
 def test_init_from_a_checkpoint_that_does_not_fit(scripts, whole):
-    for wrong, name in (("--n_embd=32", "n_embd|does not fit"), ("--n_layer=2", r"transformer\.h\.1"),
+    for wrong, name in (("--n_embd=32", "do not fit"), ("--n_layer=2", r"transformer\.h\.1"),
                         ("--dataset=shakespeare_char", "shakespeare_char"), ("--model_type=gpt", "--model_type=gpt")):
         run = scripts("train.py", *TINY, wrong, "--init_from=whole/ckpt_last.pt", "--out_dir=unfit", status=None)
         assert re.search(name, run.err)
@@ -554,6 +554,15 @@ def test_an_evaluation_leaves_the_run_as_it_is(scripts, whole):
     run = scripts("train.py", *TINY, "--eval_only", f"--init_from={name}/ckpt_last.pt", f"--out_dir={name}")
     assert "val_loss:" in run.out
     assert files == {p.name: p.read_bytes() for p in (scripts.folder / name).iterdir()}
+
+
+def test_a_config_of_nanogpt(scripts):
+    """It names layers and knows no loops: a line says how deep the model is that they make."""
+    (scripts.folder / "nanogpt.py").write_text("n_layer = 2\ndataset = 'shakespeare_char'\nblock_size = 16\n")
+    start = ("train.py", "nanogpt.py", *TINY, "--max_iters=1", "--out_dir=layers")
+    assert "n_layer 2 without num_loops" in scripts(*start).out
+    for meant in ("--num_loops=2", "--model_type=gpt"):
+        assert "without num_loops" not in scripts(*start, meant).out
 
 
 def test_settings_that_would_do_nothing_are_refused(scripts):
