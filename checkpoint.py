@@ -4,7 +4,7 @@ import os
 from configurator import class_settings
 from dataset import checkpoint_meta
 from model_loop import INFERENCE_SETTINGS, LoopConfig, from_checkpoint
-from runtime import load_checkpoint
+from runtime import load_checkpoint, require_backend
 
 
 def inference_settings():
@@ -30,4 +30,5 @@ def open_model(checkpoint, out_dir, device, overrides):
         model = from_checkpoint(saved, **overrides).to(device)
     except (ValueError, RuntimeError) as e:
         raise SystemExit(f"{path}: {e}") from None
+    require_backend(model.config, device)
     return model, checkpoint_meta(saved), saved, path

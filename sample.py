@@ -126,6 +126,13 @@ def trace_rows(model, meta, sequence, written, number):
     return rows
 
 
+def write_trace(rows, first):
+    """Write the trace of a sequence as JSON lines, in the place of what stood in trace_file or, if not first, after it.
+    Raises OSError."""
+    with runtime.whole_file(trace_file) if first else runtime.appending(trace_file) as f:
+        f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
 def samples(model, meta):
     """Write after every prompt, num_samples times each, and print it: yields (sequence, tokens written, title).
 
@@ -153,22 +160,28 @@ def main():
         raise SystemExit(f"{path} is a plain GPT, which has no loops to trace")
     tracing, largest = looped and bool(trace_file or trace_png or printing), math.log(meta.vocab_size)
     runtime.seed_torch(seed)
-    traces, titles = [], []
+    traces, titles, kept = [], [], 0
+    if trace_file:
+        runtime.require_writable(trace_file)
     with runtime.autocast(machine, runtime.choose_dtype(dtype, machine)), torch.no_grad():
         for sequence, written, title in samples(model, meta):
             if tracing:
                 context = model.config.block_size if model.learned_positions else len(sequence)  # of generate, too
                 traces.append(trace_rows(model, meta, sequence[-context:], written[-context:], len(traces)))
                 titles.append(title)
+                if trace_file:
+                    with runtime.going_on(trace_file):
+                        write_trace(traces[-1], first=not kept)
+                        kept += 1
                 if printing:
                     print_trace(traces[-1], largest)
-    if trace_file:
-        with runtime.open_output(trace_file) as f:
-            f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for rows in traces for row in rows)
-        print(f"trace: {trace_file}")
     if trace_png and figures.draw_traces(traces, titles, largest, trace_png):
         print(f"heat map: {trace_png}")
+    if trace_file and kept < len(traces):
+        raise SystemExit(f"{trace_file} has {kept} of {len(traces)} traces, since it could not be written")
+    if trace_file:
+        print(f"trace: {trace_file}")
 
 
 if __name__ == "__main__":
-    main()
+    runtime.run(main, "--max_new_tokens, or take a smaller model")
