@@ -13,7 +13,11 @@ DIGITS, PLUS, EQUALS, END, PAD, SLOT = "0123456789", "+", "=", "\n", " ", "_"
 VOCAB = list(DIGITS + PLUS + EQUALS + END + PAD + SLOT)  # the digit d has the id d
 ID = {symbol: i for i, symbol in enumerate(VOCAB)}
 MASK_RULE = "targets are what follows the second operator, end symbol included; all others are -1"
-PADDED = 0.75  # share of rows with leading zeros where a dataset has them
+ZEROS = ("none", "shorter", "places")  # leading zeros of a dataset: of no number; of the shorter one of a problem, to
+# the length of the other; of both in a share PADDED of the rows, to one length up to max_places
+PADDED = 0.75
+KINDS = ("uniform", "hard", "shorter_a", "shorter_b", "equal", "nines")  # of problem_set; their order seeds the draws
+EQUAL = 0.3  # share of the rows of few digits in which A = B
 TEST_SEED = 2_000_003  # no training stream starts with it, so test problems are the same for every model
 
 
@@ -71,12 +75,39 @@ def with_chain(rng, a, la, b, lb, start, length):
     return a.astype(np.int8), b.astype(np.int8)
 
 
-def random_problems(rng, N, max_digits, carry_rows=0.0, max_places=0):
+def few_digits(rng, a, la, lb):
+    """Problems shaped as a (N, D) with numbers of la, lb (N,) digits, all of them of 1 to 3 symbols; a share EQUAL has
+    A = B, with A's length. Returns a, la, b, lb."""
+    N, D = a.shape
+    symbols = rng.integers(0, 10, (N, 3), dtype=np.int8)
+    symbols[:, 0] = rng.integers(1, 10, N)  # a number of two digits or more cannot lead with 0
+    count = rng.integers(1, 4, (N, 1))
+    equal = rng.random(N) < EQUAL
+    lb = np.where(equal, la, lb)
+    numbers = []
+    for length in (la, lb):
+        digits = np.take_along_axis(symbols, rng.integers(0, count, (N, D)), 1)
+        lead = (np.arange(D) == length[:, None] - 1) & (length[:, None] > 1) & (digits == 0)
+        numbers.append(np.where(lead, symbols[:, :1], digits) * (np.arange(D) < length[:, None]))
+    a, b = numbers
+    return a, la, np.where(equal[:, None], a, b), lb
+
+
+def with_zeros(problem, zeros):
+    """A problem a, la, b, lb as a dataset with one of ZEROS writes it where it does not draw the length: with 'shorter'
+    both numbers have the longer one's length. So every token of the answer finds a digit of A and of B at its place."""
+    a, la, b, lb = problem
+    longer = np.maximum(la, lb)
+    return (a, longer, b, longer) if zeros == "shorter" else problem
+
+
+def random_problems(rng, N, max_digits, carry_rows=0.0, max_places=0, zeros="none", few_rows=0.0):
     """Training problems: lengths 1..max_digits drawn independently; a share `carry_rows` in which a carry travels
-    2 places or more, which uniform draws almost never do. Returns a, la, b, lb.
+    2 places or more, which uniform draws almost never do; then a share `few_rows` of few_digits. Returns a, la, b, lb.
 
     max_places: if more than max_digits, leading zeros bring both numbers of a share PADDED of the rows to one length,
     drawn from the longer one's to max_places. Zero padding is that of Shen et al. 2023 (arXiv 2311.14737).
+    zeros: 'shorter' brings the shorter number of every row to the longer one's length.
     """
     la, lb = rng.integers(1, max_digits + 1, (2, N))
     a, b = random_numbers(rng, la, max_digits), random_numbers(rng, lb, max_digits)
@@ -87,26 +118,51 @@ def random_problems(rng, N, max_digits, carry_rows=0.0, max_places=0):
     chained = rng.random(N) < carry_rows
     ca, cb = with_chain(rng, a, la, b, lb, start, length)
     a, b = np.where(chained[:, None], ca, a), np.where(chained[:, None], cb, b)
+    if few_rows:
+        few = rng.random(N) < few_rows
+        a, la, b, lb = (np.where(few[:, None] if x.ndim > 1 else few, x, old) for x, old in
+                        zip(few_digits(rng, a, la, lb), (a, la, b, lb), strict=True))
+        longer = np.maximum(la, lb)
     if max_places > max_digits:
         a, b = (np.pad(x, ((0, 0), (0, max_places - max_digits))) for x in (a, b))
         padded, places = rng.random(N) < PADDED, rng.integers(longer, max_places + 1)
         la, lb = np.where(padded, places, la), np.where(padded, places, lb)
-    return a, la, b, lb
+    return with_zeros((a, la, b, lb), zeros)
 
 
 def problem_set(n, count, kind="uniform", m=None):
     """Problems whose operands have exactly n and m (default n) digits, the same at every call. Returns a, la, b, lb.
+    ValueError for a kind that is none of KINDS.
 
-    uniform: every pair of such numbers is equally likely
-    hard:    the longest carry chain is drawn evenly from 1..n; the first two problems are 99..9+1 and 1+99..9
+    uniform:   every pair of such numbers is equally likely
+    hard:      the longest carry chain is drawn evenly from 1..n; the first two problems are 99..9+1 and 1+99..9
+    shorter_a: A has a length drawn evenly from 1..n, B has n; m does not count, here and below
+    shorter_b: the other way round
+    equal:     A = B, of n digits
+    nines:     A or B is n nines, in turn, the other number of a length drawn evenly from 1..n
     """
-    m = n if m is None else m
-    rng = np.random.default_rng([TEST_SEED, n, m, kind == "hard"])
+    if kind not in KINDS:
+        raise ValueError(f"kind {kind!r} is none of {', '.join(KINDS)}")
+    m = n if m is None or kind not in ("uniform", "hard") else m
+    rng = np.random.default_rng([TEST_SEED, n, m, KINDS.index(kind)])
     D = max(n, m)
     la, lb = np.full(count, n), np.full(count, m)
+    if kind == "hard":
+        return hard_problems(rng, la, lb, D)
+    nines = np.arange(count) % 2 if kind == "nines" else np.full(count, -1)  # 0: A is n nines, 1: B
+    if kind in ("shorter_a", "shorter_b", "nines"):
+        any_length = rng.integers(1, n + 1, count)
+        la = np.where((kind == "shorter_a") | (nines == 1), any_length, la)
+        lb = np.where((kind == "shorter_b") | (nines == 0), any_length, lb)
     a, b = random_numbers(rng, la, D), random_numbers(rng, lb, D)
-    if kind == "uniform":
-        return a, la, b, lb
+    a[nines == 0], b[nines == 1] = 9, 9
+    return a, la, a.copy() if kind == "equal" else b, lb
+
+
+def hard_problems(rng, la, lb, D):
+    """Problems with numbers of la, lb (N,) digits, equal along each, as problem_set describes the kind hard."""
+    count, n, m = len(la), *(int(x.max(initial=1)) for x in (la, lb))
+    a, b = random_numbers(rng, la, D), random_numbers(rng, lb, D)
     length = rng.integers(1, n + 1, count)
     todo = np.arange(count)
     while len(todo):  # until no longer chain stands elsewhere by chance

@@ -17,10 +17,11 @@ import addition
 
 TINYSHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 # what the folders of addition were made with
-VARIANTS = {"demo": " --max_digits=3", "parallel": " --track=slots", "padded": " --track=slots --max_places=12"}
+VARIANTS = {"demo": " --max_digits=3", "parallel": " --track=slots", "padded": " --track=slots --max_places=12",
+            "zeros": " --zeros=shorter --few_rows=0.25", "few": " --few_rows=0.25", "shorter": " --zeros=shorter"}
 NEEDED = dict(kind=str, vocab=(list, type(None)), vocab_size=int, dtype=str, tokens=dict, sha256=dict)
 NEEDED_ROWS = dict(vocab=list, row_len=int, pad=str, think_token=str, digits=str, mask=str, track=str, plain=bool,
-                   max_digits=int, max_places=int, carry_rows=(int, float))
+                   max_digits=int, max_places=int, zeros=str, carry_rows=(int, float), few_rows=(int, float))
 
 
 def exit_with_hint(folder, what):
@@ -34,6 +35,12 @@ def exit_with_hint(folder, what):
                      "a dataset is a folder data/<name> with meta.json, train.bin and val.bin; see data/*/prepare.py"))
 
 
+def with_defaults(meta):
+    """What meta.json or a checkpoint says, as a dict, completed by what older ones leave out."""
+    zeros = "places" if meta.get("max_places") else "none"
+    return dict(vocab=None, encoding=None, max_places=0, zeros=zeros, few_rows=0.0) | meta
+
+
 def read_meta(folder):
     """The checked contents of folder/meta.json as a namespace."""
     path = os.path.join(folder, "meta.json")
@@ -44,7 +51,7 @@ def read_meta(folder):
             meta = json.load(f)
     except (OSError, ValueError) as e:
         exit_with_hint(folder, f"{path} cannot be read ({e})")
-    meta = {"vocab": None, "encoding": None, "max_places": 0} | meta if isinstance(meta, dict) else {}
+    meta = with_defaults(meta) if isinstance(meta, dict) else {}
     needed = NEEDED | (NEEDED_ROWS if meta.get("kind") == "rows" else {})
     unfit = [k for k, t in needed.items() if not isinstance(meta.get(k), t)]
     if unfit:
@@ -56,6 +63,8 @@ def read_meta(folder):
     if meta.kind == "rows":
         fits.update(vocab=meta.vocab == addition.VOCAB and fits["vocab"], track=meta.track in ("next", "slots"),
                     max_digits=meta.max_digits > 0, carry_rows=0 <= meta.carry_rows <= 1,
+                    few_rows=0 <= meta.few_rows <= 1,
+                    zeros=meta.zeros in addition.ZEROS and (meta.zeros == "places") == (meta.max_places > 0),
                     max_places=meta.max_places in (0, *range(meta.max_digits, 101)),
                     row_len=meta.row_len == addition.row_length(meta.max_places or meta.max_digits, meta.track),
                     pad=meta.pad == addition.PAD, think_token=meta.think_token == addition.EQUALS,
@@ -69,7 +78,7 @@ def read_meta(folder):
 def checkpoint_meta(checkpoint):
     """What a checkpoint says of its tokens; one of nanoGPT's says nothing, then data/<dataset>/meta.json does."""
     if "meta" in checkpoint:
-        return SimpleNamespace(**checkpoint["meta"])
+        return SimpleNamespace(**with_defaults(checkpoint["meta"]))
     return read_meta(os.path.join("data", checkpoint.get("config", {}).get("dataset", "?")))
 
 
@@ -144,7 +153,8 @@ def get_batch(data, split, key, batch_size, block_size=0, device="cpu", fresh=Fa
         x, y = rows[:, :-1], rows[:, 1:]
     else:
         if fresh:
-            problems = addition.random_problems(rng, batch_size, meta.max_digits, meta.carry_rows, meta.max_places)
+            problems = addition.random_problems(rng, batch_size, meta.max_digits, meta.carry_rows, meta.max_places,
+                                                meta.zeros, meta.few_rows)
             rows = addition.write_rows(*problems, meta.row_len, meta.track, meta.plain)
         else:
             rows = tokens[rng.integers(0, len(tokens), batch_size)]

@@ -37,7 +37,8 @@ from model_loop import LoopGPT
 checkpoint = ""                 # a checkpoint file; empty: ckpt_best.pt, else ckpt_last.pt, of out_dir
 out_dir = "out"                 # where train.py wrote
 digits: list[int] = [1, 2, 3, 4, 5, 6, 7, 8]  # addition: digit counts, both operands have exactly so many
-problems = 2000                 # addition: problems per digit count
+kinds = "uniform,hard"          # addition: the kinds of problems to measure, of addition.KINDS, or all
+problems = 2000                 # addition: problems per digit count and kind
 grid = 0                        # addition: also all pairs of lengths 1..grid, with problems / 10 each
 control = False                 # addition: also the random control of the halting rule
 frontier = False                # addition: also accuracy against loops of every rule, with problems / 4 per digit count
@@ -87,9 +88,17 @@ def random_loops(loops, groups, *key):
     return drawn
 
 
+def kinds_asked():
+    """The kinds of problems that `kinds` asks for, a list of addition.KINDS. SystemExit if it names another."""
+    asked = list(addition.KINDS) if kinds == "all" else kinds.split(",")
+    if not set(asked) <= set(addition.KINDS):
+        raise SystemExit(f"--kinds={kinds}: all, or one or more of {','.join(addition.KINDS)}")
+    return asked
+
+
 def test_batch(meta, n, m, kind, count):
     """Problems of exactly n and m digits: inputs and targets (N,T), and the longest carry chain (N,) of each."""
-    problem = addition.problem_set(n, count, kind, m)
+    problem = addition.with_zeros(addition.problem_set(n, count, kind, m), meta.zeros)
     rows = addition.write_rows(*problem, addition.row_length(max(n, m), meta.track), meta.track, meta.plain)
     X, Y = map(torch.from_numpy, addition.inputs_and_targets(rows, meta.track))
     return X, Y, torch.from_numpy(addition.chain_lengths(problem[0], problem[2]))
@@ -121,13 +130,14 @@ def measure(model, meta, n, m, kind, count):
     row.update({key: x.mean().item() for key, x in per_problem.items()})
     row.update(mean_interval(per_problem["loops_most"][solved].double().numpy(), "loops_most_solved"))
     if control:
-        again, _ = predictions(model, X, random_loops(loops, (prompt, answer), n, m, kind == "hard"))
+        which = addition.KINDS.index("uniform" if kind == "grid" else kind)
+        again, _ = predictions(model, X, random_loops(loops, (prompt, answer), n, m, which))
         row["accuracy_random"] = share_interval(exact_match(again, Y))["accuracy"]
     return row, per_problem | dict(solved=solved, chain=chain)
 
 
 def chain_rows(done):
-    """Loops of the solved problems of both kinds, for every digit count and longest carry chain: (rows, the Spearman
+    """Loops of the solved problems of all kinds, for every digit count and longest carry chain: (rows, the Spearman
     correlation of the two within each digit count, since longer numbers have longer chains too)."""
     rows, within = [], []
     for n in dict.fromkeys(r["n"] for r, _ in done):
@@ -186,19 +196,20 @@ def cheapest(rows):
                       key=lambda r: (r["loops"], -r["accuracy"])) for rule in dict.fromkeys(r["rule"] for r in rows)}
 
 
-def print_table(rows):
-    """Accuracy and loops per digit count, the uniform set beside the hard one."""
+def print_table(rows, asked):
+    """Accuracy per digit count, the kinds of problems side by side, and the loops of the first kind."""
     looped, random = ("loops_answer" in rows[0], "accuracy_random" in rows[0]) if rows else (False, False)
-    head = f"{'digits':>6} {'uniform':>9} {'95%':>15} {'hard':>9} {'95%':>15}"
+    head = f"{'digits':>6}" + "".join(f" {kind:>9} {'95%':>15}" for kind in asked)
     print(head + ("  loops: prompt answer most" if looped else "") + ("  random" if random else ""))
-    for u, h in zip(rows[::2], rows[1::2], strict=True):
-        line = f"{u['n']:>6}"
-        for r in (u, h):
+    for i in range(0, len(rows), len(asked)):
+        first = rows[i]
+        line = f"{first['n']:>6}"
+        for r in rows[i:i + len(asked)]:
             span = f"{100 * r['low']:.1f}-{100 * r['high']:.1f}"
             line += f" {100 * r['accuracy']:>8.1f}% {span:>15}"
         if looped:
-            line += f" {u['loops_prompt']:>14.2f} {u['loops_answer']:>6.2f} {u['loops_most']:>4.1f}"
-        print(line + (f" {100 * u['accuracy_random']:>6.1f}%" if random else ""))
+            line += f" {first['loops_prompt']:>14.2f} {first['loops_answer']:>6.2f} {first['loops_most']:>4.1f}"
+        print(line + (f" {100 * first['accuracy_random']:>6.1f}%" if random else ""))
 
 
 def print_correlation(rows, loops, within):
@@ -251,18 +262,19 @@ def print_grid(rows):
 
 def addition_tables(model, meta, table):
     """Add all rows of an addition model to the table, and print them."""
-    pairs = [(n, n, kind, problems) for n in digits for kind in ("uniform", "hard")]
+    asked, done = kinds_asked(), []
+    pairs = [(n, n, kind, problems) for n in digits for kind in asked]
     cells = [(n, m, "grid", max(1, problems // 10)) for n in range(1, grid + 1) for m in range(1, grid + 1)]
-    done = []
     for p in progress(pairs + cells, "evaluating", "set"):
         done.append(measure(model, meta, *p))
         table.add(done[-1][0])
     of_grid, done = [row for row, _ in done[len(pairs):]], done[:len(pairs)]
-    print_table([row for row, _ in done])
+    print_table([row for row, _ in done], asked)
     if is_looped(model) and digits:
         chains, within = chain_rows(done)
         table.add(*(chains if plot else []))
-        print_correlation([r for r, _ in done[::2]], [p for _, p in done[::2]], within)
+        first = done[::len(asked)]  # of the kinds
+        print_correlation([r for r, _ in first], [p for _, p in first], within)
     if grid:
         print_grid(of_grid)
     if frontier:
@@ -327,6 +339,7 @@ def main():
     """Measure, write, print; returns the model and the rows of the table."""
     settings, further, given = configure(__file__, inference_settings())
     globals().update(settings)
+    kinds_asked()  # a wrong one should fail now
     machine = runtime.choose_device(device)
     number = runtime.choose_dtype(dtype, machine)
     overrides = {k: v for k, v in further.items() if k in given}

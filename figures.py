@@ -12,10 +12,11 @@ import sys
 
 import numpy as np
 
+import addition
 import runtime
 
-KINDS = ("uniform", "hard", "loops_solved", "chain")  # that evaluations of sweep.py tell of; OF_LOOPS: mean loops
-OF_LOOPS = KINDS[2:]
+KINDS = (*addition.KINDS, "loops_solved", "chain")  # that evaluations of sweep.py tell of; OF_LOOPS: mean loops
+OF_LOOPS = KINDS[-2:]
 CHAIN_DIGITS = 12   # of the problems whose loops sweep.py tells by their carry chains
 STYLE = {"trained": dict(color="k", marker="o", ls="-"), "untrained": dict(color="0.5", marker="s", ls="--")}
 
@@ -148,7 +149,7 @@ def draw_seeds(ax, points, i, name):
 
 @guarded
 def draw_sweep(found, path):
-    """Exact match against the digit count, uniform and hard problems, and where runs halt the loops of solved ones
+    """Exact match against the digit count, a panel per kind of problems, and where runs halt the loops of solved ones
     against that and, if known, the longest carry chain: a line per row of the sweep, or per row and evaluation that
     halts; the median of the seeds, and their range as a band.
 
@@ -157,10 +158,11 @@ def draw_sweep(found, path):
     labels = [label for label in dict.fromkeys(m[1] or "" for m in matches if m)
               if halts(found, digit_columns(found, "loops_solved", label).values())]
     chains = any(digit_columns(found, "chain", label) for label in labels)
-    size = None if chains else (14 if labels else 10, 3.8)
-    figure, axes = new_figure(2 + bool(labels) + chains, size, share=not labels)
+    kinds = [k for k in addition.KINDS if k in ("uniform", "hard") or digit_columns(found, k)]
+    size = None if chains or len(kinds) > 2 else (14 if labels else 10, 3.8)
+    figure, axes = new_figure(len(kinds) + bool(labels) + chains, size, share=not labels)
     rows = dict.fromkeys(r["row"] for r in found)
-    for ax, kind in zip(axes, KINDS, strict=False):
+    for ax, kind in zip(axes, (*kinds, *OF_LOOPS), strict=False):
         loops = kind in OF_LOOPS
         for i, (name, label) in enumerate((name, label) for name in rows for label in (labels if loops else [""])):
             own, points = [r for r in found if r["row"] == name], {}

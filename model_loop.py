@@ -55,6 +55,9 @@ class LoopConfig(GPTConfig):
     pos: str = "learned"        # positions: learned, none, rope, place (a digit's index within its number)
     place_ids: int = 64         # size of the table of place ids
     place_subset: int = 16      # ids a training row draws out of the table, sorted; 0 trains on 1, 2, 3, ...
+    place_runs: float = 0.0     # share of training rows whose ids are consecutive, from a random one on
+    place_next: bool = False    # a second table tells the place that follows: of '=' the first one, of symbols none
+    place_scale: float = 0.02   # standard deviation of the place tables at the start
     inject: str = "add"         # what re-enters from loop 2 on: add h + x0; none h; concat W [h; x0]; decay a*h + b*x0
     step_encoding: str = "none"  # what tells the loops apart: none, learned, sinusoid, rope (rotates the query)
     update: str = "replace"     # replace: h = Block(u); a step of dh/dt = Block(u) - u by: euler, heun (2 x), rk4 (4 x)
@@ -111,10 +114,18 @@ def check(config):
     if config.pos == "place" and not config.number_tokens:
         raise ValueError("pos 'place' counts digits from the least significant one, which this dataset does not write "
                          "first; use learned, rope or none")
-    ids = config.place_subset or config.place_ids
-    if config.pos == "place" and not config.longest_number <= ids <= config.place_ids:
+    ids, needed = config.place_subset or config.place_ids, config.longest_number + config.place_next
+    if config.pos == "place" and not needed <= ids <= config.place_ids:
         raise ValueError(f"place_subset {config.place_subset} must be 0 or at most place_ids {config.place_ids}, and "
-                         f"the smaller one reach the {config.longest_number} digits of the longest number in training")
+                         f"the smaller one reach the {config.longest_number} digits of the longest number in training"
+                         + (", and with place_next one place more" if config.place_next else ""))
+    if config.place_next and config.pos != "place":
+        raise ValueError(f"place_next tells the next of the places of pos 'place', not of {config.pos!r}")
+    if not 0 <= config.place_runs <= 1 or config.place_runs and not config.place_subset:
+        raise ValueError(f"place_runs {config.place_runs} must be a share, 0 to 1, of rows that draw place_subset ids, "
+                         "which must then be above 0")
+    if config.place_scale <= 0:
+        raise ValueError(f"place_scale {config.place_scale} must be above 0")
     if config.update == "replace" and config.alpha != 1.0:
         raise ValueError(f"alpha {config.alpha!r} is the step size of euler, heun and rk4; update 'replace' has none")
     if "rope" in (config.pos, config.step_encoding) and config.n_embd // config.n_head % 2:
@@ -168,12 +179,17 @@ class LoopGPT(GPT):
             self.loop_norm = nn.LayerNorm(C, bias=config.bias)
         if config.pos == "place":  # row 0: symbols; 1..place_ids: digits; the last: '='
             self.place = nn.Embedding(config.place_ids + 2, C)
+            if config.place_next:  # row 0: no place follows; 1..place_ids: digits
+                self.place_next = nn.Embedding(config.place_ids + 1, C)
             self.register_buffer("numbers", torch.tensor(config.number_tokens), persistent=False)
         if config.halt_head != "none":
             self.halt_head = nn.Sequential(nn.Linear(2 * C, C), nn.GELU(), nn.Linear(C, 1))
         for name, module in self.named_children():  # what is new here; GPT has initialised its own
             if name not in ("transformer", "lm_head"):
                 module.apply(self._init_weights)
+        for name, table in self.named_children():
+            if name.startswith("place"):
+                table.weight.data.mul_(config.place_scale / 0.02)  # 0.02 is that of _init_weights
         if config.halt_head == "after":
             for name, p in self.named_parameters():
                 p.requires_grad_(name.startswith("halt_head"))
@@ -187,30 +203,45 @@ class LoopGPT(GPT):
         return self
 
     def place_index(self, idx):
-        """Rows of the place table for tokens idx (B,T): a digit's index in its number from 1, '=' its own, else 0.
+        """Rows of the place tables for tokens idx (B,T): of `place` a digit's index in its number from 1, '=' its own,
+        else 0; of `place_next`, None without it, one more at a digit, 1 at '=', where the answer begins, else 0.
 
         Depends on earlier tokens only, since numbers are written least significant digit first. In training each
-        row's indices 1, 2, 3, ... become a sorted random subset of the table.
+        row's indices 1, 2, 3, ... become a sorted random subset of the table, the same one for both.
         """
         c, (B, T) = self.config, idx.shape
         t = torch.arange(T, device=idx.device)
         last_symbol = torch.where(torch.isin(idx, self.numbers), -1, t).cummax(1).values
-        k = t - last_symbol  # (B,T) 1, 2, 3, ... along a number; 0 at symbols
+        own, following = t - last_symbol, None  # (B,T) 1, 2, 3, ... along a number; 0 at symbols
         random = self.training and c.place_subset > 0
-        largest = c.place_subset if random else c.place_ids
+        largest = (c.place_subset if random else c.place_ids) - c.place_next
         known = self.training and c.longest_number  # then check() has seen to it, and nothing need cross to the host
-        if T > largest and not known and (longest := int(k.max())) > largest:
+        if T > largest and not known and (longest := int(own.max())) > largest:
             key = "place_subset" if random else "place_ids"
-            raise ValueError(f"a number of {longest} digits, but {key} is {largest}: train with a larger one")
+            raise ValueError(f"a number of {longest} digits, but {key} is {largest + c.place_next}"
+                             f"{', place_next takes one' if c.place_next else ''}: train with a larger one")
+        if c.place_next:
+            following = torch.where(own > 0, own + 1, 0 if c.think_token is None else (idx == c.think_token).long())
         if random:
-            draw = torch.rand(B, c.place_ids, device=idx.device).topk(c.place_subset).indices  # without repeats
-            subset = F.pad(draw.sort(1).values + 1, (1, 0))  # (B, 1 + place_subset), index 0 stays 0
-            k = subset.gather(1, k)
-        return k if c.think_token is None else k.masked_fill(idx == c.think_token, c.place_ids + 1)
+            subset = F.pad(self.random_places(B, idx.device), (1, 0))  # (B, 1 + place_subset), index 0 stays 0
+            own, following = (k if k is None else subset.gather(1, k) for k in (own, following))
+        return own if c.think_token is None else own.masked_fill(idx == c.think_token, c.place_ids + 1), following
+
+    def random_places(self, B, device):
+        """The place ids (B, place_subset) of B training rows, ascending and without repeats: of a share place_runs of
+        the rows consecutive ones, since high ids seldom stand beside their neighbours in a random subset."""
+        c = self.config
+        subset = torch.rand(B, c.place_ids, device=device).topk(c.place_subset).indices.sort(1).values + 1
+        if not c.place_runs:
+            return subset
+        runs, start = torch.rand(2, B, 1, device=device)
+        first = 1 + (start * (c.place_ids - c.place_subset + 1)).long()
+        return torch.where(runs < c.place_runs, first + torch.arange(c.place_subset, device=device), subset)
 
     def positions(self, idx):
         if self.config.pos == "place":
-            return self.place(self.place_index(idx))
+            own, following = self.place_index(idx)
+            return self.place(own) if following is None else self.place(own) + self.place_next(following)
         return super().positions(idx) if self.learned_positions else None  # rope acts in the attention
 
     def step_encoding(self, l):

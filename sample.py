@@ -59,7 +59,7 @@ def read_prompts(meta):
     for word in (text or "57+68= 999+1= 1234+8766=").replace(",", " ").split():
         encode(meta, word)  # names characters outside the vocabulary
         try:
-            problem = addition.read_problem(word)
+            problem = addition.with_zeros(addition.read_problem(word), meta.zeros)
         except ValueError as e:
             raise SystemExit(f"--start: {e}") from None
         found.append((addition.prompt_tokens(problem, meta.track, meta.plain).tolist(), problem))

@@ -26,6 +26,7 @@ from datetime import timedelta
 
 import torch
 
+import addition
 import figures
 import runtime
 from configurator import class_settings, configure, read_arguments, read_settings
@@ -181,7 +182,7 @@ def columns_of_analysis(table):
 
 
 def columns_of_evaluation(label, table):
-    """uniform_8, hard_8, loops_answer_8, ... from the rows of evaluate.py, each with the label, if any, before it.
+    """uniform_8, equal_8, loops_answer_8, ... from the rows of evaluate.py, each with the label, if any, before it.
 
     Loops are those of the uniform problems; loops_solved_8 of the slowest token of solved ones, and chain_3 of those
     with figures.CHAIN_DIGITS digits, hard ones too, whose longest carry chain is 3, where there are ten.
@@ -191,7 +192,7 @@ def columns_of_evaluation(label, table):
                  accuracy_random="accuracy_random")
     for r in table:
         values = {}
-        if r["kind"] in ("uniform", "hard"):
+        if r["kind"] in addition.KINDS:
             values[f"{r['kind']}_{r['n']}"] = r["accuracy"]
         if r["kind"] == "uniform":
             values |= {f"{name}_{r['n']}": r.get(key) for key, name in names.items()}

@@ -4,6 +4,7 @@ Tokens halt and the loop ends on the device: nothing crosses to the host. A sequ
 block for all of its loops, its state in registers. Longer ones have a block for each 64 tokens, which exchange keys
 and values once per loop, behind a barrier.
 """
+import functools
 import sys
 import weakref
 from collections.abc import Callable
@@ -231,6 +232,7 @@ class Packed(NamedTuple):
     tensors: list    # those of Weights
     numbers: tuple   # alpha, and the bias of the halt head's readout
     graphs: dict     # the CUDA graphs that read these tensors
+    sizes: dict      # the LoopSizes of the calls so far
 
 
 packed_weights = weakref.WeakKeyDictionary()  # owner -> Packed
@@ -267,7 +269,7 @@ def pack_weights(spec, L, dtype):
     made = (wqkv, t.proj.to(dtype), wfc, t.out.to(dtype), torch.stack(vectors), steps, mix[:, :C].to(dtype), head,
             *gate)
     alpha = t.alpha.item() if isinstance(t.alpha, Tensor) else float(t.alpha)
-    packed_weights[spec.owner] = Packed(key, [x.detach().contiguous() for x in made], (alpha, gate_b), {})
+    packed_weights[spec.owner] = Packed(key, [x.detach().contiguous() for x in made], (alpha, gate_b), {}, {})
     return packed_weights[spec.owner]
 
 
@@ -275,6 +277,9 @@ def pack_weights(spec, L, dtype):
 def sizes_from(numbers):
     """LoopSizes from its values as plain integers, which is how they pass through an operator."""
     return LoopSizes(*(field.type(x) for field, x in zip(fields(LoopSizes), numbers, strict=True)))
+
+
+known_sizes = functools.cache(sizes_from)  # of a tuple: a launch costs the host enough
 
 
 def loop_outputs(x0, L, trace):
@@ -287,7 +292,7 @@ def loop_outputs(x0, L, trace):
 
 def launch_loop(x0, injected, weights, active, threshold, limit, last, sizes, numbers, L, min_loops, V):
     """loop_op by the kernel."""
-    p, (B, T, C), dtype = sizes_from(sizes), x0.shape, weights[0].dtype
+    p, (B, T, C), dtype = known_sizes(tuple(sizes)), x0.shape, weights[0].dtype
     h, loops, stats, predictions = loop_outputs(x0, L, p.TRACE)
     previous = x0.new_empty((B, T, p.VT) if p.RULE == KL else (1, 1, 16), dtype=torch.float32)
     qkv = x0.new_empty((5, B, T, C) if p.R > 1 else (1, 1, 1, 16), dtype=dtype)
@@ -337,7 +342,10 @@ def kernel_path(spec, x0, plan, last=None, trace=False, forced=False):
     """adaptive_loop by looplm_loop_kernel, None if its launch fails and it is not forced."""
     c, (B, T, _), x0, dtype = spec.config, x0.shape, x0.contiguous(), product_dtype(spec.head)
     adapt = trace or plan.rule != "none" or not plan.fixed
-    sizes, packed = loop_sizes(c, T, plan.rule, adapt, trace, dtype), pack_weights(spec, plan.L, dtype)
+    packed, call = pack_weights(spec, plan.L, dtype), (T, plan.rule, adapt, trace)
+    if call not in packed.sizes:  # made once: a call costs the host more than all loops cost the GPU
+        packed.sizes[call] = loop_sizes(c, *call, dtype)
+    sizes = packed.sizes[call]
     if x0.is_cuda:
         announce(sizes, (dtype, x0.dtype), T, plan.rule)
     injected = spec.injected(x0, dtype)

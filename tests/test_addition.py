@@ -100,7 +100,7 @@ def test_plain_rows_and_other_sizes(scripts):
 
 def test_prepare_refuses_nonsense(scripts):
     for wrong in ("--track=other", "--max_digits=0", "--max_places=3", "--max_places=101", "--carry_rows=1.5",
-                  "--train_rows=0"):
+                  "--train_rows=0", "--zeros=all", "--zeros=places", "--few_rows=-0.1"):
         assert "prepare.py" in scripts("data/addition/prepare.py", "--out_dir=none", wrong, status=None).err
     assert not (scripts.folder / "none").exists()
 
@@ -149,6 +149,66 @@ def test_leading_zeros(rng, track, max_digits, max_places):
         assert text.rstrip(" ") == wanted + "\n" * (track == "next")
 
 
+@pytest.mark.parametrize("max_digits", [1, 4, 7])
+@pytest.mark.parametrize(("zeros", "max_places"), [("none", 0), ("shorter", 0), ("places", 10)])
+def test_rows_of_few_digits(rng, max_digits, zeros, max_places):
+    """All rows: 1 to 3 symbols, three rows of ten with A = B, lengths still drawn independently in the others."""
+    N = 20_000
+    a, la, b, lb = addition.random_problems(rng, N, max_digits, 0.5, max_places, zeros, 1.0)
+    assert not a[:, max_digits:].any()
+    x, y = ([str(i) for i in to_ints(digits)] for digits in (a, b))
+    symbols = np.array([len(set(i + j)) for i, j in zip(x, y, strict=True)])
+    assert symbols.max() <= 3
+    own = np.array([[len(i) for i in numbers] for numbers in (x, y)])
+    equal = np.array([i == j for i, j in zip(x, y, strict=True)])
+    if max_digits == 7:  # long enough that hardly a number is another one by chance
+        assert (symbols == 1).mean() > 0.3
+        assert (symbols == 3).mean() > 0.15
+        different = own[0] != own[1]
+        assert abs(different.mean() - (1 - addition.EQUAL) * 6 / 7) < 5 / np.sqrt(N)
+        assert addition.EQUAL - 5 / np.sqrt(N) < equal.mean() < addition.EQUAL + 0.7 / 7 * 0.5
+    if zeros == "none":
+        assert (own == [la, lb]).all()
+        table = np.histogram2d(*own[:, ~equal], bins=[np.arange(0.5, max_digits + 1)] * 2)[0]
+        off = table[~np.eye(max_digits, dtype=bool)]
+        assert len(off) < 2 or stats.chisquare(off).pvalue > UNLIKELY
+    first = np.bincount([int(i[0]) for i, n in zip(x, own[0], strict=True) if n > 1], minlength=10)
+    assert first[0] == 0
+    if max_digits > 1:
+        assert stats.chisquare(first[1:]).pvalue > UNLIKELY  # no symbol is preferred
+
+
+def test_a_share_of_rows_of_few_digits(rng):
+    """Of rows with two numbers of 9 digits, hardly one has 3 symbols or fewer by chance; no share changes nothing."""
+    a, la, b, lb = addition.random_problems(rng, 30_000, 9, few_rows=0.25)
+    long = np.minimum(la, lb) >= 8
+    few = np.array([len(set(f"{i}{j}")) <= 3 for i, j in zip(to_ints(a[long]), to_ints(b[long]), strict=True)])
+    p = 0.25 * (0.3 * 2 / 9 + 0.7 * 4 / 81) / (0.25 * (0.3 * 2 / 9 + 0.7 * 4 / 81) + 0.75 * 4 / 81)  # of them, long
+    assert abs(few.mean() - p) < 6 * np.sqrt(p * (1 - p) / long.sum()) + 0.003
+    seed = int(rng.integers(2**31))
+    before, after = (addition.random_problems(np.random.default_rng(seed), 99, 4, 0.4, *more) for more in ((), (
+        0, "none", 0.0)))
+    assert all((x == y).all() for x, y in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("track", ["next", "slots"])
+def test_the_shorter_number_is_written_with_leading_zeros(rng, track):
+    """The same problems as without, each number as long as the longer one of its row."""
+    seed = int(rng.integers(2**31))
+    plain, problems = (addition.random_problems(np.random.default_rng(seed), 3000, 5, 0.4, 0, zeros, 0.25)
+                       for zeros in ("none", "shorter"))
+    x, y = (to_ints(digits) for digits in (problems[0], problems[2]))
+    assert (x == to_ints(plain[0])).all()
+    assert (y == to_ints(plain[2])).all()
+    rows = texts(addition.write_rows(*problems, addition.row_length(5, track), track))
+    assert any(len(str(i)) != len(str(j)) for i, j in zip(x, y, strict=True))
+    for text, i, j in zip(rows, x, y, strict=True):
+        n = max(len(str(i)), len(str(j)))
+        c = str(i + j).zfill(n + 1 if track == "slots" else n)
+        wanted = f"{str(i).zfill(n)[::-1]}+{str(j).zfill(n)[::-1]}={c[::-1]}"
+        assert text.rstrip(" ") == wanted + "\n" * (track == "next")
+
+
 @pytest.mark.parametrize("kind", ["uniform", "hard"])
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (2, 2), (5, 5), (12, 12), (40, 40), (3, 7), (7, 3), (1, 4), (4, 1)])
 def test_problem_sets_have_exact_lengths(n, m, kind):
@@ -182,12 +242,37 @@ def test_uniform_problems(n):
             assert stats.chisquare(counts[1:] if leading else counts).pvalue > 1e-3
 
 
+@pytest.mark.parametrize("n", [1, 2, 7, 40])
+def test_problem_sets_of_other_shapes(n):
+    N, long = 3000, 10**n - 1
+    for kind in ("shorter_a", "shorter_b", "equal", "nines"):
+        a, la, b, lb = addition.problem_set(n, N, kind)
+        x, y = to_ints(a), to_ints(b)
+        own = np.array([[len(str(i)) for i in numbers] for numbers in (x, y)])
+        assert (own == [la, lb]).all()
+        assert (own.max(0) == n).all()
+        if kind == "equal":
+            assert (x == y).all()
+            assert len(set(x)) > min(N, 10**n) / 2
+        if kind == "nines":
+            assert (x[::2] == long).all()
+            assert (y[1::2] == long).all()
+            shorter = np.concatenate([own[1, ::2], own[0, 1::2]])
+        if kind.startswith("shorter"):
+            shorter, whole = own if kind == "shorter_a" else own[::-1]
+            assert (whole == n).all()
+        if kind != "equal" and n > 1:  # every length that is not longer, evenly
+            assert stats.chisquare(np.bincount(shorter, minlength=n + 1)[1:]).pvalue > 1e-3
+    with pytest.raises(ValueError, match="kind 'longer' is none of uniform"):
+        addition.problem_set(n, 1, "longer")
+
+
 def test_problem_sets_are_the_same_at_every_call(rng):
-    for kind in ("uniform", "hard"):
+    for kind in addition.KINDS:
         np.random.seed(rng.integers(2**31))  # noqa: NPY002  (it must not matter)
         first, second = (addition.problem_set(6, 50, kind) for _ in range(2))
         assert all((x == y).all() for x, y in zip(first, second, strict=True))
-    assert (first[0] != addition.problem_set(6, 50)[0]).any()
+        assert kind == "uniform" or (first[0] != addition.problem_set(6, 50)[0]).any()
 
 
 # ---- rows

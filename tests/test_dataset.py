@@ -20,13 +20,15 @@ import dataset
 
 
 def write_rows(folder, rng, N=300, max_digits=4, track="next", plain=False, carry_rows=0.4, splits=("train", "val"),
-               max_places=0):
+               max_places=0, zeros=None, few_rows=0.0):
     row_len = addition.row_length(max_places or max_digits, track)
-    draw = max_digits, carry_rows, max_places
+    zeros = zeros or ("places" if max_places else "none")
+    draw = max_digits, carry_rows, max_places, zeros, few_rows
     data = {s: addition.write_rows(*addition.random_problems(rng, N, *draw), row_len, track, plain) for s in splits}
     dataset.write_dataset(folder, data, kind="rows", vocab=list(SYMBOLS), vocab_size=15, row_len=row_len, pad=" ",
                            think_token="=", digits="0123456789_", mask=addition.MASK_RULE, track=track, plain=plain,
-                           max_digits=max_digits, max_places=max_places, carry_rows=carry_rows)
+                           max_digits=max_digits, max_places=max_places, zeros=zeros, carry_rows=carry_rows,
+                           few_rows=few_rows)
     return data
 
 
@@ -140,6 +142,34 @@ def test_fresh_rows_have_the_leading_zeros_of_meta(here, rng, track):
     assert max(map(int, numbers)) == 99
 
 
+@pytest.mark.parametrize("track", ["next", "slots"])
+def test_fresh_rows_have_the_zeros_and_the_few_digits_of_meta(here, rng, track):
+    write_rows("data/some", rng, max_digits=6, track=track, zeros="shorter", few_rows=0.5)
+    data = dataset.open_dataset("some")
+    assert dataset.model_facts(data.meta)["longest_number"] == 7
+    x, y = dataset.get_batch(data, "train", (int(rng.integers(1000)), 5, 0), 2000, fresh=True)
+    pairs = [[n[::-1] for n in t.partition("=")[0].split("+")] for t in texts(whole_rows(x, y, track))]
+    assert all(len(a) == len(b) for a, b in pairs)
+    assert {len(str(int(n))) for pair in pairs for n in pair} == set(range(1, 7))
+    long = [pair for pair in pairs if min(len(str(int(n))) for n in pair) >= 5]
+    few = sum(len(set(a + b)) <= 3 for a, b in long)
+    p = 0.5 * (0.3 / 3 + 0.7 / 9) / (0.5 * (0.3 / 3 + 0.7 / 9) + 0.5 / 9)  # 5 or 6 digits of 6, and A = B in 30%
+    assert abs(few / len(long) - p) < 6 * (p * (1 - p) / len(long)) ** 0.5 + 0.01
+
+
+@pytest.mark.parametrize("places", [0, 9])
+def test_metas_of_before_say_which_zeros_they_have(here, rng, places):
+    """meta.json and checkpoints without zeros and few_rows: the zeros that max_places draws, or none."""
+    write_rows("data/rows", rng, max_places=places)
+    path = here / "rows/meta.json"
+    old = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("zeros", "few_rows")}
+    path.write_text(json.dumps(old))
+    for meta in (dataset.open_dataset("rows").meta, dataset.checkpoint_meta({"meta": old})):
+        assert (meta.zeros, meta.few_rows, meta.max_places) == ("places" if places else "none", 0.0, places)
+    meta = dataset.checkpoint_meta({"meta": {k: v for k, v in old.items() if k != "max_places"}})
+    assert (meta.zeros, meta.max_places) == ("none", 0)
+
+
 def test_a_share_of_flipped_rows_in_batches(here, rng):
     data, key = dataset.open_dataset("rows"), (int(rng.integers(1000)),)
     x, _ = dataset.get_batch(data, "train", key, 2000, flip=0.5)
@@ -197,7 +227,8 @@ def test_wrong_types_in_meta(here, key):
     ("rows", {"row_len": 8}), ("rows", {"max_digits": 9}), ("rows", {"max_digits": 0}),
     ("rows", {"max_digits": 3}), ("rows", {"max_places": 3}), ("rows", {"max_places": 5}),
     ("rows", {"max_places": "x"}), ("rows", {"carry_rows": 2.0}), ("rows", {"think_token": "?"}),
-    ("rows", {"pad": "?"}), ("rows", {"digits": "01?"}),
+    ("rows", {"zeros": "all"}), ("rows", {"zeros": "places"}), ("rows", {"few_rows": -0.1}), ("rows", {"zeros": None}),
+    ("rows", {"max_places": 4, "zeros": "shorter"}), ("rows", {"pad": "?"}), ("rows", {"digits": "01?"}),
     ("rows", {"tokens": {"train": "x", "val": 1}}), ("rows", {"tokens": {"train": 4800}}), ("rows", {"sha256": {}}),
     ("text", {"vocab": 5}), ("text", {"encoding": None}), ("text", {"tokens": {}}),
     ("text", {"tokens": {"train": None, "val": None}})])

@@ -11,6 +11,7 @@ from scipy import stats
 
 import addition
 import evaluate
+import figures
 import intervals
 import sweep
 from model_loop import LoopGPT
@@ -21,11 +22,11 @@ L, PROMPT = 6, 3
 @pytest.fixture(scope="module")
 def untrained(scripts):
     """{track: checkpoint path} of models that are never asked: think() is replaced."""
-    for track, dataset in (("next", "addition"), ("slots", "addition/parallel")):
+    for track, dataset in (("next", "addition"), ("slots", "addition/parallel"), ("zeros", "addition/zeros")):
         scripts("train.py", f"--dataset={dataset}", "--device=cpu", "--n_embd=8", "--n_head=1", f"--num_loops={L}",
                 f"--prompt_loops={PROMPT}", "--halt=entropy", "--halt_threshold=0.1", "--pos=place", "--place_ids=16",
                 "--batch_size=2", "--max_iters=1", "--eval_iters=1", f"--out_dir=fake_{track}")
-    return {track: f"fake_{track}/ckpt_last.pt" for track in ("next", "slots")}
+    return {track: f"fake_{track}/ckpt_last.pt" for track in ("next", "slots", "zeros")}
 
 
 def answer_text(a, b, track):
@@ -142,6 +143,44 @@ def test_loops_of_solved_problems_against_digits_and_carries(run, track, capsys)
     ratio = float(re.search(r"12 digits / at 4 digits (\S+)", said)[1])
     assert ratio == pytest.approx(means[12] / means[4], abs=0.0051)
     assert Path("fake_loops.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("track", ["next", "slots", "zeros"])
+def test_every_kind_of_problem_is_measured(run, track, capsys, tmp_path):
+    """Exact match by hand, in the order asked for; with leading zeros both numbers are asked with as many digits."""
+    kinds = ["nines", *(k for k in addition.KINDS if k != "nines")]
+    _, table = run(track, "--digits=[2,9]", f"--kinds={','.join(kinds)}", "--problems=60", "--batch_size=60")
+    said, rows = capsys.readouterr().out, [r for r in table if r["kind"] in addition.KINDS]
+    assert [(r["n"], r["kind"]) for r in rows] == [(n, kind) for n in (2, 9) for kind in kinds]
+    for row, (idx, *_) in zip(rows, run.fake.calls, strict=True):
+        pairs = operands(row["n"], 60, row["kind"])
+        fine = [run.fake.problem(a, b, track)[1] for a, b in pairs]
+        assert 0 < sum(fine) < 60 or row["n"] == 2
+        assert row["accuracy"] == pytest.approx(np.mean(fine))
+        for tokens, (a, b) in zip(idx.tolist(), pairs, strict=True):
+            left, right = "".join(addition.VOCAB[t] for t in tokens).partition("=")[0].split("+")
+            assert (int(left[::-1]), int(right[::-1])) == (a, b)
+            assert len(left) == len(right) if track == "zeros" else [len(str(a)), len(str(b))] == [*map(len, (
+                left, right))]
+    head = next(line.split() for line in said.splitlines() if line.split()[:1] == ["digits"])
+    assert [word for word in head if word in kinds] == kinds
+    line = next(line.split() for line in said.splitlines() if line.split()[:1] == ["9"])
+    assert line[1:2 * len(kinds):2] == [f"{100 * r['accuracy']:.1f}%" for r in rows[len(kinds):]]
+    found = sweep.columns_of_evaluation("", sweep.read_csv("fake.csv"))
+    assert {k for k in found if k.rpartition("_")[0] in kinds} == {f"{k}_{n}" for k in kinds for n in (2, 9)}
+    every = run(track, "--digits=[1]", "--kinds=all", "--problems=4")[1]
+    assert [r["kind"] for r in every][:len(kinds)] == [*addition.KINDS]
+    table = [dict(row="a", seed=0, error="", **found)]
+    assert f"| a | 1/1 | {100 * found['equal_2']:.1f} | {100 * found['equal_9']:.1f} |" in sweep.markdown(
+        "equal", "", table, ["a"])
+    figures.draw_sweep(table, str(tmp_path / "x.png"))
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_kinds_that_do_not_exist(run):
+    for wrong in ("--kinds=", "--kinds=even", "--kinds=uniform,all"):
+        with pytest.raises(SystemExit, match="kinds.*shorter_a"):
+            run("next", "--digits=[1]", wrong)
 
 
 @pytest.mark.parametrize("track", ["next", "slots"])

@@ -1,5 +1,6 @@
 """LoopGPT without halting: the equations, the gradients, the loss, the place ids. Every run draws new inputs."""
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from model_loop import LoopConfig, LoopGPT
 V, T, C, NH, HS = 13, 7, 16, 2, 8
 ADDITION = {"vocab_size": len(ID), "number_tokens": tuple(range(10)), "think_token": ID["="], "pad_token": ID[" "]}
 PLACE = ADDITION | {"pos": "place", "place_ids": 12, "place_subset": 5}
+NEXT = PLACE | {"place_next": True, "place_subset": 6}
 INJECT, STEP = ("add", "none", "concat", "decay"), ("none", "learned", "sinusoid", "rope")
 POS = ("learned", "none", "rope")
 
@@ -400,20 +402,20 @@ def plain_places(row, equals):
 
 def test_place_ids_count_from_the_least_significant_digit_of_each_number():
     idx = read("123+45=861\n", "9+99999=00001_", "=7+", "1234567890")
-    places = make(**PLACE).place_index(idx)
+    places = make(**PLACE).place_index(idx)[0]
     assert places[0].tolist() == [1, 2, 3, 0, 1, 2, 13, 1, 2, 3, 0, 0, 0, 0]
     assert places.tolist() == [plain_places(row, 13) for row in idx]
     noise = torch.randint(len(ID), (50, 11))
-    assert make(**PLACE).place_index(noise).tolist() == [plain_places(row, 13) for row in noise]
+    assert make(**PLACE).place_index(noise)[0].tolist() == [plain_places(row, 13) for row in noise]
     slots = make(**PLACE | {"number_tokens": (*range(10), ID["_"])})
-    assert slots.place_index(read("12+3=___"))[0].tolist() == [1, 2, 0, 1, 13, 1, 2, 3]
+    assert slots.place_index(read("12+3=___"))[0][0].tolist() == [1, 2, 0, 1, 13, 1, 2, 3]
 
 
 def test_place_ids_in_training_are_a_sorted_subset_shared_by_the_numbers_of_a_row():
     """One draw a row, increasing, without repeats, out of 1..place_ids, every id at every place it can have."""
     model = make(**PLACE).train()
     idx = read("12345+123=1234\n").expand(400, -1)
-    drawn = model.place_index(idx)
+    drawn = model.place_index(idx)[0]
     a, b, c = drawn[:, :5], drawn[:, 6:9], drawn[:, 10:14]
     assert torch.equal(b, a[:, :3])
     assert torch.equal(c, a[:, :4])
@@ -427,22 +429,23 @@ def test_place_ids_in_training_are_a_sorted_subset_shared_by_the_numbers_of_a_ro
         share = a[:, place].bincount(minlength=13)[1:] / 400
         p = torch.tensor([math.comb(i, place) * math.comb(11 - i, 4 - place) / math.comb(12, 5) for i in range(12)])
         assert ((share - p).abs() < 6 * (p * (1 - p) / 400).sqrt() + 3 / 400).all()
-    assert not torch.equal(model.place_index(idx), drawn)
+    assert not torch.equal(model.place_index(idx)[0], drawn)
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_place_ids_do_not_depend_on_later_tokens(training):
-    model, idx, seed = make(**PLACE).train(training), read("98+765=368\n", "1+1=2\n", "12345+1=22345\n"), torch.seed()
+    model, idx, seed = make(**NEXT).train(training), read("98+765=368\n", "1+1=2\n", "12345+1=22345\n"), torch.seed()
     torch.manual_seed(seed)
     full = model.place_index(idx)
     for t in range(1, idx.size(1)):
         torch.manual_seed(seed)
-        assert torch.equal(model.place_index(idx[:, :t]), full[:, :t])
+        for seen, whole in zip(model.place_index(idx[:, :t]), full, strict=True):
+            assert torch.equal(seen, whole[:, :t])
 
 
 def test_place_subset_of_zero_trains_on_the_ids_of_the_test():
     model, idx = make(**PLACE | {"place_subset": 0}), read("98+765=368\n")
-    assert torch.equal(model.train().place_index(idx), model.eval().place_index(idx))
+    assert torch.equal(model.train().place_index(idx)[0], model.eval().place_index(idx)[0])
 
 
 def test_place_embedding_is_added_to_the_token():
@@ -461,6 +464,108 @@ def test_place_ids_that_run_out_are_an_error():
     model.train().place_index(read("99999+99999=1"))
     with pytest.raises(ValueError, match=r"6 digits.*place_subset is 5"):
         model.place_index(read("1+1=2", "999999+1="))
+
+
+def next_places(row):
+    """The index of the place that follows each token's own: of '=' the first of the answer, of a symbol 0 for none."""
+    return [1 if token == ID["="] else k and k + 1 for token, k in zip(row.tolist(), plain_places(row, 0), strict=True)]
+
+
+def test_the_next_place_follows_a_digits_own():
+    idx = read("123+45=861\n", "9+99999=00001_", "=7+", "1234567890")
+    following = make(**NEXT).place_index(idx)[1]
+    assert following[0].tolist() == [2, 3, 4, 0, 2, 3, 1, 2, 3, 4, 0, 0, 0, 0]
+    assert following.tolist() == [next_places(row) for row in idx]
+    noise = torch.randint(len(ID), (50, 11))
+    own, following = make(**NEXT).place_index(noise)
+    assert own.tolist() == [plain_places(row, 13) for row in noise]
+    assert following.tolist() == [next_places(row) for row in noise]
+
+
+@pytest.mark.parametrize("runs", [0.0, 0.4, 1.0])
+def test_the_next_place_comes_from_the_same_random_subset(runs):
+    """The ids of the places and of those that follow agree in every row, and symbols are told of none."""
+    model = make(**NEXT | {"place_runs": runs}).train()
+    idx = read("12345+123=12345\n", "9+1=0\n", "54321+1=654\n", "=12345").repeat(50, 1)
+    own, following = model.place_index(idx)
+    for row, k, ahead in zip(idx, own.tolist(), following.tolist(), strict=True):
+        ids = {}  # what the row's first, second, ... place is called
+        for index, name in [*zip(plain_places(row, 0), k, strict=True), *zip(next_places(row), ahead, strict=True)]:
+            assert not index or ids.setdefault(index, name) == name
+        names = [ids[i] for i in sorted(ids)]
+        assert names == sorted(set(names))
+        assert 1 <= names[0] <= names[-1] <= 12
+    symbols = (idx >= 10) & (idx != ID["="])
+    assert following[symbols].eq(0).all()
+    assert following[~symbols].gt(0).all()
+
+
+@pytest.mark.parametrize(("runs", "ids", "subset"), [(0.25, 9, 4), (1.0, 7, 7), (1.0, 8, 1), (0.6, 30, 8)])
+def test_a_share_of_the_rows_has_consecutive_ids(runs, ids, subset):
+    """The first id of a run is uniform, so that it reaches both ends of the table; the other rows are random."""
+    N = 6000
+    drawn = make(**PLACE | {"place_ids": ids, "place_subset": subset, "place_runs": runs}).random_places(N, "cpu")
+    assert drawn.shape == (N, subset)
+    assert (drawn.diff() > 0).all()
+    assert drawn.min() == 1
+    assert drawn.max() == ids
+    starts = ids - subset + 1
+    consecutive = drawn[:, -1] - drawn[:, 0] == subset - 1
+    p = runs + (1 - runs) * starts / math.comb(ids, subset)  # by chance a random subset is one, too
+    assert abs(consecutive.double().mean() - p) <= 6 * math.sqrt(p * (1 - p) / N)
+    first = drawn[consecutive, 0].bincount(minlength=starts + 1)[1:].double()
+    expected = len(drawn[consecutive]) / starts
+    assert ((first - expected).abs() < 6 * math.sqrt(expected) + 1).all()
+
+
+def test_place_runs_of_zero_draw_as_ever():
+    """The same generator gives the same subsets as before there were runs."""
+    model, seed, B = make(**PLACE).train(), torch.seed(), 31
+    torch.manual_seed(seed)
+    drawn = model.random_places(B, "cpu")
+    torch.manual_seed(seed)
+    assert torch.equal(drawn, torch.rand(B, 12).topk(5).indices.sort(1).values + 1)
+
+
+def test_the_next_place_is_added_to_the_token():
+    model, idx = make(**NEXT), read("98+765=368\n", "1+1=2\n")
+    for x, row in zip(model.embed(idx), idx, strict=True):
+        table = model.transformer.wte.weight[row] + model.place.weight[torch.tensor(plain_places(row, 13))]
+        torch.testing.assert_close(x, table + model.place_next.weight[torch.tensor(next_places(row))])
+    assert model.place_next.weight.shape == (13, C)
+
+
+def test_without_the_next_place_a_model_is_the_one_of_before():
+    """The same weights from the same seed, and no table, so that old checkpoints load."""
+    seed, settings = torch.seed(), LoopConfig(**PLACE, block_size=12, n_head=NH, n_embd=C, halt_head="joint")
+    torch.manual_seed(seed)
+    plain = LoopGPT(settings)
+    assert not any("place_next" in k for k in plain.state_dict())
+    torch.manual_seed(seed)
+    louder = LoopGPT(replace(settings, place_scale=0.2))
+    for (k, a), b in zip(plain.state_dict().items(), louder.state_dict().values(), strict=True):
+        torch.testing.assert_close(b, 10 * a if k == "place.weight" else a, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("scale", [0.02, 0.2])
+def test_place_tables_start_as_loud_as_told(scale):
+    model = LoopGPT(LoopConfig(**NEXT | {"place_ids": 300}, n_head=2, n_embd=64, block_size=12, place_scale=scale))
+    for table in (model.place, model.place_next):
+        n = table.weight.numel()
+        assert abs(table.weight.std().item() / scale - 1) < 6 / math.sqrt(2 * n)
+        assert abs(table.weight.mean().item()) < 6 * scale / math.sqrt(n)
+
+
+def test_the_next_place_needs_one_id_more():
+    """11 digits at test with 12 ids, 5 in training with 6."""
+    model = make(**NEXT)
+    model.place_index(read("9" * 11 + "+1=1"))
+    with pytest.raises(ValueError, match=r"12 digits.*place_ids is 12, place_next takes one"):
+        model.place_index(read("1+" + "9" * 12 + "=1"))
+    model.train().place_index(read("99999+99999=1"))
+    with pytest.raises(ValueError, match=r"6 digits.*place_subset is 6, place_next takes one"):
+        model.place_index(read("1+1=2", "999999+1="))
+    make(**NEXT | {"longest_number": 5})
 
 
 @pytest.mark.third
@@ -602,6 +707,9 @@ def test_halt_head_joint_trains_everything():
     ({"prompt_loops": 2}, "prompt_loops"), ({"think_loops": 2}, "think_loops"),
     ({"pos": "place"}, "pos 'place'"), (PLACE | {"place_subset": 13}, "place_subset 13.*place_ids 12"),
     (PLACE | {"longest_number": 6}, "place_subset 5.* 6 digits"),
+    (NEXT | {"longest_number": 6}, "place_subset 6.* 6 digits.* one place more"), ({"place_next": True}, "place_next"),
+    (PLACE | {"place_runs": 1.1}, "place_runs 1.1"), (PLACE | {"place_runs": -0.1}, "place_runs -0.1"),
+    (PLACE | {"place_runs": 0.5, "place_subset": 0}, "place_runs 0.5"), (PLACE | {"place_scale": 0.0}, "place_scale"),
     ({"n_embd": 6, "pos": "rope"}, "rope.*even"), ({"n_embd": 6, "step_encoding": "rope"}, "rope.*even"),
     ({"n_embd": 15}, "n_embd 15.*n_head 2")])
 def test_settings_that_cannot_work_name_the_key(settings, words):

@@ -58,6 +58,35 @@ def test_evaluate_agrees_with_what_sample_writes(scripts, trained, track):
     assert float(row["high"]) == pytest.approx((middle + half) / (1 + z * z / 60), abs=1e-4)
 
 
+def test_zeros_of_the_data_are_written_and_not_shown(scripts):
+    """A problem as people write it, asked with leading zeros: what evaluate.py asks too, and greedy decoding says."""
+    scripts("data/addition/prepare.py", "--out_dir=data/zeros", "--zeros=shorter", "--few_rows=0.2", "--max_digits=2",
+            "--train_rows=500", "--val_rows=100")
+    scripts("train.py", "--dataset=zeros", *TINY, "--place_next=True", "--place_runs=0.5", "--place_scale=0.1",
+            "--max_iters=200", "--out_dir=out_zeros")
+    a, la, b, lb = addition.problem_set(2, 60, "shorter_b")
+    assert (la > lb).any()
+    problems = [(int(x[0] + 10 * x[1]), int(y[0] + 10 * y[1])) for x, y in zip(a, b, strict=True)]
+    out = scripts("sample.py", "--checkpoint=out_zeros/ckpt_last.pt", "--trace_file=t.jsonl", "--halt=none",
+                  "--start=" + ",".join(f"{x}+{y}=" for x, y in problems)).out
+    said = answers(out)
+    scripts("evaluate.py", "--checkpoint=out_zeros/ckpt_last.pt", "--digits=[2]", "--kinds=shorter_b",
+            "--halt=none", "--problems=60", "--eval_iters=0", "--csv_file=e.csv")
+    row, = (r for r in read_csv(scripts, "e.csv") if r["kind"] == "shorter_b")
+    assert float(row["accuracy"]) == pytest.approx(sum(said[x, y] == str(x + y) for x, y in problems) / 60)
+    model = from_checkpoint(torch.load(scripts.folder / "out_zeros/ckpt_last.pt", weights_only=True))
+    trace = [json.loads(line) for line in (scripts.folder / "t.jsonl").read_text().splitlines()]
+    for i, (x, y) in enumerate(problems):
+        prompt = f"{str(x).zfill(2)[::-1]}+{str(y).zfill(2)[::-1]}="
+        assert "".join(r["reads"] for r in trace if r["sample"] == i).startswith(prompt)
+        idx = torch.tensor([[addition.ID[s] for s in prompt]])
+        for _ in range(5):
+            idx = torch.cat((idx, model(idx)[0][:, -1:].argmax(-1)), 1)
+            if idx[0, -1] == addition.ID[addition.END]:
+                break
+        assert said[x, y] == addition.number_text(idx[0, len(prompt):])
+
+
 def test_evaluate_counts_loops_of_prompt_and_answer_apart(scripts, trained):
     run = scripts("evaluate.py", f"--checkpoint={trained['next']}", "--digits=[1,2]", "--problems=30", "--grid=2",
                   "--control=True", "--eval_iters=3", "--csv_file=e.csv")

@@ -3,6 +3,7 @@
     python data/addition/prepare.py
     python data/addition/prepare.py --max_digits=3 --out_dir=data/addition/demo
     python data/addition/prepare.py --track=slots --max_places=12 --out_dir=data/addition/padded
+    python data/addition/prepare.py --zeros=shorter --few_rows=0.25 --out_dir=data/addition/zeros
 """
 import os
 import sys
@@ -18,6 +19,7 @@ from addition import (  # noqa: E402
     PAD,
     SLOT,
     VOCAB,
+    ZEROS,
     random_problems,
     row_length,
     write_rows,
@@ -29,8 +31,10 @@ out_dir = "data/addition"       # the folder to write; train.py finds it as --da
 train_rows = 200_000            # rows of train.bin
 val_rows = 10_000               # rows of val.bin
 max_digits = 4                  # operands have 1 to this many digits, lengths drawn independently
-max_places = 0                  # if more: leading zeros bring three rows of four to so many places at most
+zeros = ""                      # none; shorter: to the longer one's length; places: see below; empty: by max_places
+max_places = 0                  # with zeros=places: three rows of four bring both numbers to so many places at most
 carry_rows = 0.4                # share of rows in which a carry travels several places
+few_rows = 0.0                  # share of rows whose digits are 1 to 3 symbols, A = B in some
 track = "next"                  # next: next-token prediction; slots: parallel answer
 plain = False                   # most significant digit first, instead of least
 seed = 1                        # of all draws
@@ -38,7 +42,8 @@ seed = 1                        # of all draws
 
 def draw_rows(number, count, row_len):
     """Rows (count, row_len) of split `number`, with their answers."""
-    a, la, b, lb = random_problems(np.random.default_rng([seed, number]), count, max_digits, carry_rows, max_places)
+    a, la, b, lb = random_problems(np.random.default_rng([seed, number]), count, max_digits, carry_rows, max_places,
+                                   zeros, few_rows)
     assert max(la.max(), lb.max()) <= (max_places or max_digits)
     assert not a[:, max_digits:].any()
     assert not b[:, max_digits:].any()
@@ -47,16 +52,20 @@ def draw_rows(number, count, row_len):
 
 def main():
     globals().update(configure(__file__)[0])
+    globals().update(zeros=zeros or ("places" if max_places else "none"))
     fits = track in ("next", "slots"), 1 <= max_digits <= 100, min(train_rows, val_rows) >= 1, 0 <= carry_rows <= 1, (
-        max_places == 0 or max_digits <= max_places <= 100)
+        max_places == 0 or max_digits <= max_places <= 100), 0 <= few_rows <= 1, zeros in ZEROS, (
+        zeros == "places") == (max_places > 0)
     if not all(fits):
-        raise SystemExit("prepare.py: track is next or slots, max_digits 1..100, rows at least 1, carry_rows 0..1, "
-                         "max_places 0 or max_digits..100")
+        raise SystemExit("prepare.py: track is next or slots, max_digits 1..100, rows at least 1, carry_rows and "
+                         f"few_rows 0..1, zeros {', '.join(ZEROS)}, max_places max_digits..100 with zeros=places, "
+                         "else 0")
     start, row_len = time.time(), row_length(max_places or max_digits, track)
     splits = {"train": draw_rows(0, train_rows, row_len), "val": draw_rows(1, val_rows, row_len)}
     write_dataset(out_dir, splits, kind="rows", vocab=VOCAB, vocab_size=len(VOCAB), row_len=row_len, pad=PAD,
                   think_token=EQUALS, digits=DIGITS + SLOT, track=track, plain=plain, mask=MASK_RULE,
-                  max_digits=max_digits, max_places=max_places, carry_rows=carry_rows, seed=seed)
+                  max_digits=max_digits, max_places=max_places, zeros=zeros, carry_rows=carry_rows, few_rows=few_rows,
+                  seed=seed)
     print(f"written in {time.time() - start:.1f} s; first rows: "
           + ", ".join(repr("".join(VOCAB[t] for t in row).rstrip()) for row in splits["train"][:3]))
 
