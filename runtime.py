@@ -59,10 +59,12 @@ def require_backend(config, device):
 
 def why_not_compile(device):
     """What keeps torch.compile from working here, a missing C++ compiler for example; "" if nothing does."""
-    import torch._inductor.config  # only here: it takes seconds
+    import torch._functorch.config  # only here: it takes seconds
+    import torch._inductor.config
     x = torch.ones(2, device=device, requires_grad=True)
-    try:
-        with torch._inductor.config.patch(force_disable_caches=True):  # what was compiled before would prove nothing
+    try:  # without the caches: what was compiled before would prove nothing
+        with (torch._inductor.config.patch(fx_graph_cache=False),
+              torch._functorch.config.patch(enable_autograd_cache=False)):
             torch.compile(lambda x: x.sin().sum())(x).backward()
     except Exception as e:  # of dynamo, of inductor, of triton
         return first_line(e)
