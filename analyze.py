@@ -30,24 +30,24 @@ import addition
 import figures
 import runtime
 from checkpoint import inference_settings, open_model
-from configurator import configure
+from configurator import configure, say_without_effect
 from dataset import decode, get_batch, open_dataset, sequence_length
 from intervals import clustered_interval, clustered_spearman
 from looplm_kernels import RULES, passes, softmax_statistics, state_delta
-from model_loop import LoopGPT, build, from_checkpoint
+from model_loop import LoopGPT, build, from_checkpoint, idle_settings
 
 checkpoint = ""                 # a checkpoint file; empty: ckpt_best.pt, else ckpt_last.pt, of out_dir
 out_dir = ""                    # where train.py wrote, and where the results go; empty: the checkpoint's folder, or out
-tokens = 20000                  # validation tokens to look at, in whole sequences; probes take as many for training
-digits: list[int] = []          # addition: look at hard problems of exactly so many digits, not at validation rows
-loop_multiple = 4               # loops to take, in multiples of those trained with
-converged = 3e-2                # delta below it is convergence, where one number is asked for; 3e-2 is Huginn's exit
+tokens = 20000                  # >= 1: validation tokens to look at, in whole sequences; probes are fitted to as many
+digits: list[int] = []          # >= 1: addition: hard problems of exactly so many digits, instead of validation rows
+loop_multiple = 4               # >= 1: loops to take, in multiples of those trained with
+converged = 3e-2                # > 0: delta below it is convergence, where one number is asked for; Huginn's exit
 halting = False                 # also the diagnosis of halting by confidence
 probes = True                   # also the linear probes, the slowest part
-sequences = 8                   # sequences for the perturbation and the Jacobian, in float64
-iterations = 200                # steps of the power iteration
+sequences = 8                   # >= 1: sequences for the perturbation and the Jacobian, in float64
+iterations = 200                # >= 1: steps of the power iteration
 device = "auto"                 # auto, cpu, cuda
-seed = 1337                     # of the untrained weights, of the validation batch and of the perturbation
+seed = 1337                     # >= 0: of the untrained weights, of the validation batch and of the perturbation
 
 EPSILONS = (1e-1, 3e-2, 1e-2, 1e-3, 1e-4)  # the grid of thresholds of delta
 PERIODS = range(2, 9)
@@ -463,7 +463,7 @@ def make_sample(model, data, title):
         own = addition_sample(model.config, data.meta, X, Y, train_X, train_Y)
     L = model.trained_loops
     limit = len(model.step_bias) if model.config.step_encoding == "learned" else math.inf
-    return SimpleNamespace(**own, train_X=train_X, L=L, limit=limit, total=int(min(max(1, loop_multiple) * L, limit)),
+    return SimpleNamespace(**own, train_X=train_X, L=L, limit=limit, total=int(min(loop_multiple * L, limit)),
                            rule=model.config.halt, loops={}, title=title, halting=halting, converged=converged,
                            epsilons=EPSILONS, push=PUSH)
 
@@ -538,6 +538,8 @@ def main():
     target = os.path.join(folder, "analyze.csv")
     runtime.require_writable(target)  # also of a folder that is none, before data are read
     data = open_dataset(saved.get("config", {}).get("dataset", "?"), like=saved.get("meta"))
+    say_without_effect(*idle_settings(model.config, every_rule=halting),
+                       (data.meta.kind == "text", "the data is a text", "digits"))
     with runtime.measuring(target, machine, FIELDS, checkpoint=path, trained=saved.get("provenance")) as table:
         try:
             sample = make_sample(model, data, path)

@@ -39,9 +39,9 @@ only = ""                       # only cases whose name contains this, 64x128x16
 quick = False                   # fewer shapes
 out = ""                        # the CSV; empty: results/bench_<gpu>.csv
 device = "auto"                 # auto, cuda; cpu: a dry run
-replays = 30                    # timed replays of each path
-workers = 10                    # groups that get ready side by side
-seconds = 90                    # for a group to get a path ready, and for each of its rows after that
+replays = 30                    # >= 1: timed replays of each path
+workers = 10                    # >= 1: groups that get ready side by side
+seconds = 90                    # >= 1: for a group to get a path ready, and for each of its rows after that
 
 COLUMNS = ("table", "case", "path", "microseconds", "per_loop", "ratio", "ratio_to", "bar", "note")
 TOLERANCE = 2e-2                # relative error of a bf16 result

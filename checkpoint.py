@@ -1,10 +1,27 @@
-"""A checkpoint for a script: the model in eval mode, what is known of its tokens, and the settings that may change."""
+"""The settings of a model that train.py makes; and a checkpoint for a script: the model in eval mode, what is known of
+its tokens, and the settings that may change."""
 import os
 
 from configurator import class_settings
 from dataset import checkpoint_meta
+from model import GPTConfig
 from model_loop import INFERENCE_SETTINGS, LoopConfig, from_checkpoint
 from runtime import load_checkpoint, require_backend
+
+
+def model_settings(settings, given, facts):
+    """The model_args of a new model: the settings that its config class has, and the facts of its dataset."""
+    kind = settings["model_type"]
+    if kind not in ("loop", "gpt"):
+        raise SystemExit(f"--model_type={kind}: loop or gpt")
+    own = class_settings(LoopConfig if kind == "loop" else GPTConfig)
+    other = [k for k in class_settings(LoopConfig) if k in given and k not in own]
+    if other:
+        raise SystemExit(f"{', '.join(other)}: only model_type 'loop' has this; nanoGPT's GPT is the plain baseline")
+    args = {k: settings[k] for k in own if k in settings} | {k: v for k, v in facts.items() if k in own}
+    if kind == "gpt" and "n_layer" not in given:
+        args["n_layer"] = GPTConfig.n_layer  # LoopConfig's default is 1
+    return args
 
 
 def inference_settings():

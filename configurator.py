@@ -2,6 +2,10 @@
 
 The defaults are the assignments `name = value  # comment` at the top of a script, and the fields of a dataclass. A
 config file is a list of `name = constant expression`. A value must be of its default's type, or of its annotation's.
+A number must be finite and in the range with which its comment begins:
+
+    beta1 = 0.9     # >= 0, < 1: both hold; of a list for every number in it
+    log_scale = 0   # 0 or >= 2: one of them holds
 
     own, further, given = configure(__file__)   # in a script; exits with one clear line for a mistake
     python train.py config/demo_addition.py --max_iters=100 --num_loops=[4,6,8]
@@ -10,8 +14,10 @@ import ast
 import difflib
 import inspect
 import io
+import math
 import operator
 import os
+import re
 import sys
 import tokenize
 from dataclasses import dataclass
@@ -19,6 +25,9 @@ from dataclasses import dataclass
 BINARY = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
           ast.FloorDiv: operator.floordiv}
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "None": type(None)}
+COMPARISONS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt, "": operator.eq}
+NUMBER = r"(?:[<>]=? )?-?\d+(?:\.\d+)?(?:e-?\d+)?"
+RANGE = re.compile(rf"({NUMBER}(?:(?:, | or ){NUMBER})*): ")
 
 
 @dataclass
@@ -26,6 +35,12 @@ class Setting:
     default: object
     kind: str       # as annotated: 'int', 'float | str', 'int | list[int]', ...
     comment: str
+
+    @property
+    def range(self):
+        """The numbers that its comment allows, '>= 0, < 1' or '0 or >= 2'; '' if it says nothing."""
+        found = RANGE.match(self.comment)
+        return found[1] if found else ""
 
 
 def constant(node):
@@ -98,6 +113,28 @@ def convert(value, kind):
     raise ValueError(f"{value!r} is not of type {kind}")
 
 
+def in_range(value, setting):
+    """value, in which every number is finite and in the setting's range. ValueError if one is not."""
+    for x in value if isinstance(value, list) else [value]:
+        if type(x) not in (int, float):
+            continue
+        if type(x) is float and not math.isfinite(x):
+            raise ValueError(f"{x} is not a finite number")
+        for alternative in filter(None, setting.range.split(" or ")):
+            bounds = [bound.rpartition(" ") for bound in alternative.split(", ")]
+            if all(COMPARISONS[sign](x, float(limit)) for sign, _, limit in bounds):
+                break
+        else:
+            if setting.range:
+                raise ValueError(f"{x} is out of range; it must be {setting.range}")
+    return value
+
+
+def checked(value, setting):
+    """value, of the kind and in the range of a setting. ValueError if it does not fit."""
+    return in_range(convert(value, setting.kind), setting)
+
+
 def parse_value(text, kind):
     """A value from the command line, as its kind asks for it; plain strings need no quotes."""
     if kind == "str":
@@ -138,7 +175,7 @@ def read_config(path, settings):
         if key not in settings:
             raise SystemExit(where + unknown(key, settings))
         try:
-            given[key] = convert(constant(node.value), settings[key].kind)
+            given[key] = checked(constant(node.value), settings[key])
         except (ValueError, ArithmeticError) as e:
             raise SystemExit(f"{where}{key}: {e}") from None
     return given
@@ -157,14 +194,30 @@ def read_arguments(argv, settings):
         if not eq and settings[key].kind != "bool":
             raise SystemExit(f"{arg}: write it as --{key}=value")
         try:
-            given[key] = parse_value(text if eq else "True", settings[key].kind)
+            given[key] = in_range(parse_value(text if eq else "True", settings[key].kind), settings[key])
         except ValueError as e:
             raise SystemExit(f"--{key}: {e}") from None
     return given
 
 
+def say_without_effect(*cases):
+    """One line on stderr, if any key of the command line does nothing in this run. Those of config files may: a file
+    serves several commands.
+
+    cases: (whether they do nothing, why, *keys); of a key the first reason counts.
+    """
+    typed = [arg[2:].partition("=")[0] for arg in sys.argv[1:] if arg.startswith("--")]
+    found = {}
+    for idle, why, *keys in cases:
+        for key in keys:
+            if idle and key in typed:
+                found.setdefault(key, why)
+    if found:
+        print("without effect: " + "; ".join(f"--{key} ({why})" for key, why in found.items()), file=sys.stderr)
+
+
 def help_text(script, doc, groups):
-    """Every key with its default and its comment, the settings of `groups` {title: settings} in turn."""
+    """Every key with its default, its range and its comment, the settings of `groups` {title: settings} in turn."""
     lines = [(doc or "").strip(), "", f"usage: python {os.path.basename(script)} [config/file.py] [--key=value ...]"]
     for title, settings in groups.items():
         lines += ["", title]

@@ -28,27 +28,27 @@ import addition
 import figures
 import runtime
 from checkpoint import inference_settings, open_model
-from configurator import configure
+from configurator import configure, say_without_effect
 from dataset import get_batch, open_dataset, sequence_length
 from intervals import mean_interval, share_interval, spearman
 from looplm_kernels import RULES
-from model_loop import LoopGPT
+from model_loop import LoopGPT, idle_settings
 
 checkpoint = ""                 # a checkpoint file; empty: ckpt_best.pt, else ckpt_last.pt, of out_dir
 out_dir = "out"                 # where train.py wrote
-digits: list[int] = [1, 2, 3, 4, 5, 6, 7, 8]  # addition: digit counts, both operands have exactly so many
+digits: list[int] = [1, 2, 3, 4, 5, 6, 7, 8]  # >= 1: addition: digit counts, both operands have exactly so many
 kinds = "uniform,hard"          # addition: the kinds of problems to measure, of addition.KINDS, or all
-problems = 2000                 # addition: problems per digit count and kind
-grid = 0                        # addition: also all pairs of lengths 1..grid, with problems / 10 each
+problems = 2000                 # >= 1: addition: problems per digit count and kind
+grid = 0                        # >= 0: addition: also all pairs of lengths 1..grid, with problems / 10 each
 control = False                 # addition: also the random control of the halting rule
 frontier = False                # addition: also accuracy against loops of every rule, with problems / 4 per digit count
 plot = False                    # addition: draw <table>_loops.png and, with frontier, <table>_frontier.png
-eval_iters = 50                 # batches of the validation loss; 0: skip it
-batch_size = 250                # sequences per forward pass
+eval_iters = 50                 # >= 0: batches of the validation loss; 0: skip it
+batch_size = 250                # >= 1: sequences per forward pass
 csv_file = ""                   # where the table goes; empty: evaluate.csv beside the checkpoint
 device = "auto"                 # auto, cpu, cuda
 dtype = "float32"               # float32, or bfloat16 by autocast
-seed = 0                        # of the random control
+seed = 0                        # >= 0: of the random control
 
 
 def progress(items, name, unit):
@@ -260,8 +260,20 @@ def print_grid(rows):
         print(f"{n + 1:>5}" + "".join(f"{100 * r['accuracy']:>6.0f}" for r in rows[n * grid:][:grid]))
 
 
+def check_lengths(model, meta):
+    """ValueError that names digits or grid if numbers are longer than the model has positions for."""
+    for key, n in (("digits", max(digits, default=0)), ("grid", grid)):
+        if n:
+            X, *_ = test_batch(meta, n, n, "hard", 1)  # 99..9 + 1: the sum is longer, too
+            try:
+                model.embed(X.to(model.lm_head.weight.device))
+            except ValueError as e:
+                raise ValueError(f"--{key} goes up to {n} digits: {e}") from None
+
+
 def addition_tables(model, meta, table):
     """Add all rows of an addition model to the table, and print them."""
+    check_lengths(model, meta)
     asked, done = kinds_asked(), []
     pairs = [(n, n, kind, problems) for n in digits for kind in asked]
     cells = [(n, m, "grid", max(1, problems // 10)) for n in range(1, grid + 1) for m in range(1, grid + 1)]
@@ -346,6 +358,12 @@ def main():
     model, meta, saved, path = open_model(checkpoint, out_dir, machine, overrides)
     if (frontier or plot) and not (is_looped(model) and meta.kind == "rows" and digits):
         raise SystemExit("frontier and plot need a looped model of the addition task, and digits")
+    say_without_effect(
+        *idle_settings(model.config, every_rule=frontier),
+        (meta.kind != "rows", "the data is a text", "digits", "problems", "grid", "control"),
+        (not is_looped(model), "a plain GPT has no halting rule", "control"),
+        (not (control or frontier), "there is no random control", "seed"),
+        (checkpoint, "checkpoint is given", "out_dir"))
     print(describe(model, saved, path))
     target = csv_file or os.path.join(os.path.dirname(path), "evaluate.csv")
     with runtime.measuring(target, machine, checkpoint=path, trained=saved.get("provenance")) as table:

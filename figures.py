@@ -18,6 +18,7 @@ import runtime
 KINDS = (*addition.KINDS, "loops_solved", "chain")  # that evaluations of sweep.py tell of; OF_LOOPS: mean loops
 OF_LOOPS = KINDS[-2:]
 CHAIN_DIGITS = 12   # of the problems whose loops sweep.py tells by their carry chains
+TRACES, TOKENS = 6, 60  # that a heat map shows at most: sequences, and tokens of each
 STYLE = {"trained": dict(color="k", marker="o", ls="-"), "untrained": dict(color="0.5", marker="s", ls="--")}
 
 
@@ -80,8 +81,8 @@ def draw_traces(traces, titles, largest, path):
 
     traces: for each sequence its rows, as trace_rows of sample.py makes them; largest: entropy in nats that is black.
     """
-    traces, titles = traces[:6], titles[:6]
-    longest = min(60, max(map(len, traces)))
+    traces, titles = traces[:TRACES], titles[:TRACES]
+    longest = min(TOKENS, max(map(len, traces)))
     L = max(1, *(r["loops"] for rows in traces for r in rows))
     figure, axes = new_figure(len(traces), (1.2 + len(traces) * (0.9 + 0.42 * L), 1.2 + 0.28 * longest), share=False)
     for ax, rows, title in zip(axes, traces, titles, strict=True):

@@ -20,15 +20,15 @@ from think import MASK_FLOOR
 
 @dataclass
 class GPTConfig:
-    vocab_size: int = 50304     # GPT-2's 50257 padded to a multiple of 64; train.py takes the dataset's own
-    block_size: int = 256       # longest sequence that learned positions can stand for
-    n_layer: int = 6            # distinct blocks
-    n_head: int = 6             # attention heads
-    n_embd: int = 384           # width C
-    dropout: float = 0.0        # 0 for large data, 0.1 and more for small
+    vocab_size: int = 50304     # >= 1: GPT-2's 50257 padded to a multiple of 64; train.py takes the dataset's own
+    block_size: int = 256       # >= 1: longest sequence that learned positions can stand for
+    n_layer: int = 6            # >= 1: distinct blocks
+    n_head: int = 6             # >= 1: attention heads
+    n_embd: int = 384           # >= 1: width C
+    dropout: float = 0.0        # >= 0, < 1: 0 for large data, 0.1 and more for small
     bias: bool = False          # biases in Linear and LayerNorm; GPT-2 has them, without is a bit better and faster
     tie_weights: bool = True    # the head shares its weights with the token embedding
-    label_smoothing: float = 0.0  # of the training loss; validation never smooths
+    label_smoothing: float = 0.0  # >= 0, < 1: of the training loss; validation never smooths
 
     log_scale, backend = 0, "auto"  # settings of LoopConfig, which a plain GPT does not have
 

@@ -50,30 +50,30 @@ FROM_DATASET = ("vocab_size", "pad_token", "think_token", "number_tokens", "long
 
 @dataclass
 class LoopConfig(GPTConfig):
-    n_layer: int = 1            # distinct blocks inside the loop: n_layer blocks x num_loops loops
-    num_loops: int | list[int] = 8  # loops L; of a list one is drawn in each step, evaluation uses the largest
+    n_layer: int = 1            # >= 1: distinct blocks inside the loop: n_layer blocks x num_loops loops
+    num_loops: int | list[int] = 8  # >= 1: loops L; of a list one is drawn in each step, evaluation uses the largest
     pos: str = "learned"        # positions: learned, none, rope, place (a digit's index within its number)
-    place_ids: int = 64         # size of the table of place ids
-    place_subset: int = 16      # ids a training row draws out of the table, sorted; 0 trains on 1, 2, 3, ...
-    place_runs: float = 0.0     # share of training rows whose ids are consecutive, from a random one on
+    place_ids: int = 64         # >= 1: size of the table of place ids
+    place_subset: int = 16      # >= 0: ids a training row draws out of the table, sorted; 0 trains on 1, 2, 3, ...
+    place_runs: float = 0.0     # >= 0, <= 1: share of training rows whose ids are consecutive, from a random one on
     place_next: bool = False    # a second table tells the place that follows: of '=' the first one, of symbols none
-    place_scale: float = 0.02   # standard deviation of the place tables at the start
+    place_scale: float = 0.02   # > 0: standard deviation of the place tables at the start
     inject: str = "add"         # what re-enters from loop 2 on: add h + x0; none h; concat W [h; x0]; decay a*h + b*x0
     step_encoding: str = "none"  # what tells the loops apart: none, learned, sinusoid, rope (rotates the query)
     update: str = "replace"     # replace: h = Block(u); a step of dh/dt = Block(u) - u by: euler, heun (2 x), rk4 (4 x)
-    alpha: float | str = 1.0    # step size of these three: a number, 'learned' (a scalar) or 'gate' (a token's own)
+    alpha: float | str = 1.0    # > 0: step size of these three; or 'learned' (a scalar), 'gate' (a token's own)
     loop_norm: bool = False     # layer norm of the state after every loop
-    grad_loops: int = 0         # loops that gradients go back through, the last ones of a step; 0: all
+    grad_loops: int = 0         # >= 0: loops that gradients go back through, the last ones of a step; 0: all
     supervise: str = "last"     # of those, the loops whose readout is trained: last, half (the second half), all
     halt_head: str = "none"     # learned halting: none, joint (trained along), after (on the frozen model)
     halt: str = "none"          # halting rule at inference: none, confidence, entropy, delta, kl, gate
-    halt_threshold: float | None = None  # a token halts where its score passes this; None: the rule's own, RULES
-    think_threshold: float | None = None  # the same from the think token on ('=' in addition); None: halt_threshold
-    min_loops: int = 1          # no rule halts a token earlier
-    prompt_loops: int = 0       # tokens before the think token take exactly this many loops; 0: by the rule
-    think_loops: int = 0        # tokens from the think token on take exactly this many, beyond num_loops too; 0: rule
-    log_scale: int = 0          # visible keys beyond which attention logits grow with the log of their number; 0: never
-    anderson: int = 0           # earlier loops that Anderson acceleration mixes in, to a fixed point sooner; 0: off
+    halt_threshold: float | None = None  # >= 0: a token halts where its score passes this; None: the rule's own, RULES
+    think_threshold: float | None = None  # >= 0: as that, from the think token on (addition: '='); None: as that
+    min_loops: int = 1          # >= 1: no rule halts a token earlier
+    prompt_loops: int = 0       # >= 0: tokens before the think token take exactly this many loops; 0: by the rule
+    think_loops: int = 0        # >= 0: from it on exactly this many, beyond num_loops too; 0: by the rule
+    log_scale: int = 0          # 0 or >= 2: keys beyond which attention logits grow with the log of their count; 0: off
+    anderson: int = 0           # >= 0: earlier loops that Anderson acceleration mixes in, to settle sooner; 0: off
     backend: str = "auto"       # kernels at inference: auto, cutile, torch
     # FROM_DATASET, which train.py takes from the dataset
     pad_token: int | None = None  # pads start halted and take 0 loops
@@ -95,14 +95,10 @@ def check(config):
     counts = loop_counts(config.num_loops)
     if not counts or min(counts) < 1:
         raise ValueError(f"num_loops {config.num_loops} must be one or more counts of at least 1")
-    if config.alpha not in ("learned", "gate") and (isinstance(config.alpha, str) or config.alpha <= 0):
+    if isinstance(config.alpha, str) and config.alpha not in ("learned", "gate"):
         raise ValueError(f"alpha {config.alpha!r} must be a number above 0, 'learned' or 'gate'")
     if config.halt == "gate" and config.halt_head == "none":
         raise ValueError("halt 'gate' needs a model trained with --halt_head=joint or after")
-    if min(config.prompt_loops, config.think_loops, config.grad_loops, config.anderson, config.min_loops - 1) < 0:
-        raise ValueError("prompt_loops, think_loops, grad_loops and anderson must be at least 0, min_loops at least 1")
-    if config.log_scale < 0 or config.log_scale == 1:
-        raise ValueError(f"log_scale {config.log_scale} must be 0, or a number of tokens above 1")
     if config.inject == "none" and 0 < config.grad_loops < max(counts):
         raise ValueError("grad_loops below num_loops needs an injection: inject 'none' reads the input in loop 1 "
                          "alone, and no gradient would reach the embeddings")
@@ -130,6 +126,42 @@ def check(config):
         raise ValueError(f"alpha {config.alpha!r} is the step size of euler, heun and rk4; update 'replace' has none")
     if "rope" in (config.pos, config.step_encoding) and config.n_embd // config.n_head % 2:
         raise ValueError("rope needs an even head size n_embd / n_head")
+
+
+def check_halting(config, given):
+    """ValueError for a rule by which no token could ever halt before the last loop, if a key in `given` asks for it.
+
+    Apart from check(): what checkpoints hold still loads, and a rule may meet fewer loops than it was made for.
+    """
+    if config.halt == "none":
+        return
+    loops = max(loop_counts(config.num_loops))
+    for key in ("halt_threshold", "think_threshold"):
+        value = getattr(config, key)
+        if value is not None and value > 1 and config.halt in ("confidence", "gate") and given & {"halt", key}:
+            raise ValueError(f"{key} {value} is above 1, and the scores of halt {config.halt!r} are probabilities: no "
+                             "token could halt; take one of 0 to 1")
+    if config.min_loops > loops and "min_loops" in given:
+        raise ValueError(f"min_loops {config.min_loops} is above num_loops {config.num_loops}: no token could "
+                         "halt; take a smaller one")
+
+
+def idle_settings(config, every_rule=False):
+    """Settings that do nothing beside the others, as cases for say_without_effect of configurator.py.
+
+    every_rule: halt is not the only rule that is looked at.
+    """
+    if not isinstance(config, LoopConfig):
+        return []
+    c, none = config, config.halt == "none"
+    return [
+        (none and not every_rule, "halt is none", "min_loops"),
+        (none, "halt is none", "halt_threshold", "think_threshold"),
+        (c.think_token is None, "the data has no think token", "think_threshold"),
+        (c.think_loops, "think_loops says how many loops the answer takes", "think_threshold"),
+        (c.prompt_loops and (c.think_loops or c.think_threshold is not None),
+         "prompt_loops, and think_loops or think_threshold, say when tokens halt", "halt_threshold"),
+        (c.pos != "place", f"pos is {c.pos}", "place_ids", "place_subset")]
 
 
 class Inject(nn.Module):
@@ -450,5 +482,6 @@ def from_checkpoint(checkpoint, **overrides):
         setattr(model.config, key, value)
     if isinstance(model, LoopGPT):
         check(model.config)
+        check_halting(model.config, set(overrides))
         model.trained_loops = max(loop_counts(model.config.num_loops))
     return model.eval()

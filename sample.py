@@ -16,18 +16,18 @@ import addition
 import figures
 import runtime
 from checkpoint import inference_settings, open_model
-from configurator import configure
+from configurator import configure, say_without_effect
 from dataset import decode, encode
-from model_loop import LoopGPT
+from model_loop import LoopGPT, idle_settings
 
 checkpoint = ""                 # a checkpoint file; empty: ckpt_best.pt, else ckpt_last.pt, of out_dir
 out_dir = "out"                 # where train.py wrote
 start = ""                      # the prompt or the problems, or FILE:path; empty: a new line, or three problems
-num_samples = 1                 # samples of each prompt
-max_new_tokens = 200            # text: tokens to write
-temperature: float | None = None  # 0 takes the likeliest token; None: 0.8 for text, 0 for addition
-top_k = 200                     # text: only the likeliest so many tokens can be drawn; 0: all
-seed = 1337                     # of the draws
+num_samples = 1                 # >= 1: samples of each prompt
+max_new_tokens = 200            # >= 0: text: tokens to write
+temperature: float | None = None  # 0 or >= 1e-6: 0 takes the likeliest token; None: 0.8 for text, 0 for addition
+top_k = 200                     # >= 0: text: only the likeliest so many tokens can be drawn; 0: all
+seed = 1337                     # >= 0: of the draws
 trace: bool | None = None       # print the thinking trace; None: of addition only
 trace_file = ""                 # also write the trace as JSON lines, one per token
 trace_png = ""                  # also draw it as a heat map
@@ -111,18 +111,31 @@ def print_trace(rows, largest):
               f"{last:>5.2f}  {guesses}")
 
 
+def passes(sequence, written, context):
+    """The passes by which generate wrote a sequence, each over `context` tokens at most, as (start, end, own): over the
+    positions start to end, of which the last `own` are shown. Up to the context's end the tokens of one are those of
+    all before it; from there on every token was written from another window.
+    """
+    prompt = 1 + next((t for t, w in enumerate(written) if w is not None), len(sequence) - 1)
+    start = max(0, prompt - context)
+    end = min(start + context, len(sequence))
+    return [(start, end, end - start)] + [(e - context, e, 1) for e in range(end + 1, len(sequence) + 1)]
+
+
 def trace_rows(model, meta, sequence, written, number):
-    """The trace of one sequence as dicts of plain values, one per token; None for NaN. number: of the sequence."""
-    _, record = model.think(torch.tensor([sequence], device=model.lm_head.weight.device))
-    record = {k: v[0].cpu() for k, v in record.items()}
-    rows = []
-    for t, (reads, writes) in enumerate(zip(sequence, written, strict=True)):
-        row = dict(sample=number, position=t, reads=show(meta, reads),
-                   writes=None if writes is None else show(meta, writes),
-                   loops=int(record["loops"][t]), prediction=[show(meta, p) for p in record["prediction"][t]])
-        for key in ("entropy", "confidence", "delta"):
-            row[key] = [None if math.isnan(x) else round(x, 6) for x in record[key][t].tolist()]
-        rows.append(row)
+    """The trace of one sequence as dicts of plain values, one per token, of the pass that wrote what stands there; None
+    for NaN. number: of the sequence."""
+    context, rows = model.config.block_size if model.learned_positions else len(sequence), []
+    for start, end, own in passes(sequence, written, context):
+        _, record = model.think(torch.tensor([sequence[start:end]], device=model.lm_head.weight.device))
+        record = {k: v[0, -own:].cpu() for k, v in record.items()}
+        for i, t in enumerate(range(end - own, end)):
+            row = dict(sample=number, position=t, context_start=start, reads=show(meta, sequence[t]),
+                       writes=None if written[t] is None else show(meta, written[t]),
+                       loops=int(record["loops"][i]), prediction=[show(meta, p) for p in record["prediction"][i]])
+            for key in ("entropy", "confidence", "delta"):
+                row[key] = [None if math.isnan(x) else round(x, 6) for x in record[key][i].tolist()]
+            rows.append(row)
     return rows
 
 
@@ -131,6 +144,27 @@ def write_trace(rows, first):
     Raises OSError."""
     with runtime.whole_file(trace_file) if first else runtime.appending(trace_file) as f:
         f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def say_what_no_trace_shows(rows):
+    """A line on what the trace of a sequence beyond the context leaves out; no line if it leaves out nothing."""
+    first, last = rows[0]["context_start"], rows[-1]
+    left = [f"the first {first} tokens, which no pass read"] * (first > 0)
+    if last["context_start"] > first:
+        size = last["position"] + 1 - last["context_start"]
+        left += [f"from position {first + size} on, what each pass made of the {size - 1} tokens before its last one"]
+    if left:
+        print(f"trace: not shown, as the context ends at block_size: {'; '.join(left)}")
+
+
+def what_is_drawn(traces):
+    """What a heat map shows of the traces, in brackets; "" if that is all."""
+    part, longest = [], max(map(len, traces))
+    if len(traces) > figures.TRACES:
+        part.append(f"the first {figures.TRACES} of {len(traces)} sequences")
+    if longest > figures.TOKENS:
+        part.append(f"the first {figures.TOKENS} of up to {longest} tokens")
+    return f" ({', '.join(part)}; --trace_file=FILE has all)" if part else ""
 
 
 def samples(model, meta):
@@ -149,6 +183,18 @@ def samples(model, meta):
             yield sequence, written, title
 
 
+def say_idle_settings(model, meta):
+    """One line on keys of the command line that do nothing here."""
+    rows, slots = meta.kind == "rows", meta.kind == "rows" and meta.track == "slots"
+    greedy = not (temperature or temperature is None and not rows)
+    say_without_effect(
+        *idle_settings(model.config),
+        (rows, "an answer has an end", "max_new_tokens"),
+        (slots, "the slots are read out at once, nothing is drawn", "temperature", "top_k", "seed"),
+        (greedy, "temperature is 0, nothing is drawn", "top_k", "seed"),
+        (checkpoint, "checkpoint is given", "out_dir"))
+
+
 def main():
     settings, further, given = configure(__file__, inference_settings())
     globals().update(settings)
@@ -158,6 +204,7 @@ def main():
     printing, looped = meta.kind == "rows" if trace is None else trace, isinstance(model, LoopGPT)
     if (trace or trace_file or trace_png) and not looped:
         raise SystemExit(f"{path} is a plain GPT, which has no loops to trace")
+    say_idle_settings(model, meta)
     tracing, largest = looped and bool(trace_file or trace_png or printing), math.log(meta.vocab_size)
     runtime.seed_torch(seed)
     traces, titles, kept = [], [], 0
@@ -166,8 +213,7 @@ def main():
     with runtime.autocast(machine, runtime.choose_dtype(dtype, machine)), torch.no_grad():
         for sequence, written, title in samples(model, meta):
             if tracing:
-                context = model.config.block_size if model.learned_positions else len(sequence)  # of generate, too
-                traces.append(trace_rows(model, meta, sequence[-context:], written[-context:], len(traces)))
+                traces.append(trace_rows(model, meta, sequence, written, len(traces)))
                 titles.append(title)
                 if trace_file:
                     with runtime.going_on(trace_file):
@@ -175,8 +221,9 @@ def main():
                         kept += 1
                 if printing:
                     print_trace(traces[-1], largest)
+                say_what_no_trace_shows(traces[-1])
     if trace_png and figures.draw_traces(traces, titles, largest, trace_png):
-        print(f"heat map: {trace_png}")
+        print(f"heat map: {trace_png}{what_is_drawn(traces)}")
     if trace_file and kept < len(traces):
         raise SystemExit(f"{trace_file} has {kept} of {len(traces)} traces, since it could not be written")
     if trace_file:

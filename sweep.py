@@ -29,17 +29,19 @@ import torch
 import addition
 import figures
 import runtime
+from checkpoint import model_settings
 from configurator import class_settings, configure, read_arguments, read_settings
-from model_loop import FROM_DATASET, INFERENCE_SETTINGS, LoopConfig
+from dataset import model_facts, read_meta
+from model_loop import FROM_DATASET, INFERENCE_SETTINGS, LoopConfig, build, check_halting
 
 base = ""                       # config file of train.py; empty: its defaults
-seeds: list[int] = [1337]       # each row runs once per seed
+seeds: list[int] = [1337]       # >= 0: each row runs once per seed
 rows: list[str] = []            # "name: --key=value ..." of train.py; "name @3: ..." with the first 3 seeds only
 overrides: list[str] = []       # --key=value of train.py, for all rows; a row's own wins
 evaluate: list[str] = []        # "--key=value ..." of evaluate.py, or "label: --key=value ..." with columns label_*
 analyze = ""                    # "--key=value ..." of analyze.py, for runs of the first seed: results/<name>_states.csv
-parallel = 0                    # processes at once; 0: one per core, on CUDA half as many and at most 8
-timeout = 0.0                   # seconds after which a training, or an evaluation, is killed; 0: never
+parallel = 0                    # >= 0: processes at once; 0: one per core, on CUDA half as many and at most 8
+timeout = 0.0                   # >= 0: seconds after which a training, or an evaluation, is killed; 0: never
 out_dir = ""                    # where the runs go; empty: out/<name of the file>
 results = ""                    # path of the tables without .csv and .md; empty: results/<name of the file>
 dry_run = False                 # check everything, print the commands and stop
@@ -98,10 +100,25 @@ def read_evaluations(file, known):
     return tests
 
 
+def check_model(given, of_train):
+    """ValueError or SystemExit for settings of which train.py could make no model. given: those of a row."""
+    settings = {k: s.default for k, s in of_train.items()} | given
+    if settings["init_from"] != "scratch":
+        return  # then the rest is in a checkpoint
+    try:
+        facts = model_facts(read_meta(os.path.join("data", settings["dataset"])))
+    except SystemExit:  # its data may still be to come: what it would have to say is left out
+        facts = dict(think_token=0, number_tokens=(0,))
+    with torch.device("meta"):  # no weights, no time
+        model = build(model_settings(settings, set(given), facts))
+    if settings["model_type"] == "loop":
+        check_halting(model.config, set(given))
+
+
 def plan(file, root):
     """Every run as a dict of its row, seed, folder, settings and steps {name: command}; all checked, none started."""
-    if not rows or not seeds or len(set(seeds)) < len(seeds) or min(*seeds, parallel, timeout) < 0:
-        raise SystemExit(f"{file}: needs rows, seeds (each once, none negative), and no negative parallel or timeout")
+    if not rows or not seeds or len(set(seeds)) < len(seeds):
+        raise SystemExit(f"{file}: needs rows, and seeds, each once")
     of_train, of_analyze = settings_of("train.py"), settings_of("analyze.py", INFERENCE_SETTINGS)
     analysis = read_entry(file, analyze, of_analyze, "checkpoint", "out_dir")[2]
     tests, runs, slugs = read_evaluations(file, settings_of("evaluate.py", INFERENCE_SETTINGS)), [], set()
@@ -116,15 +133,20 @@ def plan(file, root):
         slugs.add(slug)
         config = words.pop(0) if words and not words[0].startswith("--") else base
         words = [*filter(None, [config]), *common, *words]
+        settings = read_arguments(words, of_train)
+        try:
+            check_model(settings, of_train)
+        except (SystemExit, ValueError) as e:
+            config_error(file, entry, e)
         for seed in seeds[:int(first or len(seeds))]:
             folder = f"{root}/{slug}/seed{seed}"
             last = f"--checkpoint={folder}/ckpt_last.pt"
             steps = {"train": ["train.py", *words, f"--seed={seed}", f"--out_dir={folder}"]} | {
                 step: ["evaluate.py", *test, last, f"--csv_file={folder}/{step}.csv"] for step, test in tests.items()}
-            settings = read_arguments(steps["train"][1:], of_train)
-            if analyze and seed == seeds[0] and settings.get("model_type") != "gpt":  # which has no loops to look at
+            own = settings | dict(seed=seed, out_dir=folder)
+            if analyze and seed == seeds[0] and own.get("model_type") != "gpt":  # which has no loops to look at
                 steps["analyze"] = ["analyze.py", *analysis, last, f"--out_dir={folder}"]
-            runs.append(dict(row=name, seed=seed, folder=folder, steps=steps, settings=settings))
+            runs.append(dict(row=name, seed=seed, folder=folder, steps=steps, settings=own))
     # all rows with the first seed come first, so that a sweep cut short still compares them
     return sorted(runs, key=lambda run: seeds.index(run["seed"]))
 

@@ -22,44 +22,53 @@ from torch.nn.parallel import DistributedDataParallel
 
 import figures
 import runtime
-from configurator import class_settings, configure
+from checkpoint import model_settings
+from configurator import checked, class_settings, configure, read_settings, say_without_effect
 from dataset import get_batch, model_facts, open_dataset, sequence_length
-from model import GPTConfig
-from model_loop import FROM_DATASET, INFERENCE_SETTINGS, LoopConfig, build, load_weights, loop_counts
+from model_loop import (
+    FROM_DATASET,
+    INFERENCE_SETTINGS,
+    LoopConfig,
+    build,
+    check_halting,
+    idle_settings,
+    load_weights,
+    loop_counts,
+)
 
 # input, output
 out_dir = "out"                 # where checkpoints and logs go
 dataset = "addition"            # the folder data/<dataset>, written by its prepare.py
 init_from = "scratch"           # scratch, resume (goes on from out_dir/ckpt_last.pt), or a checkpoint's path
-seed = 1337                     # of everything random: weights, batches, dropout, loop counts
+seed = 1337                     # >= 0: of everything random: weights, batches, dropout, loop counts
 # evaluation and logs
-eval_interval = 500             # iterations between evaluations; a checkpoint is saved before each
-eval_iters = 20                 # batches an evaluation averages over, the same ones each time
+eval_interval = 500             # >= 1: iterations between evaluations; a checkpoint is saved before each
+eval_iters = 20                 # >= 1: batches an evaluation averages over, the same ones each time
 eval_only = False               # evaluate once and stop
-log_interval = 50               # iterations between log lines
+log_interval = 50               # >= 1: iterations between log lines
 wandb_log = False               # also log to Weights & Biases
 wandb_project = "looplm"        # its project
 wandb_run_name = "run"          # its run
 # the batch
-batch_size = 64                 # rows of a micro-step
-gradient_accumulation_steps = 1  # micro-steps of an iteration, over all ranks together; at least one each
+batch_size = 64                 # >= 1: rows of a micro-step
+gradient_accumulation_steps = 1  # >= 1: micro-steps of an iteration, over all ranks together; at least one each
 fresh_rows = False              # addition: draw new problems in every step instead of reading train.bin
 swap_operands = False           # addition: exchange the operands of half of the rows
-flip_rows = 0.0                 # addition: share of rows written C=A+B
+flip_rows = 0.0                 # >= 0, <= 1: addition: share of rows written C=A+B
 # the model; its other settings are listed below these
 model_type = "loop"             # loop: LoopGPT; gpt: nanoGPT's GPT
 # AdamW
-learning_rate = 1e-3            # the highest, after the warm-up
-max_iters = 5000                # iterations in all
-weight_decay = 0.1              # of matrices and embeddings
-beta1 = 0.9                     # decay of the gradient's mean
-beta2 = 0.99                    # decay of its square
-grad_clip = 1.0                 # largest norm of the gradient; 0 never clips
-ema_decay = 0.0                 # keep averaged weights, which evaluation and sampling use; 0: none, else 0.99 and up
+learning_rate = 1e-3            # > 0: the highest, after the warm-up
+max_iters = 5000                # >= 1: iterations in all
+weight_decay = 0.1              # >= 0: of matrices and embeddings
+beta1 = 0.9                     # >= 0, < 1: decay of the gradient's mean
+beta2 = 0.99                    # >= 0, < 1: decay of its square
+grad_clip = 1.0                 # >= 0: largest norm of the gradient; 0 never clips
+ema_decay = 0.0                 # >= 0, < 1: averaged weights, for evaluation and sampling; 0: none, else 0.99 and up
 decay_lr = True                 # cosine decay of the learning rate
-warmup_iters = 100              # iterations of linear warm-up
-lr_decay_iters = 0              # iteration at which the rate reaches min_lr; 0: max_iters
-min_lr = 0.0                    # where the decay ends
+warmup_iters = 100              # >= 0: iterations of linear warm-up
+lr_decay_iters = 0              # >= 0: iteration at which the rate reaches min_lr; 0: max_iters
+min_lr = 0.0                    # >= 0: where the decay ends
 # the machine
 device = "auto"                 # auto, cpu, cuda, cuda:1, ...
 dtype = "auto"                  # autocast to bfloat16, or float32 (tf32 products on CUDA); auto: bfloat16 if there
@@ -67,6 +76,8 @@ compile: bool | str = "auto"    # torch.compile; auto: on CUDA, unless cuda_grap
 cuda_graph = False              # capture the whole step, one graph per loop count; for small models on a GPU
 deterministic = False           # bit-exact on CUDA too, slower; a CPU is in any case
 
+OF_THIS_RUN = {"out_dir", "init_from", "eval_only", "device", "dtype", "compile", "cuda_graph", "wandb_log",
+               "wandb_project", "wandb_run_name"}  # what a resumed run does not take from its checkpoint
 MAY_CHANGE_ON_RESUME = set(INFERENCE_SETTINGS) - {"num_loops"}  # model settings that a resumed run may change
 COLUMNS = ("iter", "loss", "lr", "grad_norm", "ms", "tokens_per_s", "loops", "train_loss", "val_loss",
            "val_loss_per_loop", "halted_after")  # of log.csv
@@ -100,13 +111,39 @@ def batch(run, it, index):
 
 # ---- set-up
 
-def check_settings(settings):
+def check_settings():
     """SystemExit for values that no run can have."""
-    for key in ("batch_size", "gradient_accumulation_steps", "eval_interval", "eval_iters", "log_interval"):
-        if settings[key] < 1:
-            raise SystemExit(f"--{key}={settings[key]}: must be at least 1")
     if compile not in ("auto", True, False):
         raise SystemExit(f"--compile={compile}: auto, True or False")
+
+
+def starting_point(settings, given):
+    """(the checkpoint that a run starts from or None, its settings): resumed, a run has those of its checkpoint, but
+    for those given and those of the machine."""
+    if settings["init_from"] == "scratch":
+        return None, settings
+    if settings["init_from"] != "resume":
+        return runtime.load_checkpoint(settings["init_from"]), settings
+    path = os.path.join(settings["out_dir"], "ckpt_last.pt")
+    checkpoint = runtime.load_checkpoint(path, needed=("model", "model_args", "optimizer", "iter_num"))
+    kind = "loop" if "num_loops" in checkpoint["model_args"] else "gpt"  # nanoGPT's says nothing of it
+    saved, taken = dict(model_type=kind) | checkpoint.get("config", {}), {}
+    with open(__file__, encoding="utf-8") as f:
+        known = read_settings(f.read())
+    for key in known.keys() & saved.keys() - given - OF_THIS_RUN:
+        try:
+            taken[key] = checked(saved[key], known[key])
+        except ValueError as e:
+            raise SystemExit(f"{path} was trained with {key}: {e}; give another --{key}") from None
+    return checkpoint, settings | taken
+
+
+def say_what_differs(run, old):
+    """One line: which settings of a resumed run are not those of its checkpoint, of old {key: value}."""
+    differ = [f"{k} {old[k]} -> {v}" for k, v in run.settings.items() if k in old and old[k] != v
+              and k not in OF_THIS_RUN]
+    print(f"resumed from {run.last_path} at iteration {run.it}, settings as there"
+          + (f", but {', '.join(differ)}" if differ else ""))
 
 
 def choose_machine():
@@ -121,20 +158,6 @@ def choose_machine():
         raise SystemExit("--cuda_graph=True needs one process on one CUDA GPU")
     return SimpleNamespace(rank=rank, world=world, device=place, dtype=number, cuda=cuda, master=rank == 0,
                            context=runtime.autocast(place, number))
-
-
-def model_settings(settings, given, facts):
-    """The model_args of a new model: the settings that its config class has, and the facts of its dataset."""
-    if model_type not in ("loop", "gpt"):
-        raise SystemExit(f"--model_type={model_type}: loop or gpt")
-    own = class_settings(LoopConfig if model_type == "loop" else GPTConfig)
-    other = [k for k in class_settings(LoopConfig) if k in given and k not in own]
-    if other:
-        raise SystemExit(f"{', '.join(other)}: only model_type 'loop' has this; nanoGPT's GPT is the plain baseline")
-    args = {k: settings[k] for k in own if k in settings} | {k: v for k, v in facts.items() if k in own}
-    if model_type == "gpt" and "n_layer" not in given:
-        args["n_layer"] = GPTConfig.n_layer  # LoopConfig's default is 1
-    return args
 
 
 def make_model(settings, given, facts, checkpoint):
@@ -161,16 +184,13 @@ def make_model(settings, given, facts, checkpoint):
     return model, args
 
 
-def open_run(settings, given, last_path):
-    """The dataset, the model, its model_args, tokens T of a sequence, and the checkpoint it starts from or None."""
-    checkpoint = None
-    if init_from == "resume":
-        checkpoint = runtime.load_checkpoint(last_path, needed=("model", "model_args", "optimizer", "iter_num"))
-    elif init_from != "scratch":
-        checkpoint = runtime.load_checkpoint(init_from)
+def open_run(settings, given, checkpoint):
+    """The dataset, the model, its model_args, and tokens T of a sequence; checkpoint: it starts from that, or None."""
     data = open_dataset(dataset, like=checkpoint.get("meta") if init_from == "resume" else None)
     try:
         model, model_args = make_model(settings, given, model_facts(data.meta), checkpoint)
+        if model_type == "loop":
+            check_halting(model.config, given)
     except ValueError as e:
         raise SystemExit(f"train.py: {e}") from None
     except RuntimeError as e:
@@ -181,7 +201,7 @@ def open_run(settings, given, last_path):
         raise SystemExit(f"--block_size={settings['block_size']}, but a row of {dataset} has {T} tokens")
     if flip_rows and (data.meta.kind != "rows" or data.meta.track != "next"):
         raise SystemExit(f"--flip_rows={flip_rows} is for addition rows of track next")
-    return data, model, model_args, T, checkpoint
+    return data, model, model_args, T
 
 
 def compiled(run):
@@ -204,7 +224,7 @@ def compiled(run):
     return model
 
 
-def set_up(settings, given):
+def set_up(settings, given, checkpoint):
     """A run before its first step, as a namespace: what choose_machine says, and
 
     settings, model_args               of train.py with the model's; of the model alone
@@ -221,7 +241,7 @@ def set_up(settings, given):
     run.settings, run.it, run.best_val_loss, run.saved, run.between_steps = settings, 0, math.inf, None, True
     run.last_path, run.best_path, run.log_path = (
         os.path.join(out_dir, name) for name in ("ckpt_last.pt", "ckpt_best.pt", "log.csv"))
-    run.data, run.raw_model, run.model_args, run.T, checkpoint = open_run(settings, given, run.last_path)
+    run.data, run.raw_model, run.model_args, run.T = open_run(settings, given, checkpoint)
     runtime.require_backend(run.raw_model.config, run.device)
     run.raw_model.to(run.device).train()
     run.average = copy.deepcopy(run.raw_model).requires_grad_(False) if ema_decay else None
@@ -245,6 +265,20 @@ def set_up(settings, given):
     run.log = start_files(run) if run.master and not eval_only else None  # an evaluation leaves the run as it is
     run.wandb = start_wandb(settings) if wandb_log and run.master else None
     return run
+
+
+def say_idle_settings(run):
+    """One line on keys of the command line that do nothing in this run."""
+    rows, untrained = run.data.meta.kind == "rows", init_from == "scratch"
+    say_without_effect(
+        *idle_settings(run.raw_model.config),
+        (rows and not run.raw_model.learned_positions, "rows have their length, and pos no end", "block_size"),
+        (not rows and fresh_rows, "the data is a text", "fresh_rows"),
+        (not rows and swap_operands, "the data is a text", "swap_operands"),
+        (untrained and run.settings["halt_head"] == "after", "it learns what a model does that was never trained; "
+         "--init_from=CHECKPOINT", "halt_head"),
+        (not decay_lr, "decay_lr is False", "min_lr", "lr_decay_iters"),
+        (not wandb_log, "wandb_log is False", "wandb_project", "wandb_run_name"))
 
 
 # ---- a step
@@ -535,12 +569,16 @@ def summary(run, losses):
 def main():
     own, of_model, given = configure(__file__, {"model settings": {
         k: s for k, s in class_settings(LoopConfig).items() if k not in FROM_DATASET}})
-    globals().update(own)
+    checkpoint, settings = starting_point(own | of_model, given)
+    globals().update({k: settings[k] for k in own})
     stop = runtime.StopSignal()
-    check_settings(own)
-    run = set_up(own | of_model, given)
+    check_settings()
+    run = set_up(settings, given, checkpoint)
     run.started, run.provenance = time.time(), runtime.provenance(run.device) if run.log else None
     if run.master:
+        say_idle_settings(run)
+        if init_from == "resume":
+            say_what_differs(run, checkpoint.get("config", {}))
         print(f"{model_type} with {run.raw_model.get_num_params():,} parameters, {run.dtype} on {run.device}, "
               f"{run.world} process(es); {batch_size} x {run.micro_steps * run.world} sequences of {run.T} tokens an "
               f"iteration; {dataset}, seed {seed}")

@@ -101,7 +101,8 @@ def test_plain_rows_and_other_sizes(scripts):
 def test_prepare_refuses_nonsense(scripts):
     for wrong in ("--track=other", "--max_digits=0", "--max_places=3", "--max_places=101", "--carry_rows=1.5",
                   "--train_rows=0", "--zeros=all", "--zeros=places", "--few_rows=-0.1"):
-        assert "prepare.py" in scripts("data/addition/prepare.py", "--out_dir=none", wrong, status=None).err
+        said = scripts("data/addition/prepare.py", "--out_dir=none", wrong, status=None).err
+        assert wrong.partition("=")[0] in said or "--max_places" in said  # which zeros=places needs
     assert not (scripts.folder / "none").exists()
 
 
@@ -166,7 +167,9 @@ def test_rows_of_few_digits(rng, max_digits, zeros, max_places):
         assert (symbols == 3).mean() > 0.15
         different = own[0] != own[1]
         assert abs(different.mean() - (1 - addition.EQUAL) * 6 / 7) < 5 / np.sqrt(N)
-        assert addition.EQUAL - 5 / np.sqrt(N) < equal.mean() < addition.EQUAL + 0.7 / 7 * 0.5
+        # by chance no more rows are equal than have numbers of one length
+        chance, rounding = (1 - addition.EQUAL) / 7, 5 / np.sqrt(N)
+        assert addition.EQUAL - rounding < equal.mean() < addition.EQUAL + chance + rounding
     if zeros == "none":
         assert (own == [la, lb]).all()
         table = np.histogram2d(*own[:, ~equal], bins=[np.arange(0.5, max_digits + 1)] * 2)[0]

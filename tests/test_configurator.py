@@ -26,6 +26,11 @@ wide: float | str = 1.0  # a number or a word
 some: int | list[int] = 8  # one or more
 maybe: float | None = None  # a number or None
 lengths: list[int] = [1, 2]  # a list
+share = 0.5             # >= 0, < 1: with both ends
+odd = 0                 # 0 or >= 2: with a hole
+positive: int | list[int] = 4  # > 0: one or more
+limit: float | None = None  # <= -1e-3: or None
+step: float | str = 1.0  # > 0: or a word
 words: list[str] = []   # texts
 CONSTANT = 5            # none of them
 
@@ -73,7 +78,7 @@ def refused(script, *argv):
 def test_defaults(script):
     own, further, given = script()
     assert own == {"name": "plain", "count": 3, "rate": 1e-3, "flag": False, "wide": 1.0, "some": 8, "maybe": None,
-                   "lengths": [1, 2], "words": []}
+                   "lengths": [1, 2], "words": [], "share": 0.5, "odd": 0, "positive": 4, "limit": None, "step": 1.0}
     assert (further, given) == ({}, set())
 
 
@@ -193,6 +198,77 @@ def test_files_that_are_no_config(script, tmp_path):
     assert refused(script, "count=3")  # the dashes forgotten
 
 
+@pytest.mark.parametrize(("key", "good", "bad"), [
+    ("share", ("0", "0.99"), ("-1e-9", "1", "2.5")), ("odd", ("0", "2", "7"), ("1", "-1")),
+    ("positive", ("1", "[1, 2]", "[]"), ("0", "[1, 0]", "-3")), ("limit", ("None", "-0.001", "-7"), ("0", "-1e-4")),
+    ("step", ("1e-30", "'word'"), ("0", "-1.0"))])
+def test_ranges_both_ways(script, config, key, good, bad):
+    for text in good:
+        assert script(f"--{key}={text}")[0] == script(config(f"{key} = {text}"))[0] or text == "'word'"
+    for text in bad:
+        for message, where in ((refused(script, f"--{key}={text}"), f"--{key}: "),
+                               (refused(script, config("count = 2", f"{key} = {text}")), f"some.py:2: {key}: ")):
+            assert message.startswith(where)
+            assert "is out of range; it must be " in message
+
+
+@pytest.mark.parametrize("text", ["1e999", "-1e999", "1e999 - 1e999", "nan", "inf", "-inf"])
+def test_numbers_are_finite(script, config, text):
+    for key in ("rate", "share", "limit", "maybe"):
+        assert refused(script, f"--{key}={text}").startswith(f"--{key}: ")
+        assert refused(script, config(f"{key} = {text}")).startswith("some.py:1: ")
+
+
+SCRIPTS = ["train.py", "sample.py", "evaluate.py", "analyze.py", "sweep.py", "bench.py",
+           *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("data/*/prepare.py")))]
+OUT_OF_RANGE = {
+    "train.py": ["grad_clip=-1", "ema_decay=1.5", "ema_decay=1.0", "weight_decay=-1", "n_layer=0", "min_lr=-1",
+                 "lr_decay_iters=-3", "flip_rows=2", "label_smoothing=-0.5", "label_smoothing=2", "learning_rate=-1",
+                 "learning_rate=0", "beta1=2", "beta2=1", "block_size=0", "n_head=0", "n_embd=0", "n_embd=-16",
+                 "seed=-1", "eval_iters=-5", "eval_iters=0", "eval_interval=0", "log_interval=0", "batch_size=0",
+                 "gradient_accumulation_steps=0", "max_iters=0", "warmup_iters=-1", "num_loops=0", "num_loops=[4,0]",
+                 "dropout=1", "dropout=-0.1", "place_ids=0", "place_subset=-1", "alpha=-1.0", "alpha=0",
+                 "grad_loops=-1", "halt_threshold=-1", "think_threshold=-1", "min_loops=0", "prompt_loops=-1",
+                 "think_loops=-1", "log_scale=1", "log_scale=-5", "anderson=-1", "learning_rate=1e999"],
+    "sample.py": ["temperature=-1", "temperature=1e-320", "num_samples=-2", "num_samples=0", "top_k=-5", "seed=-1",
+                  "max_new_tokens=-1", "num_loops=0", "halt_threshold=-1"],
+    "evaluate.py": ["digits=[0]", "digits=[4,-1]", "problems=0", "batch_size=0", "grid=-1", "eval_iters=-1",
+                    "seed=-1", "num_loops=0"],
+    "analyze.py": ["loop_multiple=-3", "tokens=-5", "tokens=0", "sequences=-1", "sequences=0", "iterations=0",
+                   "converged=-1", "digits=[0]", "seed=-1"],
+    "sweep.py": ["seeds=[1,-1]", "parallel=-2", "timeout=-1"],
+    "bench.py": ["replays=0", "workers=0", "seconds=0"],
+    "data/addition/prepare.py": ["train_rows=0", "val_rows=-1", "max_digits=0", "max_digits=101", "max_places=-1",
+                                 "carry_rows=1.5", "carry_rows=-0.1", "seed=-1"],
+}
+
+
+def all_settings(name):
+    """The settings of a script and of the models."""
+    own = configurator.read_settings((ROOT / name).read_text(encoding="utf-8"))
+    model = {k: s for k, s in configurator.class_settings(LoopConfig).items() if k not in FROM_DATASET}
+    return own | (model if name in ("train.py", "sample.py", "evaluate.py", "analyze.py") else {})
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_number_has_a_range_which_its_default_is_in(name):
+    for key, setting in all_settings(name).items():
+        assert bool(setting.range) == bool(re.search(r"\b(int|float)\b", setting.kind)), key
+        assert configurator.in_range(setting.default, setting) == setting.default
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, x) for name, texts in OUT_OF_RANGE.items() for x in texts])
+def test_numbers_out_of_range(name, text, config, tmp_path):
+    settings, key = all_settings(name), text.partition("=")[0]
+    file = str(tmp_path / config(text))
+    for argument, where in ((f"--{text}", f"--{key}: "), (file, f"{file}:1: {key}: ")):
+        with pytest.raises(SystemExit) as e:
+            configurator.read_arguments([argument], settings)
+        assert str(e.value).startswith(where)
+        assert re.search("out of range|not a finite number", str(e.value))
+        assert len(str(e.value).splitlines()) == 1
+
+
 # ---- dataclasses and --help
 
 @dataclass
@@ -231,9 +307,7 @@ def test_class_settings_of_the_models(cls):
     assert all(s.comment for s in found.values())
 
 
-@pytest.mark.parametrize("name", ["train.py", "sample.py", "evaluate.py", "analyze.py", "sweep.py",
-                                  "data/addition/prepare.py", "data/shakespeare/prepare.py",
-                                  "data/shakespeare_char/prepare.py"])
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_help_shows_every_key(scripts, name):
     if not (ROOT / name).exists():
         pytest.skip(f"{name} does not exist yet")

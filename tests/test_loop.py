@@ -702,7 +702,6 @@ def test_halt_head_joint_trains_everything():
     *(({key: "nonsense"}, f"{key}.*nonsense") for key in
       ("pos", "inject", "step_encoding", "update", "supervise", "halt", "halt_head")),
     ({"num_loops": 0}, "num_loops"), ({"num_loops": []}, "num_loops"), ({"num_loops": [3, 0]}, "num_loops"),
-    ({"log_scale": 1}, "log_scale 1"),
     ({"alpha": "fast"}, "alpha.*fast"), ({"halt": "gate"}, "halt_head"),
     ({"prompt_loops": 2}, "prompt_loops"), ({"think_loops": 2}, "think_loops"),
     ({"pos": "place"}, "pos 'place'"), (PLACE | {"place_subset": 13}, "place_subset 13.*place_ids 12"),

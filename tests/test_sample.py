@@ -3,13 +3,16 @@ import csv
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
+from models import random_weights
 
 import addition
 import dataset
-from model_loop import from_checkpoint
+import sample as sample_py
+from model_loop import LoopConfig, LoopGPT, from_checkpoint
 
 TINY = ("--device=cpu", "--n_embd=32", "--n_head=2", "--num_loops=3", "--pos=place", "--place_ids=8",
         "--place_subset=4", "--tie_weights=False", "--supervise=all", "--batch_size=32", "--eval_iters=1",
@@ -151,8 +154,38 @@ def test_the_points_of_the_frontier_are_plain_evaluations(scripts, trained, trac
 
 def test_a_failed_evaluation_leaves_the_old_table(scripts, trained):
     (scripts.folder / "old.csv").write_text("old")
-    scripts("evaluate.py", f"--checkpoint={trained['next']}", "--digits=[9]", "--csv_file=old.csv", status=None)
+    for key, *args in (("digits", "--digits=[1,30]"), ("grid", "--digits=[1]", "--grid=8")):  # sums of 9 digits
+        run = scripts("evaluate.py", f"--checkpoint={trained['next']}", *args, "--csv_file=old.csv", status=None)
+        assert f"--{key} goes up to" in run.err
+        assert "place_ids is 8" in run.err
+        assert len(run.out.splitlines()) == 1  # what is measured; nothing was
     assert (scripts.folder / "old.csv").read_text() == "old"
+
+
+def test_keys_without_effect_cost_a_line(scripts, trained):
+    common = ("--digits=[1]", "--problems=5", "--eval_iters=0", "--csv_file=e.csv")
+    for script, track, args, keys in (
+            ("sample.py", "slots", ("--temperature=0.5", "--top_k=3", "--max_new_tokens=3"),
+             "max_new_tokens temperature top_k"),
+            ("sample.py", "next", ("--halt=none", "--halt_threshold=0.5", "--min_loops=2", "--seed=3"),
+             "min_loops halt_threshold seed"),
+            ("sample.py", "next", ("--temperature=0.5", "--top_k=3", "--halt_threshold=0.5", "--seed=3"), ""),
+            ("evaluate.py", "next", (*common, "--seed=3", "--out_dir=out_next", "--think_loops=2",
+                                     "--think_threshold=0.5"), "think_threshold seed out_dir"),
+            ("evaluate.py", "next", (*common, "--control=True", "--seed=3"), "")):
+        err = scripts(script, f"--checkpoint={trained[track]}", *args).err
+        lines = [x for x in err.splitlines() if x.startswith("without effect: ")]
+        assert " ".join(re.findall(r"--(\w+) \(", "".join(lines))) == keys
+        assert len(lines) == bool(keys)
+
+
+def test_thresholds_that_nothing_can_pass(scripts, trained):
+    for args, words in ((("--halt_threshold=5",), "halt_threshold 5.0 .*'confidence'"),
+                        (("--halt=confidence", "--think_threshold=1.5"), "think_threshold 1.5"),
+                        (("--halt=entropy", "--halt_threshold=-1"), "--halt_threshold: -1.0 is out of range"),
+                        (("--min_loops=4",), "min_loops 4 .*num_loops 3")):
+        assert re.search(words, scripts("sample.py", f"--checkpoint={trained['next']}", *args, status=None).err)
+    scripts("sample.py", f"--checkpoint={trained['next']}", "--num_loops=1", "--halt_threshold=1.0", "--min_loops=1")
 
 
 def test_halting_settings_of_a_run_override_the_checkpoint(scripts, trained):
@@ -188,6 +221,16 @@ def test_trace_file_and_picture(scripts, trained, track):
     assert [(r[0], int(r[2])) for r in table] == [(r["reads"], r["loops"]) for r in rows]
 
 
+def test_a_heat_map_says_what_it_leaves_out(scripts, trained):
+    sample = ("sample.py", f"--checkpoint={trained['slots']}", "--trace=False", "--trace_png=t.png")
+    assert "t.png (the first 6 of 8 sequences; --trace_file" in scripts(
+        *sample, "--start=" + ",".join(f"{n}+1" for n in range(8))).out
+    assert scripts(*sample, "--start=1+1 2+2").out.endswith("heat map: t.png\n")
+    rows = [[0] * n for n in (60, 61)]
+    assert [sample_py.what_is_drawn([x]) != "" for x in rows] == [False, True]
+    assert "the first 60 of up to 61 tokens" in sample_py.what_is_drawn(rows)
+
+
 def test_problems_from_a_file(scripts, trained):
     (scripts.folder / "problems.txt").write_text("1+1=\n2+3=, 4+4\n")
     said = answers(scripts("sample.py", f"--checkpoint={trained['next']}", "--start=FILE:problems.txt").out)
@@ -198,6 +241,37 @@ def test_problems_from_a_file(scripts, trained):
                                               ("FILE:none.txt", "none.txt"), ("123456789+1=", "place_ids")])
 def test_prompts_that_cannot_be(scripts, trained, start, names):
     assert names in scripts("sample.py", f"--checkpoint={trained['next']}", f"--start={start}", status=None).err
+
+
+@pytest.mark.parametrize("prompt", [3, 8, 13])
+def test_a_trace_beyond_the_context(scripts, rng, prompt, capsys, monkeypatch):
+    """Positions as they are, and of each token the pass that wrote it, by reading every prefix's window again."""
+    torch.manual_seed(int(rng.integers(2**31)))
+    vocab = [chr(97 + i) for i in range(20)]
+    model = random_weights(LoopGPT(LoopConfig(vocab_size=20, block_size=8, n_embd=16, n_head=2, num_loops=4,
+                                              halt="confidence", halt_threshold=0.5)))
+    meta = SimpleNamespace(kind="text", vocab=vocab)
+    monkeypatch.setattr(sample_py, "temperature", 0.0)
+    monkeypatch.setattr(sample_py, "max_new_tokens", 20)
+    sequence, written = sample_py.write(model, meta, rng.integers(0, 20, prompt).tolist(), None)
+    rows = sample_py.trace_rows(model, meta, sequence, written, 0)
+    first = max(0, prompt - 8)
+    assert [r["position"] for r in rows] == [*range(first, prompt + 20)]
+    for r in rows:
+        t = r["position"]
+        assert r["reads"] == vocab[sequence[t]]
+        _, record = model.think(torch.tensor([sequence[max(first, t - 7):t + 1]]))
+        assert r["loops"] == record["loops"][0, -1]
+        assert r["prediction"] == [vocab[p] for p in record["prediction"][0, -1]]
+        assert r["context_start"] == max(first, t - 7)
+        if prompt - 1 <= t < len(sequence) - 1:
+            assert r["prediction"][-1] == r["writes"] == vocab[sequence[t + 1]]
+        else:
+            assert r["writes"] is None
+    sample_py.say_what_no_trace_shows(rows)
+    line, = capsys.readouterr().out.splitlines()
+    assert ("the first 5 tokens, which no pass read" in line) == (prompt == 13)
+    assert f"from position {first + 8} on, what each pass made of the 7 tokens before" in line
 
 
 def test_text_samples(scripts):
@@ -220,4 +294,5 @@ def test_text_samples(scripts):
     assert "no loops" in scripts("evaluate.py", "--out_dir=gpt", "--halt=entropy", status=None).err
     table = scripts("sample.py", "--out_dir=text", "--start=ab", "--trace=True", "--max_new_tokens=5").out
     assert table.count("\n") > 7
+    assert "not shown" not in table
     assert "validation loss" in scripts("evaluate.py", "--out_dir=text", "--eval_iters=2").out

@@ -34,7 +34,7 @@ base = "small.py"
 seeds = [3, 4]
 overrides = ["--warmup_iters=5"]
 rows = [
-    "broken @1: --place_subset=99",
+    "broken @1: --pos=learned --block_size=8",
     "plain, 1/2 @1: --learning_rate=2e-3",
 ]
 evaluate = ["--digits=[1,2] --problems=30 --eval_iters=0 --halt=none --prompt_loops=0"]
@@ -107,9 +107,9 @@ def test_a_run_equals_train_by_itself(folder, swept, alone):
 def test_a_failing_row_stops_no_other_and_both_are_in_the_tables(folder, swept):
     failed, good = sorted(read_csv(folder / "results/sweep_small.csv"), key=lambda r: r["row"])
     assert (failed["row"], failed["seed"], failed["val_loss"]) == ("broken", "3", "")
-    assert "place_subset 99" in failed["error"]
+    assert "--block_size=8" in failed["error"]
     assert swept.out.strip().splitlines()[-1] == "failed: broken, seed 3 (out/sweep_small/broken/seed3/train.log)"
-    assert "place_subset 99" in (folder / "out/sweep_small/broken/seed3/train.log").read_text()
+    assert "--block_size=8, but" in (folder / "out/sweep_small/broken/seed3/train.log").read_text()
     assert (good["row"], good["seed"], good["error"]) == ("plain, 1/2", "3", "")
     run = folder / "out/sweep_small/plain_1_2/seed3"
     said = dict(re.findall(r"^(\w+): (.*)$", (run / "train.log").read_text(), re.MULTILINE))
@@ -263,7 +263,7 @@ def test_a_run_that_takes_too_long(scripts, folder):
 # ---- the plan
 
 def test_dry_run(scripts, folder):
-    (folder / "other.py").write_text("n_embd = 24\n")
+    (folder / "other.py").write_text("n_embd = 24\nn_head = 4\n")
     (folder / "sweep_dry.py").write_text("""base = "small.py"
 seeds = [7, 5]
 overrides = ["--max_iters=9", "--n_embd=32 --cuda_graph=False"]
@@ -288,12 +288,20 @@ evaluate = ["--digits=[1]", "long: --num_loops=9 --digits=[2,3]"]
 
 @pytest.mark.parametrize(("old", "new", "words"), [
     ("--learning_rate", "--learning_rat", ["sweep_bad.py:7: --learning_rat: ", "did you mean 'learning_rate'"]),
-    ("--place_subset=99", "--place_subset=1.5", ["sweep_bad.py:6: --place_subset", "int"]),
+    ("--block_size=8", "--block_size=8.5", ["sweep_bad.py:6: --block_size", "int"]),
+    ("--block_size=8", "--grad_clip=-1", ["sweep_bad.py:6: --grad_clip: -1.0 is out of range"]),
+    ("--learning_rate=2e-3", "--place_subset=99", ["sweep_bad.py:7: place_subset 99 ", "place_ids 64"]),
+    ("--learning_rate=2e-3", "--n_embd=18 --n_head=4", ["sweep_bad.py:7: n_embd 18 ", "n_head 4"]),
+    ("--learning_rate=2e-3", "--halt=kl --min_loops=3", ["sweep_bad.py:7: min_loops 3 ", "num_loops [1, 2]"]),
+    ("--learning_rate=2e-3", "--halt=sometimes", ["sweep_bad.py:7: halt 'sometimes' "]),
+    ("--learning_rate=2e-3", "--model_type=rnn", ["sweep_bad.py:7: --model_type=rnn"]),
+    ("--problems=30", "--problems=0", ["sweep_bad.py:9: --problems: 0 is out of range"]),
+    ("seeds = [3, 4]", "seeds = [3, -4]", ["sweep_bad.py:3: seeds: -4 is out of range"]),
     ("--warmup_iters=5", "--warmup=5", ["sweep_bad.py:4: --warmup", "'warmup_iters'"]),
     ("--problems=30", "--problem=30", ["sweep_bad.py:9: --problem", "'problems'"]),
     ("overrides", "overide", ["sweep_bad.py:4: ", "'overide'", "'overrides'"]),
     ("small.py", "smal.py", ["sweep_bad.py:2: smal.py"]),
-    ("@1: --place", "@1: smal.py --place", ["sweep_bad.py:6: smal.py"]),
+    ("@1: --pos", "@1: smal.py --pos", ["sweep_bad.py:6: smal.py"]),
     ("[3, 4]", "[3, 3]", ["sweep_bad.py: ", "seeds"]),
     ("@1: --learning", "@3: --learning", ["sweep_bad.py:7: ", "2"]),
     ("broken @1:", "", ["sweep_bad.py:6: ", "name"]),

@@ -70,12 +70,16 @@ def stopped(scripts):
 
 # ---- resuming and stopping
 
-@pytest.mark.parametrize("name", ["term", "int", "kill"])
-def test_resume_is_exact(scripts, whole, stopped, name):
+@pytest.mark.parametrize(("name", "given"), [
+    ("term", (*RECIPE, f"--max_iters={N}")), ("int", (*RECIPE, f"--max_iters={N}")),
+    ("kill", (*RECIPE, f"--max_iters={N}")), ("term", ("--device=cpu",))], ids=["term", "int", "kill", "nothing_given"])
+def test_resume_is_exact(scripts, whole, stopped, name, given):
+    """The last one is given nothing that is not of the machine: the rest is the checkpoint's, averages included."""
     before = load(scripts, name)
     assert before["iter_num"] == stopped[name]
-    out_dir = scripts.copy(name, f"{name}_resumed")
-    scripts("train.py", *RECIPE, f"--max_iters={N}", f"--out_dir={out_dir}", "--init_from=resume")
+    out_dir = scripts.copy(name, f"{name}_resumed{len(given)}")
+    run = scripts("train.py", *given, f"--out_dir={out_dir}", "--init_from=resume")
+    assert f"resumed from {out_dir}/ckpt_last.pt at iteration {before['iter_num']}, settings as there\n" in run.out
     after = load(scripts, out_dir)
     for key in ("model", "ema", "optimizer", "iter_num", "best_val_loss", "model_args"):
         assert content(after[key]) == content(whole.checkpoint[key]), key
@@ -115,6 +119,39 @@ def test_resume_refuses_another_model(scripts, stopped):
                   status=None)
     assert re.search("shakespeare_char|vocab_size", run.err)
     assert (scripts.folder / out_dir / "ckpt_last.pt").read_bytes() == before
+
+
+def test_resume_says_what_differs(scripts, stopped):
+    """In one line, of all that is not of the machine; and a value of old that is out of range asks for another."""
+    out_dir = scripts.copy("term", "term_differs")
+    args = ("train.py", f"--out_dir={out_dir}", "--init_from=resume", "--device=cpu", "--eval_iters=1")
+    out = scripts(*args, "--max_iters=14", "--learning_rate=1e-4", "--ema_decay=0", "--min_loops=2").out
+    line, = (x for x in out.splitlines() if x.startswith("resumed"))
+    start, _, differ = line.partition(", but ")
+    assert start == f"resumed from {out_dir}/ckpt_last.pt at iteration 13, settings as there"
+    assert set(differ.split(", ")) == {"eval_iters 2 -> 1", "max_iters 30 -> 14", "learning_rate 0.002 -> 0.0001",
+                                       "ema_decay 0.9 -> 0.0", "min_loops 1 -> 2"}
+    assert "ema" not in load(scripts, out_dir)  # as was asked for
+    path = scripts.folder / out_dir / "ckpt_last.pt"
+    torch.save(load(scripts, out_dir) | dict(config=dict(grad_clip=-1.0, max_iters=15, of_another_version=1)), path)
+    assert "trained with grad_clip: -1.0 is out of range" in scripts(*args, status=None).err
+    out = scripts(*args, "--grad_clip=0").out
+    assert "grad_clip -1.0 -> 0.0" in out
+    assert "iterations: 15" in out
+
+
+def test_keys_without_effect_cost_a_line(scripts):
+    """Those of the command line, never those of a config file; and nothing else is said."""
+    (scripts.folder / "idle.py").write_text("min_lr = 0.1\nhalt_threshold = 0.5\n")
+    base = ("train.py", "idle.py", *TINY, "--max_iters=1", "--num_loops=1", "--out_dir=idle", "--decay_lr=False")
+    assert "without effect" not in scripts(*base).err
+    err = scripts(*base, "--min_lr=1e-5", "--min_loops=2", "--halt_threshold=0.3", "--place_ids=9", "--wandb_project=x",
+                  "--halt_head=after").err
+    line, = (x for x in err.splitlines() if x.startswith("without effect: "))
+    assert re.findall(r"--(\w+) \(", line) == ["min_loops", "halt_threshold", "place_ids", "halt_head", "min_lr",
+                                               "wandb_project"]
+    assert "--min_lr (decay_lr is False)" in line
+    assert "--halt_threshold (halt is none)" in line
 
 
 def test_resume_without_a_checkpoint(scripts):
@@ -359,10 +396,9 @@ def test_damaged_checkpoints(tmp_path, rng, zipped):
     (("--device=gpu",), ["device", "gpu"]),
     (("--dtype=float16",), ["float16", "bfloat16"]),
     (("--cuda_graph", "--device=cpu"), ["cuda_graph"]),
-    (("--seed=-1",), ["non-negative"]),
-    (("--eval_interval=0",), ["eval_interval"]),
-    (("--log_interval=0",), ["log_interval"]),
-    (("--eval_iters=0",), ["eval_iters"]),
+    (("--max_iters=0",), ["max_iters", ">= 1"]),
+    (("--halt=confidence", "--halt_threshold=5"), ["halt_threshold 5.0", "'confidence'"]),
+    (("--halt=entropy", "--min_loops=9"), ["min_loops 9", "num_loops 8"]),
     (("--out_dir=input.txt",), ["input.txt"]),  # a file stands there
 ])
 def test_mistakes_have_a_clear_message(scripts, args, words):

@@ -28,16 +28,16 @@ from configurator import configure  # noqa: E402
 from dataset import write_dataset  # noqa: E402
 
 out_dir = "data/addition"       # the folder to write; train.py finds it as --dataset=addition
-train_rows = 200_000            # rows of train.bin
-val_rows = 10_000               # rows of val.bin
-max_digits = 4                  # operands have 1 to this many digits, lengths drawn independently
+train_rows = 200_000            # >= 1: rows of train.bin
+val_rows = 10_000               # >= 1: rows of val.bin
+max_digits = 4                  # >= 1, <= 100: operands have 1 to this many digits, lengths drawn independently
 zeros = ""                      # none; shorter: to the longer one's length; places: see below; empty: by max_places
-max_places = 0                  # with zeros=places: three rows of four bring both numbers to so many places at most
-carry_rows = 0.4                # share of rows in which a carry travels several places
-few_rows = 0.0                  # share of rows whose digits are 1 to 3 symbols, A = B in some
+max_places = 0                  # >= 0, <= 100: with zeros=places: three rows of four have so many places at most
+carry_rows = 0.4                # >= 0, <= 1: share of rows in which a carry travels several places
+few_rows = 0.0                  # >= 0, <= 1: share of rows whose digits are 1 to 3 symbols, A = B in some
 track = "next"                  # next: next-token prediction; slots: parallel answer
 plain = False                   # most significant digit first, instead of least
-seed = 1                        # of all draws
+seed = 1                        # >= 0: of all draws
 
 
 def draw_rows(number, count, row_len):
@@ -53,13 +53,12 @@ def draw_rows(number, count, row_len):
 def main():
     globals().update(configure(__file__)[0])
     globals().update(zeros=zeros or ("places" if max_places else "none"))
-    fits = track in ("next", "slots"), 1 <= max_digits <= 100, min(train_rows, val_rows) >= 1, 0 <= carry_rows <= 1, (
-        max_places == 0 or max_digits <= max_places <= 100), 0 <= few_rows <= 1, zeros in ZEROS, (
-        zeros == "places") == (max_places > 0)
-    if not all(fits):
-        raise SystemExit("prepare.py: track is next or slots, max_digits 1..100, rows at least 1, carry_rows and "
-                         f"few_rows 0..1, zeros {', '.join(ZEROS)}, max_places max_digits..100 with zeros=places, "
-                         "else 0")
+    if track not in ("next", "slots"):
+        raise SystemExit(f"--track={track}: next or slots")
+    if zeros not in ZEROS:
+        raise SystemExit(f"--zeros={zeros}: {', '.join(ZEROS)}")
+    if (zeros == "places") != (max_places > 0) or 0 < max_places < max_digits:
+        raise SystemExit(f"--max_places={max_places}: with zeros=places at least max_digits, {max_digits}, else 0")
     start, row_len = time.time(), row_length(max_places or max_digits, track)
     splits = {"train": draw_rows(0, train_rows, row_len), "val": draw_rows(1, val_rows, row_len)}
     write_dataset(out_dir, splits, kind="rows", vocab=VOCAB, vocab_size=len(VOCAB), row_len=row_len, pad=PAD,
