@@ -334,12 +334,19 @@ class Table:
     """
 
     def __init__(self, path, fields=(), rows=(), known=None):
-        self.path, self.fields, self.rows, self.known, self.written = path, list(fields), list(rows), known, None
+        self.path, self.fields, self.rows, self.known = path, list(fields), list(rows), known
+        self.written, self.left = None, None  # rows in the file, and the file as it was left
+
+    def state(self):
+        """What tells the file from that of another process, which may write to the same path."""
+        with contextlib.suppress(OSError):
+            found = os.stat(self.path)
+            return found.st_ino, found.st_size
 
     def add(self, *rows):
         """Append rows, dicts, to the table and to its file."""
         new = dict.fromkeys(k for r in rows for k in r if k not in self.fields)
-        whole = new or self.written != len(self.rows)
+        whole = new or self.written != len(self.rows) or self.left != self.state()
         self.fields += new
         self.rows += rows
         with going_on(self.path):
@@ -350,7 +357,7 @@ class Table:
             else:
                 with appending(self.path) as f:
                     csv.DictWriter(f, self.fields, lineterminator="\n").writerows(rows)
-            self.written = len(self.rows)
+            self.written, self.left = len(self.rows), self.state()
 
 
 @contextlib.contextmanager

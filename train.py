@@ -470,7 +470,11 @@ def log(run, line, **values):
     if run.log:
         run.log.add({k: "" if v is None else str(v) for k, v in values.items()})
     if run.wandb:
-        run.wandb.log({k: v for k, v in values.items() if isinstance(v, (int, float))}, step=values["iter"])
+        try:
+            run.wandb.log({k: v for k, v in values.items() if isinstance(v, (int, float))}, step=values["iter"])
+        except Exception as e:  # as in start_wandb
+            run.wandb = None
+            runtime.warn(f"wandb is off from iteration {run.it} on ({type(e).__name__}: {runtime.first_line(e)})")
 
 
 def human_time(seconds):

@@ -7,6 +7,7 @@ import resource
 import signal
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -204,6 +205,19 @@ def test_a_table_is_on_disk_row_by_row(tmp_path, said):
     assert os.listdir(tmp_path) == ["t.csv"]
 
 
+def test_two_tables_at_one_path_are_never_mixed(tmp_path):
+    path = str(tmp_path / "t.csv")
+    one, two = runtime.Table(path), runtime.Table(path)
+    for n in range(3):
+        one.add(dict(n=n))
+        assert read_csv(path) == [dict(n=str(i)) for i in range(n + 1)]
+        two.add(dict(n=10 + n, m=1))
+        assert read_csv(path) == [dict(n=str(10 + i), m="1") for i in range(n + 1)]
+    os.unlink(path)
+    one.add(dict(n=3))
+    assert [r["n"] for r in read_csv(path)] == ["0", "1", "2", "3"]
+
+
 def test_what_was_measured_stays(tmp_path, said):
     path, beside = str(tmp_path / "m.csv"), tmp_path / "m.json"
     (tmp_path / "m.csv").write_text("old")
@@ -341,6 +355,43 @@ def test_a_row_of_a_sweep_whose_files_are_damaged_runs_anew(tmp_path, monkeypatc
     monkeypatch.setattr(sweep, "launch", lambda *args: (tmp_path / "row/seed1/summary.json").write_text("{") * 0 or "")
     (tmp_path / "row/seed1/row.json").unlink()
     assert "Expecting property name" in sweep.execute(run, {})[0]["error"]
+
+
+def test_a_sweep_whose_rows_cannot_be_written(scripts):
+    """They are failures, not finished before; another sweep at once is refused."""
+    (scripts.folder / "sweep_blocked.py").write_text("rows = ['a: --max_iters=1', 'b: --max_iters=1']\n")
+    (scripts.folder / "out/sweep_blocked").mkdir(parents=True)
+    for name in "ab":
+        (scripts.folder / "out/sweep_blocked" / name).touch()  # a file where the folder of a row should be
+    run = scripts("sweep.py", "sweep_blocked.py", status=1)
+    assert "finished: 0\nfinished_before: 0\n" in run.out
+    assert run.out.count("FAILED") == 2
+    assert [r["error"] != "" for r in read_csv(scripts.folder / "results/sweep_blocked.csv")] == [True, True]
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(runtime, "locks", {})
+        runtime.lock_folder(str(scripts.folder / "out/sweep_blocked"))
+        assert "in use" in scripts("sweep.py", "sweep_blocked.py", status=None).err
+        runtime.locks.popitem()[1].close()
+
+
+def test_a_full_disk_costs_a_sweep_its_tables_only(scripts, tmp_path, monkeypatch, said, capsys):
+    monkeypatch.setattr(sweep, "execute", lambda run, environment: (
+        dict(row=run["row"], seed=1, error="", val_loss=1.0, torch="2", device="cpu"), "log"))
+    runs = [dict(row=name, seed=1, folder=str(tmp_path / name), settings={}) for name in "ab"]
+    monkeypatch.setattr(sweep, "seeds", [1])
+    with full_disk():
+        assert sweep.run_all(runs, str(tmp_path / "t")) == []
+    out, err = capsys.readouterr()
+    assert "2/2" in out
+    assert [line.split(" (")[0] for line in err.splitlines()] == [
+        f"{tmp_path}/t{end}.csv cannot be written" for end in ("", "_curves")]
+
+
+def test_wandb_that_fails_later_only_warns(said, monkeypatch):
+    run = SimpleNamespace(master=True, log=None, it=5, wandb=SimpleNamespace(log=lambda *args, **kw: 1 / 0))
+    train.log(run, "a line", iter=5, loss=1.0)
+    train.log(run, "a line", iter=6, loss=1.0)
+    assert said() == ["wandb is off from iteration 5 on (ZeroDivisionError: division by zero)"]
 
 
 def test_curves_of_a_damaged_log(tmp_path):
