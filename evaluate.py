@@ -15,12 +15,11 @@ problems count: an unsolved one does not tell how many it needed.
 The frontier is exact match, the mean over the digit counts, against loops per token of the answer: every rule over a
 range of thresholds, each beside its random control, and the fixed depths. Tokens before '=' do as the checkpoint says,
 and their loops do not count.
-The table is a CSV file; beside it stands <table>.json, where it comes from: command, commit, versions, card, seconds.
+The table is a CSV file, written row by row; beside it stands <table>.json, where it comes from: command, commit,
+versions, card, whether it is finished, seconds.
 """
-import csv
 import math
 import os
-import time
 
 import numpy as np
 import torch
@@ -173,8 +172,9 @@ def frontier_row(model, sets, rule, at):
     return row if fixed else row | dict(threshold=at) | share_interval(torch.cat(again), "random_")
 
 
-def frontier_rows(model, meta):
-    """The fixed depths, and every rule that the checkpoint can use with each threshold of its grid."""
+def frontier_rows(model, meta, table):
+    """The fixed depths, and every rule that the checkpoint can use with each threshold of its grid; also added to the
+    table."""
     c, sets = model.config, []
     for n in digits:
         X, Y, _ = test_batch(meta, n, n, "uniform", max(1, problems // 4))
@@ -182,9 +182,11 @@ def frontier_rows(model, meta):
     points = [("fixed", l) for l in range(1, model.trained_loops + 1)]
     points += [(name, at) for name, rule in RULES.items() for at in rule.grid
                if name != "gate" or c.halt_head != "none"]
-    kept = dict(vars(c))
+    kept, rows = dict(vars(c)), []
     c.think_threshold, c.think_loops = None, 0  # the point alone says when the answer halts
-    rows = [frontier_row(model, sets, *p) for p in progress(points, "frontier", "point")]
+    for p in progress(points, "frontier", "point"):
+        rows.append(frontier_row(model, sets, *p))
+        table.add(rows[-1])
     vars(c).update(kept)
     return rows
 
@@ -280,33 +282,32 @@ def check_lengths(model, meta):
                 raise ValueError(f"--{key} goes up to {n} digits: {e}") from None
 
 
-def addition_tables(model, meta):
-    """All rows, and the printed tables, of an addition model."""
+def addition_tables(model, meta, table):
+    """Add all rows of an addition model to the table, and print them."""
     check_lengths(model, meta)
-    asked = kinds_asked()
+    asked, done = kinds_asked(), []
     pairs = [(n, n, kind, problems) for n in digits for kind in asked]
     cells = [(n, m, "grid", max(1, problems // 10)) for n in range(1, grid + 1) for m in range(1, grid + 1)]
-    done = [measure(model, meta, *p) for p in progress(pairs + cells, "evaluating", "set")]
-    rows, done = [row for row, _ in done], done[:len(pairs)]
+    for p in progress(pairs + cells, "evaluating", "set"):
+        done.append(measure(model, meta, *p))
+        table.add(done[-1][0])
+    of_grid, done = [row for row, _ in done[len(pairs):]], done[:len(pairs)]
     if digits:
-        print_table(rows[:len(pairs)], asked)
-    of_grid = rows[len(pairs):]
+        print_table([row for row, _ in done], asked)
     if is_looped(model) and digits:
         chains, within = chain_rows(done)
-        rows += chains if plot else []
+        table.add(*(chains if plot else []))
         first = done[::len(asked)]  # of the kinds
         print_correlation([r for r, _ in first], [p for _, p in first], within)
     if grid:
         print_grid(of_grid)
     if frontier:
-        points = frontier_rows(model, meta)
-        rows += points
-        print_frontier(points)
-    return rows
+        print_frontier(frontier_rows(model, meta, table))
 
 
-def loss_table(model, data):
-    """Validation loss after each loop, every token taking all of them; then by the halting rule, if there is one."""
+def loss_table(model, data, table):
+    """Add the validation loss after each loop, every token taking all of them, to the table; print it, then that by
+    the halting rule, if there is one."""
     T, place = sequence_length(data, model.config.block_size), model.lm_head.weight.device
     looped, losses, halted, loops = is_looped(model), [], [], []
     for index in progress(range(eval_iters), "validation loss", "batch"):
@@ -324,8 +325,8 @@ def loss_table(model, data):
         print(f"  {'loop ' + str(l) if looped else 'model':>8}  {x:.4f}" + ("" if one else f" +- {e:.4f}"))
     if halted:
         print(f"  halting  {np.mean(halted):.4f} at {np.mean(loops):.2f} loops per token ({model.config.halt})")
-    return [dict(kind="val_loss", loop=l, loss=x) | ({} if one else dict(low=x - e, high=x + e))
-            for l, (x, e) in enumerate(zip(mean, error, strict=True), 1)]
+    table.add(*(dict(kind="val_loss", loop=l, loss=x) | ({} if one else dict(low=x - e, high=x + e))
+                for l, (x, e) in enumerate(zip(mean, error, strict=True), 1)))
 
 
 def describe(model, saved, path):
@@ -340,17 +341,23 @@ def describe(model, saved, path):
 
 
 @torch.no_grad()
-def measure_all(model, meta, saved):
-    """All rows of the table: those of addition, and the validation loss where its dataset is there."""
+def measure_all(model, meta, saved, table):
+    """Add all rows to the table: those of addition, and the validation loss where the checkpoint's dataset is there."""
     name = trained_on(saved)
-    found = os.path.exists(os.path.join("data", name, "meta.json"))
-    data = open_dataset(name, like=saved.get("meta")) if eval_iters and found else None  # a wrong one should fail now
-    table = addition_tables(model, meta) if meta.kind == "rows" else []
+    data, why_not = None, f"data/{name} is not there"
+    if eval_iters and os.path.exists(os.path.join("data", name, "meta.json")):
+        try:
+            data = open_dataset(name, like=saved.get("meta"))
+        except SystemExit as e:
+            why_not = str(e).splitlines()[0]  # the others say how to write it anew, but it may be someone's
+    if meta.kind == "rows":
+        addition_tables(model, meta, table)
     if data:
-        table += loss_table(model, data)
+        loss_table(model, data, table)
+    elif eval_iters and meta.kind == "rows":
+        print(f"no validation loss: {why_not}")
     elif eval_iters:
-        print(f"no validation loss: data/{name} is not there")
-    return table
+        raise SystemExit(f"no validation loss, and a text has nothing else to measure: {why_not}")
 
 
 def main():
@@ -358,7 +365,7 @@ def main():
     settings, further, given = configure(__file__, inference_settings())
     globals().update(settings)
     kinds_asked()  # a wrong one should fail now
-    started, machine = time.time(), runtime.choose_device(device)
+    machine = runtime.choose_device(device)
     number = runtime.choose_dtype(dtype, machine)
     overrides = {k: v for k, v in further.items() if k in given}
     model, meta, saved, path = open_model(checkpoint, out_dir, machine, overrides)
@@ -372,27 +379,21 @@ def main():
         (checkpoint, "checkpoint is given", "out_dir"))
     print(describe(model, saved, path))
     target = csv_file or os.path.join(os.path.dirname(path), "evaluate.csv")
-    runtime.require_writable(target)
-    try:
-        with runtime.autocast(machine, number):
-            table = measure_all(model, meta, saved)
-    except ValueError as e:
-        raise SystemExit(f"evaluate.py: {e}") from None
-    if table:
-        with runtime.open_output(target) as f:
-            writer = csv.DictWriter(f, list(dict.fromkeys(key for row in table for key in row)))
-            writer.writeheader()
-            writer.writerows(table)
-        runtime.write_provenance(target, runtime.provenance(
-            machine, seconds=round(time.time() - started, 1), checkpoint=path, trained=saved.get("provenance")))
+    with runtime.measuring(target, machine, checkpoint=path, trained=saved.get("provenance")) as table:
+        try:
+            with runtime.autocast(machine, number):
+                measure_all(model, meta, saved, table)
+        except ValueError as e:
+            raise SystemExit(f"evaluate.py: {e}") from None
+        if plot:
+            stem = os.path.splitext(target)[0]
+            figures.draw_loops(table.rows, f"{stem}_loops.png")
+            if frontier:
+                figures.draw_frontier(table.rows, f"{stem}_frontier.png")
+    if table.rows:
         print(f"table: {target}")
-    if plot:
-        stem = os.path.splitext(target)[0]
-        figures.draw_loops(table, f"{stem}_loops.png")
-        if frontier:
-            figures.draw_frontier(table, f"{stem}_frontier.png")
-    return model, table
+    return model, table.rows
 
 
 if __name__ == "__main__":
-    main()
+    runtime.run(main)
