@@ -14,14 +14,12 @@
 Everything is said twice, of the trained weights and of fresh ones of the same architecture: a residual stream that
 merely grows has a falling delta, and a random network is already a fair feature map for a probe. Tokens of addition
 are those that write the answer. Intervals are 95%, over sequences, whose tokens are not independent. It all stands in
-analyze.csv: what, weights, loop, class, value, low, high, n; the pictures are drawn from its rows alone. Where the
-numbers come from (command, commit, versions, card, seconds) stands in analyze.json.
+analyze.csv, as soon as it is known: what, weights, loop, class, value, low, high, n; the pictures are drawn from its
+rows alone. Where the numbers come from (command, commit, versions, card, seconds) stands in analyze.json.
 """
 import copy
-import csv
 import math
 import os
-import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -229,6 +227,8 @@ def chunks(model, *tensors):
 
 
 def row(what, weights, statistic, loop="", group=""):
+    """A row of the table; what a statistic could not tell, NaN, is left empty."""
+    statistic = {k: "" if isinstance(x, float) and math.isnan(x) else x for k, x in statistic.items()}
     return dict(statistic, what=what, weights=weights, loop=loop, **{"class": group})
 
 
@@ -387,7 +387,7 @@ def jacobian_rows(name, model, sample):
     idx, mask = (x[:sequences].to(model.lm_head.weight.device) for x in (sample.X, sample.reads))
     x0, L, limit = model.embed(idx), sample.L, sample.limit
     path, rows = [x0, *model.states(idx, sample.total)], []
-    gen = torch.Generator().manual_seed(seed)
+    gen = torch.Generator().manual_seed(seed % 2**63)
     at = L if L < limit else max(0, limit - PUSHED_LOOPS)
     loops = min(PUSHED_LOOPS, limit - at)
     ratio = perturbation_ratios(lambda h, k: model.loop(h, x0, at + 1 + k), path[at], mask, PUSH, loops, gen)
@@ -470,13 +470,14 @@ def make_sample(model, data, title):
                            epsilons=EPSILONS, push=PUSH)
 
 
-def measure(name, model, sample):
-    """All rows of one set of weights."""
+def measure(name, model, sample, table):
+    """All rows of one set of weights, also added to the table."""
     from tqdm import tqdm
     rows = []
     with tqdm(total=3 + (sample.rule != "none") + halting + probes, desc=name, unit="part", disable=None) as progress:
         def add(more):
             rows.extend(more)
+            table.add(*({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in r.items()} for r in more))
             progress.update()
 
         seen = observe(model, sample.X, sample.Y, sample.total)
@@ -508,16 +509,21 @@ def is_main_number(r, sample):
 
 
 def print_summary(rows, sample):
-    """The main numbers as `key: value`, both weights of each in turn."""
-    found = {}
+    """The main numbers as `key: value`, both weights of each in turn; what could not be computed in one line."""
+    found, missing = {}, []
     for r in rows:
         if is_main_number(r, sample):
             group = r["class"] if r["class"] != sample.first else ""
             loop = f"loop {r['loop']}" if r["loop"] else ""
             key = "_".join(f"{r['what']} {group} {loop}".split())
+            if r["value"] == "":
+                missing.append(f"{key}_{r['weights']}")
+                continue
             shown = f"{r['value']:{'.0f' if r['what'].endswith('never_passes') else '.4g'}}"  # a count, or a mean
             found.setdefault(key, []).append(f"{key}_{r['weights']}: {shown}")
     print("---", *(line for lines in found.values() for line in lines), sep="\n")
+    if missing:
+        print(f"not computed, since nothing varies there or tokens are too few: {', '.join(missing)}")
 
 
 def untrained(saved, overrides, place):
@@ -530,36 +536,34 @@ def untrained(saved, overrides, place):
 def main():
     settings, further, given = configure(__file__, inference_settings())
     globals().update(settings)
-    started, machine = time.time(), runtime.choose_device(device)
+    machine = runtime.choose_device(device)
     overrides = {k: v for k, v in further.items() if k in given}
     model, _, saved, path = open_model(checkpoint, out_dir or "out", machine, overrides)
     if not isinstance(model, LoopGPT):
         raise SystemExit(f"{path} is a plain GPT, which has no loops to look at")
     folder = out_dir or os.path.dirname(path)
     target = os.path.join(folder, "analyze.csv")
-    runtime.require_writable(target)
+    runtime.require_writable(target)  # also of a folder that is none, before data are read
     data = open_dataset(trained_on(saved) or "?", like=saved.get("meta"))
     say_without_effect(*idle_settings(model.config, every_rule=halting),
                        (data.meta.kind == "text", "the data is a text", "digits"))
-    try:
-        sample = make_sample(model, data, path)
-        print(f"{path}: {model.get_num_params():,} parameters, {sample.L} loops, {sample.X.size(0)} sequences of "
-              f"{sample.X.size(1)} tokens, up to {sample.total} loops"
-              f"{', where the learned steps end' * (sample.limit == sample.total)}; halt: {sample.rule}"
-              + ", so there are no loops to count; a --halt would do" * (sample.rule == "none"))
-        rows = measure("trained", model, sample) + measure("untrained", untrained(saved, overrides, machine), sample)
-    except (ValueError, RuntimeError) as e:
-        raise SystemExit(f"{path}: {e}") from None
-    with runtime.open_output(target) as f:
-        writer = csv.DictWriter(f, FIELDS)
-        writer.writeheader()
-        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in r.items()} for r in rows)
-    runtime.write_provenance(target, runtime.provenance(
-        machine, seconds=round(time.time() - started, 1), checkpoint=path, trained=saved.get("provenance")))
+    with runtime.measuring(target, machine, FIELDS, checkpoint=path, trained=saved.get("provenance")) as table:
+        try:
+            sample = make_sample(model, data, path)
+            print(f"{path}: {model.get_num_params():,} parameters, {sample.L} loops, {sample.X.size(0)} sequences of "
+                  f"{sample.X.size(1)} tokens, up to {sample.total} loops"
+                  f"{', where the learned steps end' * (sample.limit == sample.total)}; halt: {sample.rule}"
+                  + ", so there are no loops to count; a --halt would do" * (sample.rule == "none"))
+            rows = measure("trained", model, sample, table)
+            rows += measure("untrained", untrained(saved, overrides, machine), sample, table)
+        except (ValueError, RuntimeError) as e:
+            if runtime.out_of_memory(e):
+                raise
+            raise SystemExit(f"{path}: {e}") from None
     pictures = figures.draw_analysis(rows, sample, folder, lambda t: decode(data.meta, [t]))
     print_summary(rows, sample)
     print(f"csv: {target}\npictures: {', '.join(pictures)}")
 
 
 if __name__ == "__main__":
-    main()
+    runtime.run(main, "--tokens or --sequences")

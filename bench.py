@@ -13,7 +13,6 @@ cases has a process of its own: all get ready side by side (compilers take longe
 that a group that fails or hangs costs its own rows only. Rows go to the CSV as they come.
 """
 import copy
-import csv
 import functools
 import math
 import multiprocessing
@@ -561,25 +560,22 @@ def main():
     passing = tempfile.TemporaryDirectory()  # what auto measures beside other groups shall not be kept
     os.environ["XDG_CACHE_HOME"] = passing.name
     began = time.monotonic()
-    with runtime.open_output(target) as f:
-        writer = csv.DictWriter(f, COLUMNS, extrasaction="ignore")
-        writer.writeheader()
+    file = runtime.Table(target, COLUMNS)
 
-        def emit(row):
-            rows.append(row)
-            if row["table"] == "ceiling" and "rate" in row:
-                ceilings[row["case"]] = row["rate"]
-            writer.writerow(row)
-            f.flush()
-            print_row(row)
+    def emit(row):
+        rows.append(row)
+        if row["table"] == "ceiling" and "rate" in row:
+            ceilings[row["case"]] = row["rate"]
+        file.add({k: row[k] for k in COLUMNS if k in row})
+        print_row(row)
 
-        print(line)
-        print(f"{'table':<10}{'case':<20} {'path':<24}{'us':>10}{'us/loop':>9}  {'ratio':<26}{'bar':<24}")
-        writer.writerow(dict(table="run", note=line))
-        for i in range(0, len(groups), workers):
-            run_batch(groups[i:i + workers], ceilings, emit)
+    print(line)
+    print(f"{'table':<10}{'case':<20} {'path':<24}{'us':>10}{'us/loop':>9}  {'ratio':<26}{'bar':<24}")
+    file.add(dict(table="run", note=line))
+    for i in range(0, len(groups), workers):
+        run_batch(groups[i:i + workers], ceilings, emit)
     known = runtime.provenance(machine(), seconds=round(time.monotonic() - began, 1))
-    with runtime.open_output(target.removesuffix(".csv") + ".md") as f:
+    with runtime.one_line(target), runtime.whole_file(target.removesuffix(".csv") + ".md") as f:
         f.write(f"`{known['command']}`: {line}\n{markdown(rows)}\n{runtime.provenance_line(known)}\n")
     missed = sum(row.get("bar", "").count("MISSED") + row["note"].count("MISSED") for row in rows)
     failed = sum("WRONG" in row["note"] or "FAILED" in row["note"] for row in rows)
@@ -588,4 +584,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    runtime.run(main)

@@ -6,7 +6,7 @@ from configurator import class_settings
 from dataset import GPT2_TOKENS, checkpoint_meta, read_meta
 from model import GPTConfig
 from model_loop import INFERENCE_SETTINGS, LoopConfig, from_checkpoint
-from runtime import load_checkpoint
+from runtime import load_checkpoint, require_backend
 
 
 def model_settings(settings, given, facts):
@@ -57,5 +57,6 @@ def open_model(checkpoint, out_dir, device, overrides):
         model = from_checkpoint(saved, **overrides)
     except ValueError as e:
         raise SystemExit(f"{path}: {e}") from None
+    require_backend(model.config, device)
     model.crop_vocabulary(min(meta.vocab_size, GPT2_TOKENS) if meta.encoding == "gpt2" else meta.vocab_size)
     return model.to(device), meta, saved, path

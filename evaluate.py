@@ -15,12 +15,11 @@ problems count: an unsolved one does not tell how many it needed.
 The frontier is exact match, the mean over the digit counts, against loops per token of the answer: every rule over a
 range of thresholds, each beside its random control, and the fixed depths. Tokens before '=' do as the checkpoint says,
 and their loops do not count.
-The table is a CSV file; beside it stands <table>.json, where it comes from: command, commit, versions, card, seconds.
+The table is a CSV file, written row by row; beside it stands <table>.json, where it comes from: command, commit,
+versions, card, whether it is finished, seconds.
 """
-import csv
 import math
 import os
-import time
 
 import numpy as np
 import torch
@@ -50,6 +49,8 @@ csv_file = ""                   # where the table goes; empty: evaluate.csv besi
 device = "auto"                 # auto, cpu, cuda
 dtype = "float32"               # float32, or bfloat16 by autocast
 seed = 0                        # >= 0: of the random control
+
+MARGIN = 0.005                  # a rule that loses no more against the best fixed depth is as good
 
 
 def progress(items, name, unit):
@@ -171,8 +172,9 @@ def frontier_row(model, sets, rule, at):
     return row if fixed else row | dict(threshold=at) | share_interval(torch.cat(again), "random_")
 
 
-def frontier_rows(model, meta):
-    """The fixed depths, and every rule that the checkpoint can use with each threshold of its grid."""
+def frontier_rows(model, meta, table):
+    """The fixed depths, and every rule that the checkpoint can use with each threshold of its grid; also added to the
+    table."""
     c, sets = model.config, []
     for n in digits:
         X, Y, _ = test_batch(meta, n, n, "uniform", max(1, problems // 4))
@@ -180,23 +182,25 @@ def frontier_rows(model, meta):
     points = [("fixed", l) for l in range(1, model.trained_loops + 1)]
     points += [(name, at) for name, rule in RULES.items() for at in rule.grid
                if name != "gate" or c.halt_head != "none"]
-    kept = dict(vars(c))
+    kept, rows = dict(vars(c)), []
     c.think_threshold, c.think_loops = None, 0  # the point alone says when the answer halts
-    rows = [frontier_row(model, sets, *p) for p in progress(points, "frontier", "point")]
+    for p in progress(points, "frontier", "point"):
+        rows.append(frontier_row(model, sets, *p))
+        table.add(rows[-1])
     vars(c).update(kept)
     return rows
 
 
 def cheapest(rows):
-    """{rule: its point of the fewest loops among those within 0.5 points of the best fixed depth, or None}."""
-    enough = max(r["accuracy"] for r in rows if r["rule"] == "fixed") - 0.005 - 1e-9  # which rounding must not miss
+    """{rule: its point of the fewest loops among those within MARGIN of the best fixed depth, or None}."""
+    enough = max(r["accuracy"] for r in rows if r["rule"] == "fixed") - MARGIN - 1e-9  # which rounding must not miss
     return {rule: min((r for r in rows if r["rule"] == rule and r["accuracy"] >= enough), default=None,
                       key=lambda r: (r["loops"], -r["accuracy"])) for rule in dict.fromkeys(r["rule"] for r in rows)}
 
 
 def print_table(rows, asked):
     """Accuracy per digit count, the kinds of problems side by side, and the loops of the first kind."""
-    looped, random = ("loops_answer" in rows[0], "accuracy_random" in rows[0]) if rows else (False, False)
+    looped, random = "loops_answer" in rows[0], "accuracy_random" in rows[0]
     head = f"{'digits':>6}" + "".join(f" {kind:>9} {'95%':>15}" for kind in asked)
     print(head + ("  loops: prompt answer most" if looped else "") + ("  random" if random else ""))
     for i in range(0, len(rows), len(asked)):
@@ -212,20 +216,25 @@ def print_table(rows, asked):
 
 def print_correlation(rows, loops, within):
     """Spearman correlation of a problem's loops with its digit count, for the tokens before '=' and from it on, and
-    within each digit count with its longest carry chain."""
-    n = np.concatenate([np.full(r["problems"], r["n"]) for r in rows])
+    within each digit count with its longest carry chain; or why there is none."""
+    n, none = np.concatenate([np.full(r["problems"], r["n"]) for r in rows]), "no correlation with the digit count"
     for key, what in (("loops_prompt", "a token of the prompt"), ("loops_answer", "a token of the answer"),
                       ("loops_most", "the slowest token of the answer")):
         x = np.concatenate([p[key].numpy() for p in loops])  # after the last turn, of the slowest token
-        rho = spearman(n, x)
-        print(f"loops of {what}: mean {x.mean():.2f}, " +
-              (f"Spearman with the digit count {rho:+.2f}" if not math.isnan(rho) else "the same for every problem"))
+        found = ("the same for every problem" if not np.ptp(x) else f"{none}, of which there is one" if not np.ptp(n)
+                 else f"Spearman with the digit count {spearman(n, x):+.2f}")
+        print(f"loops of {what}: mean {x.mean():.2f}, {found}")
     solved = np.concatenate([p["solved"].numpy() for p in loops])
     means = {r["n"]: r["loops_most_solved"] for r in rows if "loops_most_solved" in r}
-    if len(means) > 1:
+    if np.ptp(n) and len(means) < 2:
+        print(f"  of solved problems: {none}, since {len(means) or 'none'} of the digit counts has any")
+    elif np.ptp(n) and not np.ptp(x[solved]):
+        print(f"  of solved problems: {none}, since the loops are the same for every problem")
+    elif np.ptp(n):
         rho, of_means = spearman(n[solved], x[solved]), spearman([*means], [*means.values()])
-        print(f"  of solved problems: Spearman with the digit count {rho:+.2f} over problems, {of_means:+.2f} over the "
-              f"means of {len(means)} digit counts")
+        shown = "none" if math.isnan(of_means) else f"{of_means:+.2f}"  # equal ones
+        print(f"  of solved problems: Spearman with the digit count {rho:+.2f} over problems, {shown} over "
+              f"the means of {len(means)} digit counts")
     within = [rho for rho in within if not math.isnan(rho)]
     if within:
         print(f"  of solved problems, hard ones too: Spearman with the longest carry chain {np.mean(within):+.2f}, "
@@ -239,9 +248,13 @@ def print_frontier(rows):
     print(f"frontier: exact match, {rows[0]['problems']} problems, and loops per token of the answer")
     print("  fixed depth  " + "  ".join(f"{r['loops']:.0f}: {100 * r['accuracy']:.1f}%"
                                         for r in rows if r["rule"] == "fixed"))
+    if max(r["accuracy"] for r in rows if r["rule"] == "fixed") <= MARGIN:
+        print(f"  no fixed depth solves more than {100 * MARGIN:g}% of the problems, so no rule can be as good with "
+              "fewer loops; its points are in the table")
+        return
     found = cheapest(rows)
     base = found.pop("fixed")
-    print(f"  within 0.5 points of the best fixed depth: fixed depth {base['loops']:.0f}, and the rules")
+    print(f"  within {100 * MARGIN:g} points of the best fixed depth: fixed depth {base['loops']:.0f}, and the rules")
     print("        rule threshold  loops  saving  accuracy  random  margin  slowest token")
     for rule, r in found.items():
         print(f"  {rule:>10} " + ("nowhere" if r is None else
@@ -269,32 +282,32 @@ def check_lengths(model, meta):
                 raise ValueError(f"--{key} goes up to {n} digits: {e}") from None
 
 
-def addition_tables(model, meta):
-    """All rows, and the printed tables, of an addition model."""
+def addition_tables(model, meta, table):
+    """Add all rows of an addition model to the table, and print them."""
     check_lengths(model, meta)
-    asked = kinds_asked()
+    asked, done = kinds_asked(), []
     pairs = [(n, n, kind, problems) for n in digits for kind in asked]
     cells = [(n, m, "grid", max(1, problems // 10)) for n in range(1, grid + 1) for m in range(1, grid + 1)]
-    done = [measure(model, meta, *p) for p in progress(pairs + cells, "evaluating", "set")]
-    rows, done = [row for row, _ in done], done[:len(pairs)]
-    print_table(rows[:len(pairs)], asked)
-    of_grid = rows[len(pairs):]
+    for p in progress(pairs + cells, "evaluating", "set"):
+        done.append(measure(model, meta, *p))
+        table.add(done[-1][0])
+    of_grid, done = [row for row, _ in done[len(pairs):]], done[:len(pairs)]
+    if digits:
+        print_table([row for row, _ in done], asked)
     if is_looped(model) and digits:
         chains, within = chain_rows(done)
-        rows += chains if plot else []
+        table.add(*(chains if plot else []))
         first = done[::len(asked)]  # of the kinds
         print_correlation([r for r, _ in first], [p for _, p in first], within)
     if grid:
         print_grid(of_grid)
     if frontier:
-        points = frontier_rows(model, meta)
-        rows += points
-        print_frontier(points)
-    return rows
+        print_frontier(frontier_rows(model, meta, table))
 
 
-def loss_table(model, data):
-    """Validation loss after each loop, every token taking all of them; then by the halting rule, if there is one."""
+def loss_table(model, data, table):
+    """Add the validation loss after each loop, every token taking all of them, to the table; print it, then that by
+    the halting rule, if there is one."""
     T, place = sequence_length(data, model.config.block_size), model.lm_head.weight.device
     looped, losses, halted, loops = is_looped(model), [], [], []
     for index in progress(range(eval_iters), "validation loss", "batch"):
@@ -305,14 +318,15 @@ def loss_table(model, data):
             halted.append(model.loss(model.readout(h), Y).item())
             loops.append((record["loops"].sum() / (record["loops"] > 0).sum()).item())
     losses = torch.stack(losses)
-    mean, error = losses.mean(0), 1.96 * losses.std(0) / math.sqrt(len(losses))
-    print("validation loss (nats per token, 95% over batches)")
-    for l, (x, e) in enumerate(zip(mean.tolist(), error.tolist(), strict=True), 1):
-        print(f"  {'loop ' + str(l) if looped else 'model':>8}  {x:.4f} +- {e:.4f}")
+    one, mean = len(losses) == 1, losses.mean(0).tolist()
+    print(f"validation loss (nats per token, {'of one batch, so without an interval' if one else '95% over batches'})")
+    error = (1.96 * losses.std(0, correction=not one) / math.sqrt(len(losses))).tolist()  # of one batch not used
+    for l, (x, e) in enumerate(zip(mean, error, strict=True), 1):
+        print(f"  {'loop ' + str(l) if looped else 'model':>8}  {x:.4f}" + ("" if one else f" +- {e:.4f}"))
     if halted:
         print(f"  halting  {np.mean(halted):.4f} at {np.mean(loops):.2f} loops per token ({model.config.halt})")
-    return [dict(kind="val_loss", loop=l, loss=x, low=x - e, high=x + e)
-            for l, (x, e) in enumerate(zip(mean.tolist(), error.tolist(), strict=True), 1)]
+    table.add(*(dict(kind="val_loss", loop=l, loss=x) | ({} if one else dict(low=x - e, high=x + e))
+                for l, (x, e) in enumerate(zip(mean, error, strict=True), 1)))
 
 
 def describe(model, saved, path):
@@ -327,17 +341,23 @@ def describe(model, saved, path):
 
 
 @torch.no_grad()
-def measure_all(model, meta, saved):
-    """All rows of the table: those of addition, and the validation loss where its dataset is there."""
+def measure_all(model, meta, saved, table):
+    """Add all rows to the table: those of addition, and the validation loss where the checkpoint's dataset is there."""
     name = trained_on(saved)
-    found = os.path.exists(os.path.join("data", name, "meta.json"))
-    data = open_dataset(name, like=saved.get("meta")) if eval_iters and found else None  # a wrong one should fail now
-    table = addition_tables(model, meta) if meta.kind == "rows" else []
+    data, why_not = None, f"data/{name} is not there"
+    if eval_iters and os.path.exists(os.path.join("data", name, "meta.json")):
+        try:
+            data = open_dataset(name, like=saved.get("meta"))
+        except SystemExit as e:
+            why_not = str(e).splitlines()[0]  # the others say how to write it anew, but it may be someone's
+    if meta.kind == "rows":
+        addition_tables(model, meta, table)
     if data:
-        table += loss_table(model, data)
+        loss_table(model, data, table)
+    elif eval_iters and meta.kind == "rows":
+        print(f"no validation loss: {why_not}")
     elif eval_iters:
-        print(f"no validation loss: data/{name} is not there")
-    return table
+        raise SystemExit(f"no validation loss, and a text has nothing else to measure: {why_not}")
 
 
 def main():
@@ -345,7 +365,7 @@ def main():
     settings, further, given = configure(__file__, inference_settings())
     globals().update(settings)
     kinds_asked()  # a wrong one should fail now
-    started, machine = time.time(), runtime.choose_device(device)
+    machine = runtime.choose_device(device)
     number = runtime.choose_dtype(dtype, machine)
     overrides = {k: v for k, v in further.items() if k in given}
     model, meta, saved, path = open_model(checkpoint, out_dir, machine, overrides)
@@ -353,33 +373,27 @@ def main():
         raise SystemExit("frontier and plot need a looped model of the addition task, and digits")
     say_without_effect(
         *idle_settings(model.config, every_rule=frontier),
-        (meta.kind != "rows", "the data is a text", "digits", "problems", "grid", "control"),
+        (meta.kind != "rows", "the data is a text", "digits", "kinds", "problems", "grid", "control"),
         (not is_looped(model), "a plain GPT has no halting rule", "control"),
         (not (control or frontier), "there is no random control", "seed"),
         (checkpoint, "checkpoint is given", "out_dir"))
     print(describe(model, saved, path))
     target = csv_file or os.path.join(os.path.dirname(path), "evaluate.csv")
-    runtime.require_writable(target)
-    try:
-        with runtime.autocast(machine, number):
-            table = measure_all(model, meta, saved)
-    except ValueError as e:
-        raise SystemExit(f"evaluate.py: {e}") from None
-    if table:
-        with runtime.open_output(target) as f:
-            writer = csv.DictWriter(f, list(dict.fromkeys(key for row in table for key in row)))
-            writer.writeheader()
-            writer.writerows(table)
-        runtime.write_provenance(target, runtime.provenance(
-            machine, seconds=round(time.time() - started, 1), checkpoint=path, trained=saved.get("provenance")))
+    with runtime.measuring(target, machine, checkpoint=path, trained=saved.get("provenance")) as table:
+        try:
+            with runtime.autocast(machine, number):
+                measure_all(model, meta, saved, table)
+        except ValueError as e:
+            raise SystemExit(f"evaluate.py: {e}") from None
+        if plot:
+            stem = os.path.splitext(target)[0]
+            figures.draw_loops(table.rows, f"{stem}_loops.png")
+            if frontier:
+                figures.draw_frontier(table.rows, f"{stem}_frontier.png")
+    if table.rows:
         print(f"table: {target}")
-    if plot:
-        stem = os.path.splitext(target)[0]
-        figures.draw_loops(table, f"{stem}_loops.png")
-        if frontier:
-            figures.draw_frontier(table, f"{stem}_frontier.png")
-    return model, table
+    return model, table.rows
 
 
 if __name__ == "__main__":
-    main()
+    runtime.run(main)

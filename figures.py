@@ -228,7 +228,7 @@ def draw_sweep(found, path):
             ax.set(ylabel="loops of the slowest token", title=f"solved {which}, mean")
         else:
             ax.set(ylim=(-3, 103), title=f"{kind} problems")
-    axes[0].set(ylabel="exact match (%), median and range of seeds" if not chains else "exact match (%)")
+    axes[0].set(ylabel="exact match (%), median and range of seeds" if size else "exact match (%)")
     finish(figure, axes, path)
 
 
@@ -467,7 +467,7 @@ def draw_example(s, decode, path):
     figure.colorbar(image, ax=axes, label="loops", boundaries=np.linspace(0, 0.7, 99),
                     ticks=[(l - 1) * 0.7 / (most - 1) for l in ticks]).ax.set_yticklabels(ticks)
     save(figure, path, s.title)
-    with runtime.open_output(os.path.splitext(path)[0] + ".html") as f:
+    with runtime.whole_file(os.path.splitext(path)[0] + ".html") as f:
         f.write("\n".join(page))
 
 

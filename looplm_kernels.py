@@ -22,6 +22,7 @@ import torch
 from kernels.attention import attention, attention_reference, rotate_halves
 from kernels.backend import (
     BACKENDS,
+    CannotRun,
     at_least_float32,
     choose_backend,
     first_line,

@@ -119,11 +119,9 @@ def check(config):
                          + (", and with place_next one place more" if config.place_next else ""))
     if config.place_next and config.pos != "place":
         raise ValueError(f"place_next tells the next of the places of pos 'place', not of {config.pos!r}")
-    if not 0 <= config.place_runs <= 1 or config.place_runs and not config.place_subset:
-        raise ValueError(f"place_runs {config.place_runs} must be a share, 0 to 1, of rows that draw place_subset ids, "
+    if config.place_runs and not config.place_subset:
+        raise ValueError(f"place_runs {config.place_runs} is a share of rows that draw place_subset ids, "
                          "which must then be above 0")
-    if config.place_scale <= 0:
-        raise ValueError(f"place_scale {config.place_scale} must be above 0")
     if config.update == "replace" and config.alpha != 1.0:
         raise ValueError(f"alpha {config.alpha!r} is the step size of euler, heun and rk4; update 'replace' has none")
     if "rope" in (config.pos, config.step_encoding) and config.n_embd // config.n_head % 2:
@@ -163,7 +161,7 @@ def idle_settings(config, every_rule=False):
         (c.think_loops, "think_loops says how many loops the answer takes", "think_threshold"),
         (c.prompt_loops and (c.think_loops or c.think_threshold is not None),
          "prompt_loops, and think_loops or think_threshold, say when tokens halt", "halt_threshold"),
-        (c.pos != "place", f"pos is {c.pos}", "place_ids", "place_subset")]
+        (c.pos != "place", f"pos is {c.pos}", "place_ids", "place_subset", "place_runs", "place_scale")]
 
 
 class Inject(nn.Module):

@@ -1,15 +1,21 @@
-"""Device and dtype choice, seeding, distributed set-up; outputs and where they come from; checkpoints, whole or not."""
+"""Device and dtype choice, seeding, ranks; what comes from outside: signals, a full memory, a closed terminal;
+outputs, whole or not, and where they come from; checkpoints."""
+import atexit
 import contextlib
+import csv
 import functools
 import importlib.metadata
+import itertools
 import json
 import os
 import pickle
 import platform
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from datetime import UTC, datetime
 
@@ -17,7 +23,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from looplm_kernels import capture, first_line
+from looplm_kernels import CannotRun, capture, choose_backend, first_line
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
 # dense bf16 FLOP/s by the vendors' datasheets, for model FLOPs utilisation; the first key in the device name wins
@@ -29,14 +35,42 @@ def choose_device(device="auto"):
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        kind = torch.device(device).type
+        place = torch.device(device)
     except RuntimeError:
         raise SystemExit(f"--device={device}: auto, cpu, cuda, cuda:1, ...") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise SystemExit(f"--device={device}: torch {torch.__version__} sees no CUDA GPU; use --device=cpu")
-    if kind == "cuda" and ":" in device:
-        torch.cuda.set_device(device)  # streams, graphs and device names follow the current one
+    if place.type == "cuda":
+        if not torch.cuda.is_available():
+            raise SystemExit(f"--device={device}: torch {torch.__version__} sees no CUDA GPU; use --device=cpu")
+        if (place.index or 0) >= torch.cuda.device_count():
+            raise SystemExit(f"--device={device}: there are {torch.cuda.device_count()} GPUs, from cuda:0 on")
+        if place.index is not None:
+            torch.cuda.set_device(device)  # streams, graphs and device names follow the current one
+        return device  # untried: it would take memory of the first GPU in every rank
+    try:
+        torch.ones(1, device=place).item()
+    except Exception as e:  # each kind of device fails in its own way where torch was built without it
+        raise SystemExit(f"--device={device} cannot be used here ({first_line(e)}); use --device=cpu") from None
     return device
+
+
+def require_backend(config, device):
+    """CannotRun if a model's kernels are asked for by name and cannot run on the device: now, not after other work."""
+    if getattr(config, "backend", "auto") == "cutile":
+        choose_backend("cutile", device)
+
+
+def why_not_compile(device):
+    """What keeps torch.compile from working here, a missing C++ compiler for example; "" if nothing does."""
+    import torch._functorch.config  # only here: it takes seconds
+    import torch._inductor.config
+    x = torch.ones(2, device=device, requires_grad=True)
+    try:  # without the caches: what was compiled before would prove nothing
+        with (torch._inductor.config.patch(fx_graph_cache=False),
+              torch._functorch.config.patch(enable_autograd_cache=False)):
+            torch.compile(lambda x: x.sin().sum())(x).backward()
+    except Exception as e:  # of dynamo, of inductor, of triton
+        return first_line(e)
+    return ""
 
 
 def choose_dtype(dtype, device):
@@ -123,18 +157,40 @@ def warn(line):
     print(line, file=sys.stderr, flush=True)
 
 
+def on_stop(act, again=None):
+    """Have SIGINT, SIGTERM and SIGHUP call act(name of the signal). One more of them calls again, or kills.
+
+    A terminal tells all of its processes, and a shell or a launcher tells them once more: what comes within 2 seconds
+    is one stop. SIGHUP stays ignored where it is, as under nohup.
+    """
+    first = []
+
+    def note(number, frame):
+        if not first:
+            first.append(time.monotonic())
+            act(signal.Signals(number).name)
+        elif time.monotonic() - first[0] > 2:
+            if again:
+                again()
+            else:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # not every system has all of them
+        if number and not (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):
+            signal.signal(number, note)
+
+
 class StopSignal:
-    """Notes SIGINT and SIGTERM instead of dying, so that a step can be finished and saved. A second one kills."""
+    """Notes a signal to stop instead of dying, so that a step can be finished and saved."""
 
     def __init__(self):
         self.received = None
-        for s in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(s, self._note)
+        on_stop(self._note)
 
-    def _note(self, number, frame):
-        self.received = signal.Signals(number).name
-        signal.signal(number, signal.SIG_DFL)
-        print(f"{self.received}: finishing this step, then saving", file=sys.stderr, flush=True)
+    def _note(self, name):
+        self.received = name
+        print(f"{name}: finishing this step, then saving", file=sys.stderr, flush=True)
 
     def anywhere(self, device, world):
         """True on every rank once any rank has been told to stop."""
@@ -144,14 +200,92 @@ class StopSignal:
         return mean_over_ranks(flag, world).item() > 0
 
 
+def outlive_reader(stream):
+    """Have stdout or stderr write to nowhere once nobody can read it: | head is done, the terminal closed, the disk of
+    a log full. The work goes on, since its results are in files."""
+    def guarded(method):
+        def call(*args):
+            try:
+                return method(*args)
+            except OSError as e:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+                warn(f"{stream.name.strip('<>')} cannot be written ({e.strerror}): going on without it")
+        return call
+    stream.write, stream.flush = guarded(stream.write), guarded(stream.flush)
+    atexit.register(stream.flush)  # or what is left would fail after the last line of the script
+
+
+def out_of_memory(error):
+    """Is that an error of memory, of the GPU or of this machine? numpy and torch each have their own."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+def run(main, lower="--batch_size"):
+    """Run the main of a script: a stop, memory that is full, a kernel that cannot run end it with one line.
+
+    lower: the setting by which it takes less memory.
+    """
+    def interrupt(name):
+        raise KeyboardInterrupt(name)
+    for stream in (sys.stdout, sys.stderr):
+        outlive_reader(stream)
+    on_stop(interrupt)
+    try:
+        main()
+    except KeyboardInterrupt as e:
+        print(f"{e}: stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+    except CannotRun as e:
+        raise SystemExit(f"--backend: {e}") from None
+    except (MemoryError, RuntimeError) as e:
+        if not out_of_memory(e):
+            raise
+        raise SystemExit(f"out of memory ({first_line(e)[:150]}): lower {lower}") from None
+    finally:
+        for path in locks:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+
 # ---- what a run writes
 
-def open_output(path, mode="w"):
-    """path opened for writing text, or appending with mode "a"; SystemExit with one line if that cannot be."""
+@contextlib.contextmanager
+def one_line(path):
+    """SystemExit with one line for what keeps path from being written."""
     try:
-        return open(path, mode, newline="", encoding="utf-8")
+        yield
     except OSError as e:
-        raise SystemExit(f"{path} cannot be written: {e.strerror}") from None
+        raise SystemExit(f"{path} cannot be written: {e.strerror or e}") from None
+
+
+@contextlib.contextmanager
+def going_on(path):
+    """Have what keeps path from being written cost a line, once, and not the work."""
+    try:
+        yield
+    except OSError as e:
+        warn(f"{path} cannot be written ({e.strerror or e}): going on without it")
+
+
+@contextlib.contextmanager
+def whole_file(path, mode="w"):
+    """A file to be written in the place of path, whole or not at all: what stood there stays until it is safe."""
+    device = os.path.exists(path) and not os.path.isfile(path)  # /dev/stdout has nothing beside it
+    path = path if device else os.path.realpath(path)  # a link stays one
+    part = path if device else f"{path}.part"
+    try:
+        with open(part, mode, **({} if "b" in mode else dict(newline="", encoding="utf-8"))) as f:
+            yield f
+            f.flush()
+            if not device:
+                os.fsync(f.fileno())
+        if not device:
+            os.replace(part, path)
+    except BaseException:
+        if not device:
+            with contextlib.suppress(OSError):
+                os.unlink(part)
+        raise
 
 
 def require_writable(path):
@@ -159,12 +293,162 @@ def require_writable(path):
 
     Its folder is made; what stands in the file stays until there is something to put in its place.
     """
-    try:
+    with one_line(path):
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    except OSError as e:
-        raise SystemExit(f"{path} cannot be written: {e.strerror}") from None
-    open_output(path, "a").close()
+        new = not os.path.exists(path)
+        open(path, "ab").close()
+        if new:
+            os.unlink(path)
 
+
+def write_json(path, content):
+    """Write a JSON file. SystemExit with one line if that cannot be."""
+    with one_line(path), whole_file(path) as f:
+        json.dump(content, f, indent=1, ensure_ascii=False)
+
+
+def write_csv(path, fields, rows):
+    """Write a table whole or not at all; columns that are not among fields are left out."""
+    with whole_file(path) as f:
+        writer = csv.DictWriter(f, fields, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@contextlib.contextmanager
+def appending(path):
+    """A text file to be written on at its end: all that is written now, or nothing."""
+    size = os.path.getsize(path)
+    try:
+        with open(path, "a", newline="", encoding="utf-8") as f:
+            yield f
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.truncate(path, size)
+        raise
+
+
+class Table:
+    """A CSV table that is on disk row by row, so that what was measured stays; its columns are those of its rows.
+
+    A disk that is full costs a line, not the work: the rows are kept, and tried again with the next one. known: where
+    the numbers come from, to stand beside the table.
+    """
+
+    def __init__(self, path, fields=(), rows=(), known=None):
+        self.path, self.fields, self.rows, self.known = path, list(fields), list(rows), known
+        self.written, self.left = None, None  # rows in the file, and the file as it was left
+
+    def state(self):
+        """What tells the file from that of another process, which may write to the same path."""
+        with contextlib.suppress(OSError):
+            found = os.stat(self.path)
+            return found.st_ino, found.st_size
+
+    def add(self, *rows):
+        """Append rows, dicts, to the table and to its file."""
+        new = dict.fromkeys(k for r in rows for k in r if k not in self.fields)
+        whole = new or self.written != len(self.rows) or self.left != self.state()
+        self.fields += new
+        self.rows += rows
+        with going_on(self.path):
+            if whole:
+                write_csv(self.path, self.fields, self.rows)
+                if self.known:
+                    write_provenance(self.path, dict(self.known, finished=False))
+            else:
+                with appending(self.path) as f:
+                    csv.DictWriter(f, self.fields, lineterminator="\n").writerows(rows)
+            self.written, self.left = len(self.rows), self.state()
+
+
+@contextlib.contextmanager
+def measuring(path, device, fields=(), **facts):
+    """A Table for what is measured now, with where it comes from. It says what is there where the work ends early, and
+    SystemExit ends it where not all of it could be written."""
+    require_writable(path)
+    began, table = time.time(), Table(path, fields, known=provenance(device, **facts))
+    try:
+        yield table
+    except BaseException:
+        if table.written:
+            print(f"{path} has the {table.written} rows measured until then", file=sys.stderr)
+        raise
+    if table.written == len(table.rows):
+        with one_line(path):
+            write_provenance(path, dict(table.known, finished=True, seconds=round(time.time() - began, 1)))
+    elif table.rows:
+        raise SystemExit(f"{path} has {table.written or 0} of {len(table.rows)} rows, since it could not be written")
+
+
+def read_log(path):
+    """The rows of a log.csv, all of numbers, that can be read, and whether all of it can. A crash cuts it, and other
+    programs write to it."""
+    rows, whole = [], True
+    try:
+        with open(path, newline="", encoding="utf-8", errors="replace") as f:
+            for r in csv.DictReader(f):
+                try:
+                    int(r["iter"]), [float(x) for value in r.values() for x in value.split()]
+                    rows.append(r)
+                except (AttributeError, KeyError, ValueError):  # too few or too many values are None or a list
+                    whole = False
+    except FileNotFoundError:
+        pass
+    except (OSError, csv.Error):
+        whole = False
+    return rows, whole
+
+
+# ---- the folder of a run
+
+RUN_FILES = ("ckpt_last.pt", "ckpt_best.pt", "log.csv")  # where one of them is, there is a run
+locks = {}                      # path -> open file, since the kernel takes a lock back once its file is closed
+
+
+def lock_folder(folder):
+    """Make a folder, and make it this process's own until it ends; SystemExit if another process has it."""
+    path = os.path.join(folder, ".lock")
+    while True:
+        with one_line(folder):
+            os.makedirs(folder, exist_ok=True)
+            f = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (open as long as the process)
+        try:
+            import fcntl  # not every system has it
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            f.seek(0)
+            raise SystemExit(f"{folder} is in use by another run ({f.read().strip()}): wait for its end, or give "
+                             "another --out_dir") from None
+        except (ImportError, OSError):  # nor every file system
+            break
+        if os.path.exists(path) and os.path.samestat(os.fstat(f.fileno()), os.stat(path)):
+            break  # else its last owner has just removed it
+    locks[path] = f
+    with contextlib.suppress(OSError):
+        f.truncate(0)
+        f.write(f"process {os.getpid()} on {platform.node()}")
+        f.flush()
+
+
+def move_aside(folder):
+    """Move the files of the run that a folder holds, if any, to folder.1, .2, ..., and say so; folders in it stay."""
+    if not any(os.path.exists(os.path.join(folder, name)) for name in RUN_FILES):
+        return
+    folder = os.path.normpath(folder)
+    if os.path.commonpath([os.getcwd(), os.path.abspath(folder)]) == os.path.abspath(folder):
+        raise SystemExit(f"--out_dir={folder} holds a run and is where you are: give another --out_dir, or "
+                         "--init_from=resume")
+    target = next(path for n in itertools.count(1) if not os.path.exists(path := f"{folder}.{n}"))
+    with one_line(target):
+        os.makedirs(target)
+        for entry in [*os.scandir(folder)]:
+            if entry.name != ".lock" and not entry.is_dir():
+                shutil.move(entry.path, target)
+    print(f"{folder} holds another run: moved to {target}", flush=True)
+
+
+# ---- where numbers come from
 
 def card_name(device="cpu"):
     """The name of the GPU, or of the CPU."""
@@ -223,16 +507,12 @@ def provenance_line(known):
     return ", ".join([commit, *versions, known["card"], known["date"], *seconds])
 
 
-def write_json(path, content):
-    """Write a JSON file. SystemExit with one line if that cannot be."""
-    with open_output(path) as f:
-        json.dump(content, f, indent=1, ensure_ascii=False)
-
-
 def write_provenance(table, known):
-    """Write where a CSV table comes from beside it, as <table>.json: readers of the CSV see no line but its own."""
+    """Write where a CSV table comes from beside it, as <table>.json: readers of the CSV see no line but its own.
+    Raises OSError."""
     stem, end = os.path.splitext(table)
-    write_json(f"{table}.json" if end == ".json" else f"{stem}.json", known)
+    with whole_file(f"{table}.json" if end == ".json" else f"{stem}.json") as f:
+        json.dump(known, f, indent=1, ensure_ascii=False)
 
 
 # ---- checkpoints
@@ -246,16 +526,10 @@ def save_checkpoint(path, checkpoint):
 
     SystemExit with a clear line if it cannot be written, a full disk for example.
     """
-    part = f"{path}.part"
     try:
-        with open(part, "wb") as f:
+        with whole_file(path, "wb") as f:
             torch.save(checkpoint, f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
     except (OSError, RuntimeError) as e:  # torch's zip writer turns a failed write into a RuntimeError
-        with contextlib.suppress(OSError):
-            os.unlink(part)
         kept = "the one saved before is untouched" if os.path.exists(path) else "there was none before"
         raise SystemExit(f"cannot save {path} ({e}); {kept}") from None
 

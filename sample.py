@@ -150,6 +150,13 @@ def trace_rows(model, meta, sequence, written, number):
     return rows
 
 
+def write_trace(rows, first):
+    """Write the trace of a sequence as JSON lines, in the place of what stood in trace_file or, if not first, after it.
+    Raises OSError."""
+    with runtime.whole_file(trace_file) if first else runtime.appending(trace_file) as f:
+        f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
 def say_what_no_trace_shows(rows):
     """A line on what the trace of a sequence beyond the context leaves out; no line if it leaves out nothing."""
     first, last = rows[0]["context_start"], rows[-1]
@@ -176,7 +183,14 @@ def samples(model, meta):
 
     The title is the line of the answer, "" for text.
     """
-    for prompt, problem in read_prompts(meta):
+    prompts = read_prompts(meta)
+    for prompt, problem in prompts:
+        if problem and not model.learned_positions:
+            try:  # numbers that are too long should fail before the first answer is written
+                model.embed(torch.tensor([prompt], device=model.lm_head.weight.device))
+            except ValueError as e:
+                raise SystemExit(f"--start: {e}") from None
+    for prompt, problem in prompts:
         for _ in range(num_samples):
             try:
                 sequence, written = write(model, meta, prompt, problem)
@@ -211,22 +225,28 @@ def main():
     say_idle_settings(model, meta)
     tracing, largest = looped and bool(trace_file or trace_png or printing), math.log(max(2, meta.vocab_size))
     runtime.seed_torch(seed)
-    traces, titles = [], []
+    traces, titles, kept = [], [], 0
+    if trace_file:
+        runtime.require_writable(trace_file)
     with runtime.autocast(machine, runtime.choose_dtype(dtype, machine)), torch.no_grad():
         for sequence, written, title in samples(model, meta):
             if tracing:
                 traces.append(trace_rows(model, meta, sequence, written, len(traces)))
                 titles.append(title)
+                if trace_file:
+                    with runtime.going_on(trace_file):
+                        write_trace(traces[-1], first=not kept)
+                        kept += 1
                 if printing:
                     print_trace(traces[-1], largest)
                 say_what_no_trace_shows(traces[-1])
-    if trace_file:
-        with runtime.open_output(trace_file) as f:
-            f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for rows in traces for row in rows)
-        print(f"trace: {trace_file}")
     if trace_png and figures.draw_traces(traces, titles, largest, trace_png):
         print(f"heat map: {trace_png}{what_is_drawn(traces)}")
+    if trace_file and kept < len(traces):
+        raise SystemExit(f"{trace_file} has {kept} of {len(traces)} traces, since it could not be written")
+    if trace_file:
+        print(f"trace: {trace_file}")
 
 
 if __name__ == "__main__":
-    main()
+    runtime.run(main, "--max_new_tokens, or take a smaller model")

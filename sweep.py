@@ -13,7 +13,6 @@ iterations at the end; out_dir/<row>/seed<S>/ holds train.py's files, a log of e
 import ast
 import contextlib
 import csv
-import io
 import json
 import os
 import re
@@ -56,7 +55,7 @@ OF_TEXT = {"parameters": ("parameters", "{:,.0f}"), "flops_per_token": ("trainin
            "ms": ("ms a step", "{:.1f}")}  # columns of the Markdown where nothing is added up
 STATES = ("delta", "norm", "loss", "converged_by", "push_ratio", "spectral_radius", "spectral_radius_highest",
           "limit_cycle")  # of the rows of analyze.py those that are kept, after the trained loops and at the end
-running, stopping = set(), []   # processes, which on_signal ends; the signals that told this one to stop
+running, stopping = set(), []   # processes, which a signal ends, too; the signal that told this one to stop
 
 
 # ---- the plan
@@ -154,22 +153,6 @@ def plan(file, root):
 
 # ---- a run
 
-def write(path, text):
-    """Write a text file, whole or not at all."""
-    with open(f"{path}.part", "w", encoding="utf-8") as f:
-        f.write(text)
-    os.replace(f"{path}.part", path)
-
-
-def write_csv(path, fields, table):
-    """A table as CSV, whole or not at all; columns that are not among fields are left out."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fields, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    write(path, text.getvalue())
-
-
 def read_csv(path):
     with open(path, encoding="utf-8") as f:
         return list(csv.DictReader(f))
@@ -257,13 +240,14 @@ def execute(run, environment):
     last, path = f"{folder}/ckpt_last.pt", f"{folder}/row.json"
     with contextlib.suppress(OSError, ValueError), open(path, encoding="utf-8") as f:
         state = json.load(f)
+    same = isinstance(state, dict) and state.get("settings") == run["settings"]  # those of the config file, too
+    done = state.get("done") if same else None
+    state = dict(settings=run["settings"], done=done if isinstance(done, dict) else {})
     try:
-        if state.get("settings") != run["settings"]:  # those of the config file are among them
-            state = dict(settings=run["settings"], done={})
+        if not (same and (done or os.path.exists(last))):
             os.makedirs(folder, exist_ok=True)
-            if os.path.exists(last):
-                os.replace(last, f"{last}.old")  # it must be neither resumed nor evaluated as this run's
-            write(path, json.dumps(state, indent=1))
+            runtime.move_aside(folder)  # what is there must be neither resumed nor evaluated as this run's
+            runtime.write_json(path, state)
         for step, command in run["steps"].items():
             key = step if step == "train" else shlex.join(command)
             if key in state["done"]:
@@ -275,8 +259,8 @@ def execute(run, environment):
             state["done"][key] = columns_of(step, folder)
             if resume:
                 state["done"][key]["seconds"] = ""  # it says those of the last part only
-            write(path, json.dumps(state, indent=1))
-    except OSError as e:
+            runtime.write_json(path, state)
+    except (OSError, ValueError, SystemExit) as e:  # a file of the run cannot be written, or read
         error = str(e)
     row = dict(row=run["row"], seed=run["seed"], error=error) | state["done"].get("train", {})
     for command in run["steps"].values():
@@ -333,10 +317,10 @@ def markdown(kind, label, found, wanted):
 def write_tables(found, wanted, target, processes):
     """The CSV, a line per run, and the Markdown, a line per row; found in the order of the table, wanted as above."""
     further = [k for k in dict.fromkeys(k for r in found for k in r) if re.search(r"_\d+$", k)]
-    write_csv(f"{target}.csv", (*FIRST, *further, "error"), found)
+    runtime.write_csv(f"{target}.csv", (*FIRST, *further, "error"), found)
     states = [dict(row=r["row"], **state) for r in found for state in r.get("states", [])]
     if states:
-        write_csv(f"{target}_states.csv", states[0], states)
+        runtime.write_csv(f"{target}_states.csv", states[0], states)
     device, version = (", ".join(dict.fromkeys(r[k] for r in found if k in r)) for k in ("device", "torch"))
     lines = [f"`{shlex.join(['python', 'sweep.py', *sys.argv[1:]])}`; {device}, torch {version}; "
              f"seeds {', '.join(map(str, seeds))}; {processes} at once", *(f"`evaluate.py`: `{x}`" for x in evaluate),
@@ -344,29 +328,35 @@ def write_tables(found, wanted, target, processes):
     labels = dict.fromkeys(["", *(ENTRY.fullmatch(entry)[1] or "" for entry in evaluate)])
     tables = [markdown(kind, label, found, wanted) for label in labels for kind in figures.KINDS]
     known = runtime.provenance(card=device if device not in ("", "cpu") else runtime.card_name())
-    write(f"{target}.md", "\n\n".join(lines) + "\n" + "".join(tables) + f"\n{runtime.provenance_line(known)}\n")
+    with runtime.whole_file(f"{target}.md") as f:
+        f.write("\n\n".join(lines) + "\n" + "".join(tables) + f"\n{runtime.provenance_line(known)}\n")
 
 
 def curves(runs):
     """The validation losses of runs, from their log.csv: {row: {seed: {iteration: loss}}}."""
     found = {}
     for run in runs:
-        with contextlib.suppress(OSError):
-            log = read_csv(f"{run['folder']}/log.csv")
-            losses = {int(r["iter"]): float(r["val_loss"]) for r in log if r["val_loss"]}
+        log, _ = runtime.read_log(f"{run['folder']}/log.csv")
+        losses = {int(r["iter"]): float(r["val_loss"]) for r in log if r.get("val_loss")}
+        if losses:
             found.setdefault(run["row"], {})[run["seed"]] = losses
     return found
 
 
 # ---- all runs
 
-def on_signal(number, frame):
-    """Pass a signal on: train.py saves and ends, evaluate.py just ends. A second signal kills."""
-    stopping.append(number)
-    name = signal.Signals(number).name
+def pass_on(name):
+    """Pass a signal on: train.py saves and ends, evaluate.py just ends."""
+    stopping.append(name)
     print(f"{name}: the runs save and end; the same command goes on later", file=sys.stderr, flush=True)
     for process in list(running):
         process.terminate()
+
+
+def kill_all():
+    """A second signal: what is not saved by now is lost."""
+    for process in list(running):
+        process.kill()
 
 
 def processes_at_once(runs):
@@ -391,15 +381,17 @@ def run_all(runs, target):
                 continue
             found.append(row)
             found.sort(key=lambda r: (wanted.index(r["row"]), seeds.index(r["seed"])))
-            write_tables(found, wanted, target, count)
-            skipped += not log
+            with runtime.going_on(f"{target}.csv"):  # the results of a run stand in its folder, too
+                write_tables(found, wanted, target, count)
+            skipped += not log and not row["error"]
             spent = time.monotonic() - began
             took, left = (timedelta(seconds=round(s)) for s in (spent, spent / max(1, n - skipped) * (len(runs) - n)))
             name = f"{row['row']}, seed {row['seed']}"
-            failed += [f"{name} ({log})"] if row["error"] else []
+            failed += [f"{name} ({log or row['error']})"] if row["error"] else []
             print(f"{n}/{len(runs)} {name}: {'FAILED: ' + row['error'] if row['error'] else row['val_loss']}, "
-                  + (f"{took}, ETA {left}" if log else "finished before"), flush=True)
-    finish(runs, found, target)
+                  + (f"{took}, ETA {left}" if log or row["error"] else "finished before"), flush=True)
+    with runtime.going_on(f"{target}_curves.csv"):
+        finish(runs, found, target)
     print(f"---\nruns: {len(runs)}\nfinished: {len(found) - len(failed)}\nfinished_before: {skipped}\n"
           f"seconds: {time.monotonic() - began:.1f}\ncsv: {target}.csv\ntable: {target}.md")
     return failed
@@ -408,7 +400,7 @@ def run_all(runs, target):
 def finish(runs, found, target):
     """The validation losses over the iterations, and the figure."""
     losses = curves(runs)
-    write_csv(f"{target}_curves.csv", ("row", "seed", "iter", "val_loss"), [
+    runtime.write_csv(f"{target}_curves.csv", ("row", "seed", "iter", "val_loss"), [
         dict(row=name, seed=seed, iter=it, val_loss=loss) for name, own in losses.items()
         for seed, curve in own.items() for it, loss in curve.items()])
     if has_digit_columns(found):
@@ -423,14 +415,14 @@ def main():
     if len(files) != 1:
         raise SystemExit("usage: python sweep.py config/sweep_demo.py [--key=value ...]; --help lists all keys")
     name = os.path.splitext(os.path.basename(files[0]))[0]
-    runs, tables = plan(files[0], out_dir or f"out/{name}"), results or f"results/{name}"
+    root, tables = out_dir or f"out/{name}", results or f"results/{name}"
+    runs = plan(files[0], root)
     if dry_run:
         raise SystemExit(print("\n".join(f"python {shlex.join(c)}" for run in runs for c in run["steps"].values())))
     for end in ("csv", "md"):
         runtime.require_writable(f"{tables}.{end}")
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as it is for SIGHUP under nohup
-            signal.signal(number, on_signal)
+    runtime.lock_folder(root)
+    runtime.on_stop(pass_on, kill_all)
     failed = run_all(runs, tables)
     if failed:
         print(f"failed: {'; '.join(failed)}")
@@ -438,4 +430,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    runtime.run(main)

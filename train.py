@@ -5,13 +5,13 @@
     torchrun --standalone --nproc_per_node=2 train.py config/train_gpt_12l.py
 
 Writes out_dir/ckpt_last.pt, ckpt_best.pt (lowest validation loss), config.json, log.csv, loss.png and summary.json, the
-closing lines with where they come from.
+closing lines with where they come from. Another run that stands there moves to out_dir.1, .2, ...
 """
 import contextlib
 import copy
-import csv
 import math
 import os
+import sys
 import time
 from types import SimpleNamespace
 
@@ -138,8 +138,10 @@ def starting_point(settings, given):
     return checkpoint, settings | taken
 
 
-def say_what_differs(run, old):
-    """One line: which settings of a resumed run are not those of its checkpoint, of old {key: value}."""
+def say_what_differs(run, checkpoint):
+    """One line: which settings of a resumed run are not those of its checkpoint."""
+    of_model = class_settings(LoopConfig)  # nanoGPT's settings have some of these names, too
+    old = {k: v for k, v in checkpoint.get("config", {}).items() if k not in of_model} | checkpoint["model_args"]
     differ = [f"{k} {old[k]} -> {v}" for k, v in run.settings.items() if k in old and old[k] != v
               and k not in OF_THIS_RUN]
     print(f"resumed from {run.last_path} at iteration {run.it}, settings as there"
@@ -213,7 +215,11 @@ def open_run(settings, given, checkpoint, last_path):
 def compiled(run):
     """The model as a training step calls it: compiled where that pays, and over all ranks."""
     model = run.raw_model
-    if run.cuda and not cuda_graph if compile == "auto" else compile:
+    wanted = run.cuda and not cuda_graph if compile == "auto" else compile
+    why_not = runtime.why_not_compile(run.device) if wanted else ""
+    if why_not:
+        runtime.warn(f"torch.compile does not work here ({why_not}): going on without, slower")
+    elif wanted:
         if model_type == "loop":  # one loop: all loop counts share it, and what a count unrolls would take minutes
             model.loop = torch.compile(model.loop)
             torch._dynamo.config.recompile_limit = 32  # loop 1, the others, with and without gradients, in evaluation
@@ -233,16 +239,18 @@ def set_up(settings, given, checkpoint):
     data, T, micro_steps               the dataset, tokens of a sequence, micro-steps of this rank in an iteration
     raw_model, model, average          as built; as a step calls it; its twin of averaged weights, or None
     params, averages, optimizer        what is trained, the average of each, AdamW
-    it, best_val_loss, saved           iterations done, the lowest loss so far, whether a good checkpoint is there
+    it, best_val_loss                  iterations done, the lowest loss so far
+    saved, between_steps               the iteration of ckpt_last.pt, or None; False while an update moves the weights
     last_path, best_path, log_path     what it writes
-    writes_files, rows, wandb          whether this process does; the rows of log.csv; wandb's run, or None
+    log, wandb                         log.csv as a Table, None where this process writes no files; wandb's run, or None
     started, provenance                when, and what `provenance` of runtime.py says; main sets both
     """
     run = choose_machine()
-    run.settings, run.it, run.best_val_loss, run.saved = settings, 0, math.inf, init_from == "resume"
+    run.settings, run.it, run.best_val_loss, run.saved, run.between_steps = settings, 0, math.inf, None, True
     run.last_path, run.best_path, run.log_path = (
         os.path.join(out_dir, name) for name in ("ckpt_last.pt", "ckpt_best.pt", "log.csv"))
     run.data, run.raw_model, run.model_args, run.T = open_run(settings, given, checkpoint, run.last_path)
+    runtime.require_backend(run.raw_model.config, run.device)
     run.raw_model.to(run.device).train()
     run.average = copy.deepcopy(run.raw_model).requires_grad_(False) if ema_decay else None
     trained = {name for name, p in run.raw_model.named_parameters() if p.requires_grad}
@@ -260,13 +268,13 @@ def set_up(settings, given, checkpoint):
             raise SystemExit(f"{run.last_path} cannot be resumed, its optimizer or its averaged weights are damaged: "
                              f"{type(e).__name__} {e}; start from its weights: --init_from={run.last_path}") from None
         run.it, run.best_val_loss = checkpoint["iter_num"], float(checkpoint["best_val_loss"])
+        run.saved = run.it
     run.micro_steps = -(-gradient_accumulation_steps // run.world)  # rounded up, so that every rank has as many
     if run.master and run.micro_steps * run.world != gradient_accumulation_steps:
         print(f"gradient_accumulation_steps {gradient_accumulation_steps} -> {run.micro_steps * run.world}, equal for "
               f"{run.world} processes: an iteration is larger than that of one process; set batch_size to match")
     run.model = compiled(run)
-    run.writes_files = run.master and not eval_only  # an evaluation leaves the run that it measures as it is
-    run.rows = start_files(run) if run.writes_files else []
+    run.log = start_files(run) if run.master and not eval_only else None  # an evaluation leaves the run as it is
     run.wandb = start_wandb(settings) if wandb_log and run.master else None
     return run
 
@@ -306,9 +314,11 @@ def forward_backward(run, X, Y, loops):
 def update(run):
     """Clip, step, average the weights; returns the norm of the gradient."""
     norm = torch.nn.utils.clip_grad_norm_(run.params, grad_clip or math.inf, foreach=True)
+    run.between_steps = False
     run.optimizer.step()
     if run.averages:
         torch._foreach_lerp_(run.averages, run.params, 1 - ema_decay)
+    run.between_steps = True
     return norm
 
 
@@ -387,19 +397,40 @@ def require_finite(run, loss):
     """Exit with status 1 once the loss or a weight is not a number, before a checkpoint could take it in."""
     if torch.isfinite(loss) and all(torch.isfinite(p).all() for p in run.params):
         return
-    good = f"the last good checkpoint is {run.last_path}" if run.saved else "no checkpoint was saved yet"
-    raise SystemExit(f"the loss or a weight is not finite at iteration {run.it} (loss {float(loss):.4g}); {good}; "
-                     "try a lower learning_rate, a longer warmup_iters or --dtype=float32")
+    raise SystemExit(f"the loss or a weight is not finite at iteration {run.it} (loss {float(loss):.4g}); "
+                     f"{what_is_saved(run)}; try a lower learning_rate, a longer warmup_iters or --dtype=float32")
+
+
+def end_out_of_memory(run, error):
+    """Save what is whole, and exit with status 1 and a line that says which settings take less memory."""
+    if run.between_steps and run.it > (run.saved or 0):
+        save(run, run.last_path)
+    raise SystemExit(f"out of memory at iteration {run.it} ({runtime.first_line(error)[:150]}): lower --batch_size, "
+                     f"now {batch_size}, and raise --gradient_accumulation_steps, now {gradient_accumulation_steps}, "
+                     f"by the same factor; {what_is_saved(run)}") from None
+
+
+def what_is_saved(run):
+    """What a run that ends early leaves."""
+    if run.saved is None:
+        return "no checkpoint was saved yet"
+    return f"{run.last_path} is of iteration {run.saved}, --init_from=resume goes on there"
 
 
 def save(run, path):
     """Write a checkpoint of the run as it stands; rank 0 does, unless it only evaluates."""
-    if run.writes_files:
-        known = run.provenance | dict(seconds=round(time.time() - run.started, 1))
+    if not run.log:
+        return
+    known = run.provenance | dict(seconds=round(time.time() - run.started, 1))
+    try:
         runtime.save_checkpoint(path, dict(
             model=run.raw_model.state_dict(), optimizer=run.optimizer.state_dict(), model_args=run.model_args,
             iter_num=run.it, best_val_loss=run.best_val_loss, config=run.settings, meta=vars(run.data.meta),
             provenance=known, **(dict(ema=run.average.state_dict()) if run.average else {})))
+    except SystemExit as e:
+        raise SystemExit(f"{e}; {what_is_saved(run)}") from None
+    if path == run.last_path:
+        run.saved = run.it
 
 
 def stop_ranks(run):
@@ -424,26 +455,31 @@ def start_wandb(settings):
 
 
 def start_files(run):
-    """Make out_dir, config.json and log.csv ready: new, or up to the iteration that a resumed run goes on from. Returns
-    the rows of the log."""
-    rows = []
-    try:
-        os.makedirs(out_dir, exist_ok=True)
-        if init_from != "resume" and os.path.exists(run.best_path):  # of another run: sampling must not take it for
-            os.replace(run.best_path, f"{run.best_path}.old")        # this one's
-        with contextlib.suppress(FileNotFoundError):  # it says that a run came to its end, and this one has not
-            os.remove(os.path.join(out_dir, "summary.json"))
-    except OSError as e:
-        raise SystemExit(f"--out_dir={out_dir} cannot be written: {e.strerror}") from None
+    """Make out_dir, config.json and log.csv ready: new, another run there moved aside, or up to the iteration that a
+    resumed run goes on from. Returns the log as a Table."""
+    runtime.lock_folder(out_dir)
+    rows, of_an_end = [], os.path.join(out_dir, "summary.json")
+    if init_from == "resume":
+        rows = keep_log(run)
+    else:
+        runtime.move_aside(out_dir)
+    with runtime.one_line(of_an_end), contextlib.suppress(FileNotFoundError):
+        os.remove(of_an_end)  # it says that a run came to its end, and this one has not
     runtime.write_json(os.path.join(out_dir, "config.json"), run.settings | dict(model_args=run.model_args))
-    if init_from == "resume" and os.path.exists(run.log_path):
-        with open(run.log_path, encoding="utf-8") as f:  # evaluations come again
-            rows = [r for r in csv.DictReader(f) if int(r["iter"]) < run.it + bool(r["loss"])]
-    with open(run.log_path, "w", newline="", encoding="utf-8") as f:
-        writer = csv.DictWriter(f, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    return rows
+    table = runtime.Table(run.log_path, COLUMNS, rows)
+    table.add()
+    return table
+
+
+def keep_log(run):
+    """The rows of log.csv up to the iteration that a resumed run goes on from; evaluations come again."""
+    rows, whole = runtime.read_log(run.log_path)
+    if not whole:
+        with runtime.one_line(run.log_path):
+            os.replace(run.log_path, f"{run.log_path}.broken")
+        runtime.warn(f"{run.log_path} is damaged: put aside as {run.log_path}.broken; the {len(rows)} rows that can be "
+                     "read are kept")
+    return [{k: r.get(k, "") for k in COLUMNS} for r in rows if int(r["iter"]) < run.it + bool(r.get("loss"))]
 
 
 def log(run, line, **values):
@@ -451,12 +487,14 @@ def log(run, line, **values):
     if not run.master:
         return
     print(line, flush=True)
-    run.rows.append({k: "" if v is None else str(v) for k, v in values.items()})
-    if run.writes_files:
-        with open(run.log_path, "a", newline="", encoding="utf-8") as f:
-            csv.DictWriter(f, COLUMNS).writerow(run.rows[-1])
+    if run.log:
+        run.log.add({k: "" if v is None else str(v) for k, v in values.items()})
     if run.wandb:
-        run.wandb.log({k: v for k, v in values.items() if isinstance(v, (int, float))}, step=values["iter"])
+        try:
+            run.wandb.log({k: v for k, v in values.items() if isinstance(v, (int, float))}, step=values["iter"])
+        except Exception as e:  # as in start_wandb
+            run.wandb = None
+            runtime.warn(f"wandb is off from iteration {run.it} on ({type(e).__name__}: {runtime.first_line(e)})")
 
 
 def human_time(seconds):
@@ -505,7 +543,6 @@ def train(run, stop):
             require_finite(run, loss)
             if run.it > first:  # before the evaluation, so that a failure in it loses nothing
                 save(run, run.last_path)
-                run.saved = True
             losses, halted_after = evaluate(run)
             log_evaluation(run, losses, halted_after)
             if losses["val"][-1] < run.best_val_loss:
@@ -530,13 +567,20 @@ def train(run, stop):
         if (run.world == 1 or sync_now) and stop.anywhere(run.device, run.world):
             require_finite(run, loss)
             save(run, run.last_path)
-            stop_ranks(run)
-            raise SystemExit(130)
+            end_stopped(run)
+
+
+def end_stopped(run):
+    """Exit with status 130 after a signal, on all ranks together."""
+    stop_ranks(run)
+    if run.master:
+        print(f"stopped; {what_is_saved(run)}", file=sys.stderr)
+    raise SystemExit(130)
 
 
 def summary(run, losses):
     """What a run came to, as plain values; seconds are those of this process."""
-    ms = [float(r["ms"]) for r in run.rows if r.get("ms")]
+    ms = [float(r["ms"]) for r in run.log.rows if r.get("ms")] if run.log else []
     return dict(
         iterations=run.it, parameters=run.raw_model.get_num_params(),
         flops_per_token=run.raw_model.flops_per_token(run.T, getattr(run.raw_model, "trained_loops", 1)),
@@ -554,28 +598,36 @@ def main():
     stop = runtime.StopSignal()
     check_settings()
     run = set_up(settings, given, checkpoint)
-    run.started, run.provenance = time.time(), runtime.provenance(run.device) if run.writes_files else None
+    run.started, run.provenance = time.time(), runtime.provenance(run.device) if run.log else None
     if run.master:
         say_depth(run, given)
         say_idle_settings(run)
         if init_from == "resume":
-            say_what_differs(run, checkpoint.get("config", {}))
+            say_what_differs(run, checkpoint)
         print(f"{model_type} with {run.raw_model.get_num_params():,} parameters, {run.dtype} on {run.device}, "
               f"{run.world} process(es); {batch_size} x {run.micro_steps * run.world} sequences of {run.T} tokens an "
               f"iteration; {dataset}, seed {seed}")
-    losses = train(run, stop)
-    if run.writes_files:
-        figures.draw_training(run.rows, out_dir, os.path.join(out_dir, "loss.png"))
+    try:
+        losses = train(run, stop)
+    except (MemoryError, RuntimeError) as e:
+        if not runtime.out_of_memory(e):
+            raise
+        end_out_of_memory(run, e)
+    if run.log:
+        figures.draw_training(run.log.rows, out_dir, os.path.join(out_dir, "loss.png"))
     if run.master:
         found = summary(run, losses)
         print("---", *(f"{key}: {value}" for key, value in found.items()), sep="\n")
-        if run.writes_files:
+        if run.log:
             known = run.provenance | dict(seconds=found["seconds"])
-            runtime.write_json(os.path.join(out_dir, "summary.json"), found | dict(provenance=known))
-    stop_ranks(run)
+            try:
+                runtime.write_json(os.path.join(out_dir, "summary.json"), found | dict(provenance=known))
+            except SystemExit as e:  # the checkpoint is there
+                runtime.warn(str(e))
     if stop.received:  # during the last evaluation
-        raise SystemExit(130)
+        end_stopped(run)
+    stop_ranks(run)
 
 
 if __name__ == "__main__":
-    main()
+    runtime.run(main, "--batch_size, or the model: --n_embd, --n_layer")

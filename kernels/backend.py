@@ -20,6 +20,10 @@ from kernels.tile import ERRORS, MISSING, ct
 BACKENDS = ("auto", "cutile", "torch")
 
 
+class CannotRun(RuntimeError):
+    """Kernels were asked for by name where they cannot run."""
+
+
 # what can run --------------------------------------------------------------------------------------------------------
 @functools.cache
 def tileiras_version():
@@ -80,7 +84,7 @@ def backend_choice(backend, device, why_not):
         return "torch"
     reason = why_not_cutile(device) or why_not
     if backend == "cutile" and reason:
-        raise RuntimeError(f"backend cutile cannot run here: {reason}; use torch or auto")
+        raise CannotRun(f"backend cutile cannot run here: {reason}; use torch or auto")
     if backend == "auto":
         why = reason or f"cuda-tile {ct.__version__}, {torch.cuda.get_device_name(device)}"
         print(f"kernels: {'torch' if reason else 'cutile'} backend ({why})", file=sys.stderr)
@@ -91,7 +95,7 @@ def choose_backend(backend="auto", device="cpu", why_not=""):
     """'auto', 'cutile' or 'torch' -> the backend that runs, 'cutile' or 'torch'; auto says why on stderr, once.
 
     why_not: a reason against the kernels that the caller knows, such as an unsupported shape; "" if there is none.
-    ValueError for another backend; RuntimeError if cutile is asked for and cannot run.
+    ValueError for another backend; CannotRun if cutile is asked for and cannot run.
     """
     return backend_choice(backend, torch.device(device), why_not)
 

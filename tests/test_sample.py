@@ -286,10 +286,12 @@ def test_how_a_token_looks():
 
 
 @pytest.mark.parametrize(("start", "names"), [("5a+6x=", "'a' 'x'"), ("5+6+7=", "5+6+7="), ("+=", "not an addition"),
-                                              ("FILE:none.txt", "none.txt"), ("123456789+1=", "place_ids"),
+                                              ("FILE:none.txt", "none.txt"), ("1+1= 123456789+1=", "place_ids"),
                                               (" ", "no problem")])
 def test_prompts_that_cannot_be(scripts, trained, start, names):
-    assert names in scripts("sample.py", f"--checkpoint={trained['next']}", f"--start={start}", status=None).err
+    run = scripts("sample.py", f"--checkpoint={trained['next']}", f"--start={start}", status=None)
+    assert names in run.err
+    assert "1+1=" not in run.out
 
 
 def test_a_text_of_one_character(scripts):
@@ -356,4 +358,8 @@ def test_text_samples(scripts):
     table = scripts("sample.py", "--out_dir=text", "--start=ab", "--trace=True", "--max_new_tokens=5").out
     assert table.count("\n") > 7
     assert "not shown" not in table
-    assert "validation loss" in scripts("evaluate.py", "--out_dir=text", "--eval_iters=2").out
+    assert "+-" in scripts("evaluate.py", "--out_dir=text", "--eval_iters=2").out
+    out = scripts("evaluate.py", "--out_dir=text", "--eval_iters=1", "--csv_file=one.csv").out
+    assert "of one batch, so without an interval" in out
+    assert "+-" not in out
+    assert list(read_csv(scripts, "one.csv")[0]) == ["kind", "loop", "loss"]

@@ -225,10 +225,11 @@ def test_a_second_call_runs_nothing_and_other_settings_run_anew(scripts, folder,
     scripts("sweep.py", "sweep_small.py", only, "--results=again", "--timeout=0.1", status=1)
     (folder / "small.py").write_text(SMALL)
     assert not (run / "ckpt_last.pt").exists()
-    assert (run / "ckpt_last.pt.old").exists()
-    log = (run / "train.log").read_text()
-    assert log.count("$ python train.py small.py") == 2
-    assert "resume" not in log
+    assert {p.name for p in (run.parent / "seed3.1").iterdir()} == {p.name for p in before}
+    for folder in (run, run.parent / "seed3.1"):
+        log = (folder / "train.log").read_text()
+        assert log.count("$ python train.py small.py") == 1
+        assert "resume" not in log
 
 
 def test_an_interrupted_sweep_goes_on(scripts, folder, alone):
