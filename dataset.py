@@ -382,11 +382,11 @@ def write_dataset(folder, splits, **meta):
 
     tokens: an array, or the pieces of one. What stands there stays until all of it is written.
     """
+    os.makedirs(folder, exist_ok=True)
     meta.update(dtype="uint16" if meta["vocab_size"] <= 1 << 16 else "uint32", tokens={}, sha256={})
     paths = [os.path.join(folder, name) for name in (*(f"{split}.bin" for split in splits), "meta.json")]
     said = []
     try:
-        os.makedirs(folder, exist_ok=True)
         for path, (split, tokens) in zip(paths, splits.items(), strict=False):
             meta["tokens"][split], rows, meta["sha256"][split] = write_split(f"{path}.part", tokens, meta)
             said.append(f"{path}: {meta['tokens'][split]:,} tokens" + (f", {rows:,} rows" if rows else ""))
@@ -394,8 +394,6 @@ def write_dataset(folder, splits, **meta):
             json.dump(meta, f, indent=1, ensure_ascii=False)
         for path in paths:
             os.replace(f"{path}.part", path)
-    except OSError as e:
-        raise SystemExit(f"{folder} cannot be written: {e.strerror}; what stood there before is as it was") from None
     finally:
         for path in paths:
             with contextlib.suppress(OSError):

@@ -414,19 +414,6 @@ def run_prepare(name, monkeypatch, *args):
     runpy.run_path(script, run_name="__main__")
 
 
-@pytest.mark.parametrize("name", ["addition", "shakespeare_char"])
-def test_a_dataset_is_written_whole_or_not_at_all(scripts, name):
-    """A limit on file sizes stands in for a full disk: the dataset that stands there stays what it was."""
-    (scripts.folder / "long.txt").write_text("To be, or not to be. " * 3000)
-    args = [f"data/{name}/prepare.py", *(["--input=long.txt"] if name != "addition" else ["--val_rows=2000"])]
-    before = {p.name: p.read_bytes() for p in (scripts.folder / "data" / name).iterdir() if p.is_file()}
-    assert len(before) == 3
-    run = scripts(*args, f"--out_dir=data/{name}", status=None, file_limit=40_000)
-    assert f"data/{name} cannot be written" in run.err
-    assert {p.name: p.read_bytes() for p in (scripts.folder / "data" / name).iterdir() if p.is_file()} == before
-    assert "long.txt cannot be written" in scripts(*args, "--out_dir=long.txt", status=None).err
-
-
 def test_an_encoding_that_tiktoken_has_not():
     with pytest.raises(SystemExit, match="has no encoding 'none'"):
         dataset.bpe("none")
