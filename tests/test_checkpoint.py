@@ -9,6 +9,7 @@ import pytest
 import tiktoken
 import torch
 
+import analyze
 import checkpoint
 import dataset
 from model import GPT, GPTConfig
@@ -192,6 +193,16 @@ def good(here):
     torch.save(saved, "ckpt.pt")
     checkpoint.open_model("ckpt.pt", "", "cpu", {})
     return saved
+
+
+def test_untrained_weights_have_no_padding_either(good):
+    args = good["model_args"] | dict(vocab_size=64)
+    torch.save(good | dict(model_args=args, model=LoopGPT(LoopConfig(**args)).state_dict()), "ckpt.pt")
+    model, _, saved, _ = checkpoint.open_model("ckpt.pt", "", "cpu", dict(num_loops=3))
+    fresh = analyze.untrained(model, saved, dict(num_loops=3))
+    assert fresh.config == model.config
+    assert fresh.config.vocab_size == len(fresh.lm_head.weight) == 29
+    assert not torch.equal(fresh.lm_head.weight, model.lm_head.weight)
 
 
 @pytest.mark.parametrize("key", ["model", "model_args", "meta", "config", "optimizer", "iter_num", "best_val_loss",
