@@ -46,7 +46,8 @@ def exit_with_hint(folder, what):
 
 def with_defaults(meta):
     """What meta.json or a checkpoint says, as a dict, completed by what older ones leave out."""
-    zeros = "places" if meta.get("max_places") else "none"
+    places = meta.get("max_places")
+    zeros = "places" if isinstance(places, int) and places else "none"
     return dict(vocab=None, encoding=None, max_places=0, zeros=zeros, few_rows=0.0) | meta
 
 

@@ -481,8 +481,9 @@ def load_weights(model, state, strict=True):
 
     ValueError in one line if it does not fit the model, or is not finite.
     """
-    if not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()):
-        raise ValueError("damaged, its weights are not tensors by name")
+    if not all(isinstance(k, str) and isinstance(v, torch.Tensor) and v.layout == torch.strided and
+               v.is_floating_point() for k, v in state.items()):
+        raise ValueError("damaged, its weights are not tensors of numbers by name")
     state = {k.removeprefix("_orig_mod."): v for k, v in state.items() if not k.endswith(".attn.bias")}
     unfit = [k for k, v in state.items() if not v.isfinite().all()]
     if unfit:

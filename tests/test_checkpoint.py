@@ -229,7 +229,10 @@ def test_parts_that_are_missing(good, key):
     ("model_args", {"dropout": [0.1]}, "dropout"),
     ("meta", {"vocab": None}, "vocab"), ("meta", {"vocab": list(range(29))}, "vocab"),
     ("meta", {"vocab": list(ABC) + ["é"], "vocab_size": 30}, "fewer tokens"), ("meta", {"kind": "pictures"}, "kind"),
-    ("model", {"lm_head.weight": 5}, "not tensors"), ("model", {3: torch.zeros(1)}, "not tensors"),
+    ("model", {"lm_head.weight": 5}, "not tensors"),
+    ("model", {"lm_head.weight": torch.eye(3).to_sparse()}, "not tensors"),
+    ("model", {"lm_head.weight": torch.zeros(29, 16, dtype=torch.complex64)}, "not tensors"),
+    ("model", {3: torch.zeros(1)}, "not tensors"),
     ("model", {"more": torch.zeros(1)}, "more on one side"),
     ("model", {"lm_head.weight": torch.full((29, 16), math.nan)}, "not finite"),
     ("model", {"lm_head.weight": torch.full((29, 16), math.inf)}, "not finite")])
