@@ -218,6 +218,15 @@ def out_of_memory(error):
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
+def require_memory(size, advice):
+    """SystemExit with one line if so many bytes are more than this machine has, before the system kills for them."""
+    with contextlib.suppress(AttributeError, ValueError):  # not every system says
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if size > there:
+            raise SystemExit(f"that takes about {size / 1e9:,.0f} GB of memory, this machine has {there / 1e9:,.0f}: "
+                             f"{advice}")
+
+
 def run(main, lower="--batch_size"):
     """Run the main of a script: a stop, memory that is full, a kernel that cannot run end it with one line.
 

@@ -466,6 +466,13 @@ def test_out_of_memory(scripts, monkeypatch, signals, where, error, saved):
         assert not (scripts.folder / out_dir / "ckpt_last.pt").exists()
 
 
+def test_more_rows_than_memory_holds(scripts):
+    err = scripts("data/addition/prepare.py", "--train_rows=10000000000", "--out_dir=data/huge", status=None).err
+    assert "GB of memory" in err
+    assert "lower --train_rows" in err
+    assert not (scripts.folder / "data/huge").exists()
+
+
 @pytest.mark.parametrize("error", [MemoryError("Unable to allocate 1 PiB"), torch.OutOfMemoryError("CUDA: no memory")])
 def test_other_scripts_out_of_memory(monkeypatch, signals, error):
     monkeypatch.setattr(runtime, "outlive_reader", lambda stream: None)  # pytest's own
