@@ -205,6 +205,16 @@ def write_rows(a, la, b, lb, row_len, track="next", plain=False):
     return rows
 
 
+def is_true(row, plain=False):
+    """Whether a row is a sum A+B=C, its numbers written as plain says."""
+    text = "".join(VOCAB[t] for t in row).rstrip(PAD).removesuffix(END)
+    parts = text.replace(EQUALS, PLUS).split(PLUS)
+    if len(parts) != 3 or not all(map(str.isdigit, parts)):
+        return False
+    a, b, c = (int(n if plain else n[::-1]) for n in parts)
+    return a + b == c
+
+
 def answer_mask(rows):
     """True (N, T) where a row's answer stands, its end symbol included: what follows the second of its operators."""
     operators = np.isin(rows, (ID[PLUS], ID[EQUALS]))

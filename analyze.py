@@ -31,7 +31,7 @@ import figures
 import runtime
 from checkpoint import inference_settings, open_model
 from configurator import configure, say_without_effect
-from dataset import decode, get_batch, open_dataset, sequence_length
+from dataset import decode, get_batch, open_dataset, sequence_length, trained_on
 from intervals import clustered_interval, clustered_spearman
 from looplm_kernels import RULES, passes, softmax_statistics, state_delta
 from model_loop import LoopGPT, build, from_checkpoint, idle_settings
@@ -227,6 +227,8 @@ def chunks(model, *tensors):
 
 
 def row(what, weights, statistic, loop="", group=""):
+    """A row of the table; what a statistic could not tell, NaN, is left empty."""
+    statistic = {k: "" if isinstance(x, float) and math.isnan(x) else x for k, x in statistic.items()}
     return dict(statistic, what=what, weights=weights, loop=loop, **{"class": group})
 
 
@@ -385,7 +387,7 @@ def jacobian_rows(name, model, sample):
     idx, mask = (x[:sequences].to(model.lm_head.weight.device) for x in (sample.X, sample.reads))
     x0, L, limit = model.embed(idx), sample.L, sample.limit
     path, rows = [x0, *model.states(idx, sample.total)], []
-    gen = torch.Generator().manual_seed(seed)
+    gen = torch.Generator().manual_seed(seed % 2**63)
     at = L if L < limit else max(0, limit - PUSHED_LOOPS)
     loops = min(PUSHED_LOOPS, limit - at)
     ratio = perturbation_ratios(lambda h, k: model.loop(h, x0, at + 1 + k), path[at], mask, PUSH, loops, gen)
@@ -507,16 +509,21 @@ def is_main_number(r, sample):
 
 
 def print_summary(rows, sample):
-    """The main numbers as `key: value`, both weights of each in turn."""
-    found = {}
+    """The main numbers as `key: value`, both weights of each in turn; what could not be computed in one line."""
+    found, missing = {}, []
     for r in rows:
         if is_main_number(r, sample):
             group = r["class"] if r["class"] != sample.first else ""
             loop = f"loop {r['loop']}" if r["loop"] else ""
             key = "_".join(f"{r['what']} {group} {loop}".split())
+            if r["value"] == "":
+                missing.append(f"{key}_{r['weights']}")
+                continue
             shown = f"{r['value']:{'.0f' if r['what'].endswith('never_passes') else '.4g'}}"  # a count, or a mean
             found.setdefault(key, []).append(f"{key}_{r['weights']}: {shown}")
     print("---", *(line for lines in found.values() for line in lines), sep="\n")
+    if missing:
+        print(f"not computed, since nothing varies there or tokens are too few: {', '.join(missing)}")
 
 
 def untrained(saved, overrides, place):
@@ -537,7 +544,7 @@ def main():
     folder = out_dir or os.path.dirname(path)
     target = os.path.join(folder, "analyze.csv")
     runtime.require_writable(target)  # also of a folder that is none, before data are read
-    data = open_dataset(saved.get("config", {}).get("dataset", "?"), like=saved.get("meta"))
+    data = open_dataset(trained_on(saved) or "?", like=saved.get("meta"))
     say_without_effect(*idle_settings(model.config, every_rule=halting),
                        (data.meta.kind == "text", "the data is a text", "digits"))
     with runtime.measuring(target, machine, FIELDS, checkpoint=path, trained=saved.get("provenance")) as table:

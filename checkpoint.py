@@ -3,7 +3,7 @@ its tokens, and the settings that may change."""
 import os
 
 from configurator import class_settings
-from dataset import checkpoint_meta
+from dataset import GPT2_TOKENS, checkpoint_meta, read_meta
 from model import GPTConfig
 from model_loop import INFERENCE_SETTINGS, LoopConfig, from_checkpoint
 from runtime import load_checkpoint, require_backend
@@ -30,9 +30,18 @@ def inference_settings():
 
 
 def find_checkpoint(path, out_dir):
-    """The path given, or the best and else the last checkpoint of out_dir."""
-    best, last = (os.path.join(out_dir, name) for name in ("ckpt_best.pt", "ckpt_last.pt"))
-    return path or (best if os.path.exists(best) else last)
+    """The path given, or of out_dir the best checkpoint, else the last one, else nanoGPT's."""
+    best, last, nanogpt = (os.path.join(out_dir, name) for name in ("ckpt_best.pt", "ckpt_last.pt", "ckpt.pt"))
+    return path or next(filter(os.path.exists, (best, last, nanogpt)), last)
+
+
+def characters(path):
+    """The characters that are the tokens of a checkpoint, or of a meta.json. SystemExit if they are something else."""
+    json = path.endswith(".json")
+    meta = read_meta(*os.path.split(path)) if json else checkpoint_meta(load_checkpoint(path), path)
+    if meta.kind != "text" or meta.vocab is None or any(len(s) > 1 for s in meta.vocab):
+        raise SystemExit(f"--vocab_from={path}: its tokens are not the characters of a text")
+    return meta.vocab
 
 
 def open_model(checkpoint, out_dir, device, overrides):
@@ -43,9 +52,11 @@ def open_model(checkpoint, out_dir, device, overrides):
     """
     path = find_checkpoint(checkpoint, out_dir)
     saved = load_checkpoint(path)
+    meta = checkpoint_meta(saved, path)
     try:
-        model = from_checkpoint(saved, **overrides).to(device)
-    except (ValueError, RuntimeError) as e:
+        model = from_checkpoint(saved, **overrides)
+    except ValueError as e:
         raise SystemExit(f"{path}: {e}") from None
     require_backend(model.config, device)
-    return model, checkpoint_meta(saved), saved, path
+    model.crop_vocabulary(min(meta.vocab_size, GPT2_TOKENS) if meta.encoding == "gpt2" else meta.vocab_size)
+    return model.to(device), meta, saved, path

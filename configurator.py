@@ -11,6 +11,7 @@ A number must be finite and in the range with which its comment begins:
     python train.py config/demo_addition.py --max_iters=100 --num_loops=[4,6,8]
 """
 import ast
+import contextlib
 import difflib
 import inspect
 import io
@@ -28,6 +29,21 @@ TYPES = {"int": int, "float": float, "str": str, "bool": bool, "None": type(None
 COMPARISONS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt, "": operator.eq}
 NUMBER = r"(?:[<>]=? )?-?\d+(?:\.\d+)?(?:e-?\d+)?"
 RANGE = re.compile(rf"({NUMBER}(?:(?:, | or ){NUMBER})*): ")
+
+
+@contextlib.contextmanager
+def open_text(path):
+    """path opened for reading text as people save it: UTF-8, with a byte order mark or without. SystemExit with one
+    line if it cannot be read, or is of another encoding."""
+    try:
+        with open(path, encoding="utf-8-sig") as f:
+            yield f
+    except UnicodeDecodeError:
+        raise SystemExit(f"{path} is not text in UTF-8: save it as UTF-8") from None
+    except OSError as e:
+        if e.filename not in (path, None):  # of another file
+            raise
+        raise SystemExit(f"{path} cannot be read: {e.strerror or e}") from None
 
 
 @dataclass
@@ -157,11 +173,12 @@ def unknown(key, settings):
 
 def read_config(path, settings):
     """The settings of a config file, checked: {key: value}. SystemExit that names the line."""
+    if not os.path.exists(path):
+        raise SystemExit(f"{path} does not exist; the config files are in config/")
+    with open_text(path) as f:
+        text = f.read()
     try:
-        with open(path) as f:
-            body = ast.parse(f.read(), path).body
-    except OSError as e:
-        raise SystemExit(f"{path}: {e.strerror}; the config files are in config/") from None
+        body = ast.parse(text, path).body
     except (SyntaxError, ValueError) as e:
         raise SystemExit(f"{path}:{getattr(e, 'lineno', None) or 1}: {getattr(e, 'msg', e)}") from None
     given = {}
@@ -230,7 +247,9 @@ def configure(script, groups=None, argv=None):
 
     script: its path; groups: {title: {name: Setting}} of further settings, see class_settings.
     """
-    with open(script) as f:
+    with contextlib.suppress(AttributeError):  # what stands in for a stream may lack this
+        sys.stdout.reconfigure(errors="replace")  # a terminal of another encoding costs characters, not the run
+    with open_text(script) as f:
         source = f.read()
     argv = sys.argv[1:] if argv is None else argv
     own, groups = read_settings(source), groups or {}

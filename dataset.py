@@ -4,21 +4,30 @@ Two kinds of data: text is one stream of tokens, sliced anywhere; rows (addition
 sliced, with targets only where the answer stands. meta.json says which, and what it says is checked when a dataset is
 opened: a wrong file ends the program with a line that says what to run.
 """
+import contextlib
 import functools
 import hashlib
+import io
 import json
+import math
 import os
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 
 import addition
+from configurator import open_text
 
 TINYSHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 # what the folders of addition were made with
 VARIANTS = {"demo": " --max_digits=3", "parallel": " --track=slots", "padded": " --track=slots --max_places=12",
             "zeros": " --zeros=shorter --few_rows=0.25", "few": " --few_rows=0.25", "shorter": " --zeros=shorter"}
+DTYPES = {"uint16": np.uint16, "uint32": np.uint32}  # of the token files; the second where ids need it
+GPT2_TOKENS = 50257
+PADDING = 1024  # a model may have fewer ids than this that no token has
+PIECE = 1 << 20  # characters of a text that are read at once
 NEEDED = dict(kind=str, vocab=(list, type(None)), vocab_size=int, dtype=str, tokens=dict, sha256=dict)
 NEEDED_ROWS = dict(vocab=list, row_len=int, pad=str, think_token=str, digits=str, mask=str, track=str, plain=bool,
                    max_digits=int, max_places=int, zeros=str, carry_rows=(int, float), few_rows=(int, float))
@@ -41,24 +50,19 @@ def with_defaults(meta):
     return dict(vocab=None, encoding=None, max_places=0, zeros=zeros, few_rows=0.0) | meta
 
 
-def read_meta(folder):
-    """The checked contents of folder/meta.json as a namespace."""
-    path = os.path.join(folder, "meta.json")
-    if not os.path.exists(path):
-        exit_with_hint(folder, f"{path} is missing")
-    try:
-        with open(path, encoding="utf-8") as f:
-            meta = json.load(f)
-    except (OSError, ValueError) as e:
-        exit_with_hint(folder, f"{path} cannot be read ({e})")
-    meta = with_defaults(meta) if isinstance(meta, dict) else {}
+def check_meta(found):
+    """What a meta.json or a checkpoint says of its tokens, as a namespace. ValueError that names what is wrong."""
+    meta = with_defaults(found) if isinstance(found, dict) else {}
     needed = NEEDED | (NEEDED_ROWS if meta.get("kind") == "rows" else {})
     unfit = [k for k, t in needed.items() if not isinstance(meta.get(k), t)]
     if unfit:
-        exit_with_hint(folder, f"{path}: {', '.join(unfit)} missing or of the wrong type")
+        raise ValueError(f"{', '.join(unfit)} missing or of the wrong type")
     meta = SimpleNamespace(**meta)
-    fits = dict(kind=meta.kind in ("text", "rows"), dtype=meta.dtype == "uint16",
-                vocab=len(meta.vocab) == meta.vocab_size if meta.vocab else isinstance(meta.encoding, str),
+    symbols = meta.vocab or []
+    distinct = all(isinstance(s, str) and s for s in symbols) and len(set(symbols)) == len(symbols)
+    fits = dict(kind=meta.kind in ("text", "rows"), dtype=meta.dtype in DTYPES, vocab_size=meta.vocab_size > 0,
+                vocab=isinstance(meta.encoding, str) if meta.vocab is None else
+                distinct and len(symbols) == meta.vocab_size,
                 tokens=all(type(n) is int for n in meta.tokens.values()))
     if meta.kind == "rows":
         fits.update(vocab=meta.vocab == addition.VOCAB and fits["vocab"], track=meta.track in ("next", "slots"),
@@ -71,34 +75,128 @@ def read_meta(folder):
                     digits=meta.digits == addition.DIGITS + addition.SLOT, mask=meta.mask == addition.MASK_RULE)
     unfit = [k for k, fit in fits.items() if not fit]
     if unfit:
-        exit_with_hint(folder, f"{path}: {', '.join(unfit)} do not fit, or were written by another version")
+        raise ValueError(f"{', '.join(unfit)} do not fit, or were written by another version")
     return meta
 
 
-def checkpoint_meta(checkpoint):
-    """What a checkpoint says of its tokens; one of nanoGPT's says nothing, then data/<dataset>/meta.json does."""
-    if "meta" in checkpoint:
-        return SimpleNamespace(**with_defaults(checkpoint["meta"]))
-    return read_meta(os.path.join("data", checkpoint.get("config", {}).get("dataset", "?")))
+def read_meta(folder, name="meta.json"):
+    """The checked contents of folder/meta.json as a namespace."""
+    path = os.path.join(folder, name)
+    if not os.path.exists(path):
+        exit_with_hint(folder, f"{path} is missing")
+    try:
+        with open(path, encoding="utf-8-sig") as f:
+            found = json.load(f)
+    except (OSError, ValueError, RecursionError) as e:
+        exit_with_hint(folder, f"{path} cannot be read ({e})")
+    try:
+        return check_meta(found)
+    except ValueError as e:
+        exit_with_hint(folder, f"{path}: {e}")
 
+
+# ---- whose tokens a checkpoint knows
+
+def trained_on(checkpoint):
+    """The name of the dataset that a checkpoint was trained on, "" if it does not say."""
+    name = checkpoint.get("config", {}).get("dataset")
+    return name if isinstance(name, str) else ""
+
+
+def few(symbols, most=5):
+    """The first of some symbols, and how many more there are."""
+    more = f" and {len(symbols) - most:,} more" if len(symbols) > most else ""
+    return " ".join(map(repr, symbols[:most])) + more
+
+
+def size_of(checkpoint):
+    """Ids that a checkpoint's model has, None if it does not say."""
+    return checkpoint.get("model_args", {}).get("vocab_size")
+
+
+def own_meta(checkpoint, path):
+    """What a checkpoint says of its tokens, None if nothing, as one of nanoGPT's. SystemExit if that is damaged."""
+    if "meta" not in checkpoint:
+        return None
+    try:
+        meta = check_meta(checkpoint["meta"])
+    except ValueError as e:
+        raise SystemExit(f"{path}: meta is damaged: {e}") from None
+    if isinstance(size := size_of(checkpoint), int) and size < meta.vocab_size:
+        raise SystemExit(f"{path}: damaged, its model has fewer tokens than its vocabulary")
+    return meta
+
+
+def token_difference(known, size, meta):
+    """How the tokens of a checkpoint differ from those of a dataset's meta, in words; "" if they are the same.
+
+    known: what the checkpoint says of them, or None, then the number of its tokens counts, which may be padded: a model
+    of 50,304 has GPT-2's 50,257.
+    """
+    if known is None:
+        same = size == meta.vocab_size if meta.vocab else size in range(meta.vocab_size, meta.vocab_size + PADDING)
+        return "" if same else f"{size} tokens against {meta.vocab_size}"
+    if (known.vocab, known.encoding) == (meta.vocab, meta.encoding):
+        return ""
+    counts = f"{known.vocab_size} tokens against {meta.vocab_size}"
+    if known.vocab is None or meta.vocab is None:
+        return f"{counts}, {known.encoding or 'characters'} against {meta.encoding or 'characters'}"
+    new, gone = ([s for s in x.vocab if s not in set(y.vocab)] for x, y in ((meta, known), (known, meta)))
+    return "; ".join([counts, *([f"the checkpoint lacks {few(new)}"] if new else []), *(
+        [f"the data lack {few(gone)}"] if gone else []), *([] if new or gone else ["in another order"])])
+
+
+def require_same_tokens(checkpoint, path, meta, folder):
+    """End the program if the tokens of a checkpoint's file are not those of the dataset in a folder."""
+    known = own_meta(checkpoint, path)
+    difference = token_difference(known, size_of(checkpoint), meta)
+    if difference:
+        characters = (known or meta).vocab and (known or meta).kind == "text"
+        vocab = f" --vocab_from={path}" if known else ""
+        raise SystemExit(f"{path} was trained on other tokens than {folder} has: {difference}" + (
+            f"\n  prepare it with: python data/shakespeare_char/prepare.py{vocab} --input=FILE --out_dir={folder}"
+            if characters else ""))
+
+
+def checkpoint_meta(checkpoint, path="the checkpoint"):
+    """What a checkpoint says of its tokens; one of nanoGPT's says nothing, then data/<dataset>/meta.json does."""
+    if known := own_meta(checkpoint, path):
+        return known
+    folder = os.path.join("data", trained_on(checkpoint))
+    padded = size_of(checkpoint) in range(GPT2_TOKENS, GPT2_TOKENS + PADDING)
+    if padded and not os.path.exists(os.path.join(folder, "meta.json")):  # as nanoGPT does without a meta.pkl
+        return SimpleNamespace(kind="text", vocab=None, encoding="gpt2", vocab_size=GPT2_TOKENS)
+    if not trained_on(checkpoint):
+        raise SystemExit(f"{path} says neither its tokens nor its dataset")
+    meta = read_meta(folder)
+    require_same_tokens(checkpoint, path, meta, folder)
+    return meta
+
+
+# ---- files of tokens
 
 def open_split(folder, meta, split):
     """The tokens of folder/<split>.bin, memory-mapped: (N,) for text, (rows, row_len) for rows; hash checked."""
     path = os.path.join(folder, f"{split}.bin")
     if not os.path.exists(path):
         exit_with_hint(folder, f"{path} is missing")
-    size, wanted = os.path.getsize(path), 2 * meta.tokens[split]
+    dtype = DTYPES[meta.dtype]
+    size, wanted = os.path.getsize(path), np.dtype(dtype).itemsize * meta.tokens[split]
     if size != wanted or not size:
         exit_with_hint(folder, f"{path} has {size:,} bytes where meta.json says {wanted:,}: truncated, or of another "
                                "run")
     with open(path, "rb") as f:
         if hashlib.file_digest(f, "sha256").hexdigest() != meta.sha256.get(split):
             exit_with_hint(folder, f"{path} is not the file that meta.json describes (sha256 differs)")
-    data = np.memmap(path, np.uint16, "r")
+    data = np.memmap(path, dtype, "r")
+    if data.max() >= meta.vocab_size:
+        exit_with_hint(folder, f"{path} has token {data.max()}, meta.json a vocabulary of {meta.vocab_size}")
     if meta.kind == "rows":
         if len(data) % meta.row_len:
             exit_with_hint(folder, f"{path} does not hold whole rows of {meta.row_len} tokens")
         data = data.reshape(-1, meta.row_len)
+        if not all(addition.is_true(row, meta.plain) for row in data[:100]):
+            exit_with_hint(folder, f"{path}: its rows are no sums as meta.json says they are written (plain, track)")
     return data
 
 
@@ -173,6 +271,8 @@ def bpe(encoding):
     import tiktoken
     try:
         return tiktoken.get_encoding(encoding)
+    except ValueError:
+        raise SystemExit(f"dataset: tiktoken has no encoding {encoding!r}") from None
     except Exception as e:
         raise SystemExit(
             f"dataset: the vocabulary of tiktoken's {encoding!r} cannot be downloaded ({type(e).__name__})\n"
@@ -182,14 +282,16 @@ def bpe(encoding):
 
 
 def encode(meta, text):
-    """Text -> list of token ids. SystemExit that names the characters outside the vocabulary."""
+    """A prompt -> list of token ids, special tokens as nanoGPT has them. SystemExit that names unknown characters."""
     if meta.vocab is None:
-        return bpe(meta.encoding).encode_ordinary(text)
+        return bpe(meta.encoding).encode(text, allowed_special="all")
     ids = {s: i for i, s in enumerate(meta.vocab)}
     unknown = sorted({c for c in text if c not in ids})
     if unknown:
-        raise SystemExit(f"not in the vocabulary: {' '.join(map(repr, unknown))}\n"
-                         f"  it has: {''.join(meta.vocab)!r}")
+        near = sorted(meta.vocab, key=lambda s: abs(ord(s[0]) - ord(unknown[0])))[:10]
+        has = f"it has: {''.join(meta.vocab)!r}" if len(ids) <= 100 else (
+            f"it has {len(ids):,}, near the first of these: {''.join(sorted(near))!r}")
+        raise SystemExit(f"not in the vocabulary: {few(unknown, 20)}\n  {has}")
     return [ids[c] for c in text]
 
 
@@ -199,36 +301,101 @@ def decode(meta, tokens):
     return bpe(meta.encoding).decode(tokens) if meta.vocab is None else "".join(meta.vocab[t] for t in tokens)
 
 
-def read_text(path, url):
-    """The text of a local file or, where path is empty, of url. SystemExit that says what to do if there is none."""
+# ---- writing a dataset
+
+@contextlib.contextmanager
+def open_source(path, url):
+    """The text of a local file or, where path is empty, of url, opened for reading it twice."""
+    if path:
+        with open_text(path) as f:
+            yield f if f.seekable() else io.StringIO(f.read())
+        return
+    import urllib.request  # only here: it brings http and ssl along
     try:
-        if path:
-            with open(path, encoding="utf-8") as f:
-                text = f.read()
-        else:
-            import urllib.request  # only here: it brings http and ssl along
-            with urllib.request.urlopen(url, timeout=60) as f:
-                text = f.read().decode("utf-8")
+        with urllib.request.urlopen(url, timeout=60) as f:
+            text = f.read().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as e:
-        advice = "" if path else "; without a network give a text file: --input=FILE"
-        raise SystemExit(f"cannot read {path or url} ({e}){advice}") from None
-    if len(text) < 1000:
-        raise SystemExit(f"{path or url} has only {len(text)} characters")
-    return text
+        raise SystemExit(f"cannot read {url} ({e}); without a network give a text file: --input=FILE") from None
+    yield io.StringIO(text)
+
+
+def pieces(f, count):
+    """The next `count` characters of a text file, piece by piece: a text need not fit into memory."""
+    while count and (piece := f.read(min(count, PIECE))):
+        count -= len(piece)
+        yield piece
+
+
+def whole_words(texts):
+    """The same text in pieces that end where a word does, as those of byte-pair encodings do there, too."""
+    rest = ""
+    for text in texts:
+        rest += text
+        ends = range(len(rest) - 1, len(rest) - len(text), -1)
+        end = next((i for i in ends if rest[i].isspace() and rest[i - 1].isalnum()), 0)
+        if end:
+            yield rest[:end]
+            rest = rest[end:]
+    if rest:
+        yield rest
+
+
+def code_points(text):
+    """The code points (N,) of a text's characters."""
+    return np.frombuffer(text.encode("utf-32-le"), np.uint32)
+
+
+def count_characters(f, name):
+    """How often each code point stands in a text file, whose beginning comes next again. SystemExit if it is short."""
+    counts = np.zeros(sys.maxunicode + 1, np.int64)
+    for piece in pieces(f, math.inf):
+        counts += np.bincount(code_points(piece), minlength=len(counts))
+    if counts.sum() < 1000:
+        raise SystemExit(f"{name} has only {counts.sum()} characters")
+    f.seek(0)
+    return counts
+
+
+def text_splits(f, count, encode):
+    """{split: pieces of tokens} of a text file of `count` characters, the first 90% to train on. Read in this order."""
+    cut = int(0.9 * count)
+    return {split: encode(pieces(f, n)) for split, n in (("train", cut), ("val", count - cut))}
+
+
+def write_split(path, tokens, meta):
+    """Write tokens, an array or pieces of one, to path: how many they are, of rows how many, and their sha256."""
+    count, rows, sha256 = 0, 0, hashlib.sha256()
+    with open(path, "wb") as f:
+        for piece in [tokens] if isinstance(tokens, np.ndarray) else tokens:
+            outside = piece[(piece < 0) | (piece >= meta["vocab_size"])]
+            if outside.size:
+                raise ValueError(f"token {outside[0]} is outside a vocabulary of {meta['vocab_size']}")
+            raw = piece.astype(DTYPES[meta["dtype"]]).tobytes()
+            f.write(raw)
+            sha256.update(raw)
+            count, rows = count + piece.size, rows + len(piece) * (piece.ndim > 1)
+    return count, rows, sha256.hexdigest()
 
 
 def write_dataset(folder, splits, **meta):
-    """Write splits {'train': tokens, ...} as folder/<split>.bin and what is known of them as folder/meta.json."""
+    """Write splits {'train': tokens, ...} as folder/<split>.bin and what is known of them as folder/meta.json.
+
+    tokens: an array, or the pieces of one. What stands there stays until all of it is written.
+    """
     os.makedirs(folder, exist_ok=True)
-    meta.update(dtype="uint16", tokens={}, sha256={})
-    for split, tokens in splits.items():
-        tokens = np.ascontiguousarray(tokens)
-        if tokens.size and int(tokens.max()) >= meta["vocab_size"]:
-            raise ValueError(f"token {int(tokens.max())} is outside a vocabulary of {meta['vocab_size']}")
-        raw = tokens.astype(np.uint16).tobytes()
-        with open(os.path.join(folder, f"{split}.bin"), "wb") as f:
-            f.write(raw)
-        meta["tokens"][split], meta["sha256"][split] = tokens.size, hashlib.sha256(raw).hexdigest()
-        print(f"{folder}/{split}.bin: {tokens.size:,} tokens" + (f", {len(tokens):,} rows" if tokens.ndim > 1 else ""))
-    with open(os.path.join(folder, "meta.json"), "w", encoding="utf-8") as f:
-        json.dump(meta, f, indent=1, ensure_ascii=False)
+    meta.update(dtype="uint16" if meta["vocab_size"] <= 1 << 16 else "uint32", tokens={}, sha256={})
+    paths = [os.path.join(folder, name) for name in (*(f"{split}.bin" for split in splits), "meta.json")]
+    said = []
+    try:
+        for path, (split, tokens) in zip(paths, splits.items(), strict=False):
+            meta["tokens"][split], rows, meta["sha256"][split] = write_split(f"{path}.part", tokens, meta)
+            said.append(f"{path}: {meta['tokens'][split]:,} tokens" + (f", {rows:,} rows" if rows else ""))
+        with open(f"{paths[-1]}.part", "w", encoding="utf-8") as f:
+            json.dump(meta, f, indent=1, ensure_ascii=False)
+        for path in paths:
+            os.replace(f"{path}.part", path)
+    finally:
+        for path in paths:
+            with contextlib.suppress(OSError):
+                os.unlink(f"{path}.part")
+    print(*said, sep="\n")

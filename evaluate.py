@@ -29,7 +29,7 @@ import figures
 import runtime
 from checkpoint import inference_settings, open_model
 from configurator import configure, say_without_effect
-from dataset import get_batch, open_dataset, sequence_length
+from dataset import get_batch, open_dataset, sequence_length, trained_on
 from intervals import mean_interval, share_interval, spearman
 from looplm_kernels import RULES
 from model_loop import LoopGPT, idle_settings
@@ -49,6 +49,8 @@ csv_file = ""                   # where the table goes; empty: evaluate.csv besi
 device = "auto"                 # auto, cpu, cuda
 dtype = "float32"               # float32, or bfloat16 by autocast
 seed = 0                        # >= 0: of the random control
+
+MARGIN = 0.005                  # a rule that loses no more against the best fixed depth is as good
 
 
 def progress(items, name, unit):
@@ -190,15 +192,15 @@ def frontier_rows(model, meta, table):
 
 
 def cheapest(rows):
-    """{rule: its point of the fewest loops among those within 0.5 points of the best fixed depth, or None}."""
-    enough = max(r["accuracy"] for r in rows if r["rule"] == "fixed") - 0.005 - 1e-9  # which rounding must not miss
+    """{rule: its point of the fewest loops among those within MARGIN of the best fixed depth, or None}."""
+    enough = max(r["accuracy"] for r in rows if r["rule"] == "fixed") - MARGIN - 1e-9  # which rounding must not miss
     return {rule: min((r for r in rows if r["rule"] == rule and r["accuracy"] >= enough), default=None,
                       key=lambda r: (r["loops"], -r["accuracy"])) for rule in dict.fromkeys(r["rule"] for r in rows)}
 
 
 def print_table(rows, asked):
     """Accuracy per digit count, the kinds of problems side by side, and the loops of the first kind."""
-    looped, random = ("loops_answer" in rows[0], "accuracy_random" in rows[0]) if rows else (False, False)
+    looped, random = "loops_answer" in rows[0], "accuracy_random" in rows[0]
     head = f"{'digits':>6}" + "".join(f" {kind:>9} {'95%':>15}" for kind in asked)
     print(head + ("  loops: prompt answer most" if looped else "") + ("  random" if random else ""))
     for i in range(0, len(rows), len(asked)):
@@ -214,20 +216,25 @@ def print_table(rows, asked):
 
 def print_correlation(rows, loops, within):
     """Spearman correlation of a problem's loops with its digit count, for the tokens before '=' and from it on, and
-    within each digit count with its longest carry chain."""
-    n = np.concatenate([np.full(r["problems"], r["n"]) for r in rows])
+    within each digit count with its longest carry chain; or why there is none."""
+    n, none = np.concatenate([np.full(r["problems"], r["n"]) for r in rows]), "no correlation with the digit count"
     for key, what in (("loops_prompt", "a token of the prompt"), ("loops_answer", "a token of the answer"),
                       ("loops_most", "the slowest token of the answer")):
         x = np.concatenate([p[key].numpy() for p in loops])  # after the last turn, of the slowest token
-        rho = spearman(n, x)
-        print(f"loops of {what}: mean {x.mean():.2f}, " +
-              (f"Spearman with the digit count {rho:+.2f}" if not math.isnan(rho) else "the same for every problem"))
+        found = ("the same for every problem" if not np.ptp(x) else f"{none}, of which there is one" if not np.ptp(n)
+                 else f"Spearman with the digit count {spearman(n, x):+.2f}")
+        print(f"loops of {what}: mean {x.mean():.2f}, {found}")
     solved = np.concatenate([p["solved"].numpy() for p in loops])
     means = {r["n"]: r["loops_most_solved"] for r in rows if "loops_most_solved" in r}
-    if len(means) > 1:
+    if np.ptp(n) and len(means) < 2:
+        print(f"  of solved problems: {none}, since {len(means) or 'none'} of the digit counts has any")
+    elif np.ptp(n) and not np.ptp(x[solved]):
+        print(f"  of solved problems: {none}, since the loops are the same for every problem")
+    elif np.ptp(n):
         rho, of_means = spearman(n[solved], x[solved]), spearman([*means], [*means.values()])
-        print(f"  of solved problems: Spearman with the digit count {rho:+.2f} over problems, {of_means:+.2f} over the "
-              f"means of {len(means)} digit counts")
+        shown = "none" if math.isnan(of_means) else f"{of_means:+.2f}"  # equal ones
+        print(f"  of solved problems: Spearman with the digit count {rho:+.2f} over problems, {shown} over "
+              f"the means of {len(means)} digit counts")
     within = [rho for rho in within if not math.isnan(rho)]
     if within:
         print(f"  of solved problems, hard ones too: Spearman with the longest carry chain {np.mean(within):+.2f}, "
@@ -241,9 +248,13 @@ def print_frontier(rows):
     print(f"frontier: exact match, {rows[0]['problems']} problems, and loops per token of the answer")
     print("  fixed depth  " + "  ".join(f"{r['loops']:.0f}: {100 * r['accuracy']:.1f}%"
                                         for r in rows if r["rule"] == "fixed"))
+    if max(r["accuracy"] for r in rows if r["rule"] == "fixed") <= MARGIN:
+        print(f"  no fixed depth solves more than {100 * MARGIN:g}% of the problems, so no rule can be as good with "
+              "fewer loops; its points are in the table")
+        return
     found = cheapest(rows)
     base = found.pop("fixed")
-    print(f"  within 0.5 points of the best fixed depth: fixed depth {base['loops']:.0f}, and the rules")
+    print(f"  within {100 * MARGIN:g} points of the best fixed depth: fixed depth {base['loops']:.0f}, and the rules")
     print("        rule threshold  loops  saving  accuracy  random  margin  slowest token")
     for rule, r in found.items():
         print(f"  {rule:>10} " + ("nowhere" if r is None else
@@ -281,7 +292,8 @@ def addition_tables(model, meta, table):
         done.append(measure(model, meta, *p))
         table.add(done[-1][0])
     of_grid, done = [row for row, _ in done[len(pairs):]], done[:len(pairs)]
-    print_table([row for row, _ in done], asked)
+    if digits:
+        print_table([row for row, _ in done], asked)
     if is_looped(model) and digits:
         chains, within = chain_rows(done)
         table.add(*(chains if plot else []))
@@ -306,14 +318,15 @@ def loss_table(model, data, table):
             halted.append(model.loss(model.readout(h), Y).item())
             loops.append((record["loops"].sum() / (record["loops"] > 0).sum()).item())
     losses = torch.stack(losses)
-    mean, error = losses.mean(0), 1.96 * losses.std(0) / math.sqrt(len(losses))
-    print("validation loss (nats per token, 95% over batches)")
-    for l, (x, e) in enumerate(zip(mean.tolist(), error.tolist(), strict=True), 1):
-        print(f"  {'loop ' + str(l) if looped else 'model':>8}  {x:.4f} +- {e:.4f}")
+    one, mean = len(losses) == 1, losses.mean(0).tolist()
+    print(f"validation loss (nats per token, {'of one batch, so without an interval' if one else '95% over batches'})")
+    error = (1.96 * losses.std(0, correction=not one) / math.sqrt(len(losses))).tolist()  # of one batch not used
+    for l, (x, e) in enumerate(zip(mean, error, strict=True), 1):
+        print(f"  {'loop ' + str(l) if looped else 'model':>8}  {x:.4f}" + ("" if one else f" +- {e:.4f}"))
     if halted:
         print(f"  halting  {np.mean(halted):.4f} at {np.mean(loops):.2f} loops per token ({model.config.halt})")
-    table.add(*(dict(kind="val_loss", loop=l, loss=x, low=x - e, high=x + e)
-                for l, (x, e) in enumerate(zip(mean.tolist(), error.tolist(), strict=True), 1)))
+    table.add(*(dict(kind="val_loss", loop=l, loss=x) | ({} if one else dict(low=x - e, high=x + e))
+                for l, (x, e) in enumerate(zip(mean, error, strict=True), 1)))
 
 
 def describe(model, saved, path):
@@ -330,7 +343,7 @@ def describe(model, saved, path):
 @torch.no_grad()
 def measure_all(model, meta, saved, table):
     """Add all rows to the table: those of addition, and the validation loss where the checkpoint's dataset is there."""
-    name = saved.get("config", {}).get("dataset", "")
+    name = trained_on(saved)
     data, why_not = None, f"data/{name} is not there"
     if eval_iters and os.path.exists(os.path.join("data", name, "meta.json")):
         try:
@@ -360,7 +373,7 @@ def main():
         raise SystemExit("frontier and plot need a looped model of the addition task, and digits")
     say_without_effect(
         *idle_settings(model.config, every_rule=frontier),
-        (meta.kind != "rows", "the data is a text", "digits", "problems", "grid", "control"),
+        (meta.kind != "rows", "the data is a text", "digits", "kinds", "problems", "grid", "control"),
         (not is_looped(model), "a plain GPT has no halting rule", "control"),
         (not (control or frontier), "there is no random control", "seed"),
         (checkpoint, "checkpoint is given", "out_dir"))

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import sys
+import warnings
 
 import numpy as np
 
@@ -52,11 +53,60 @@ def new_figure(count, size=None, share=True):
     return figure, axes.flat[:count]
 
 
+def texts_of(figure):
+    """Every text of a figure but the numbers of logarithmic axes, whose powers of ten are matplotlib's mathematics."""
+    from matplotlib.text import Text  # as in new_figure
+    from matplotlib.ticker import LogFormatter
+    numbers = set()
+    for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
+        axis.get_ticklabels(which="both")  # which also writes them
+        if isinstance(axis.get_major_formatter(), LogFormatter):
+            numbers |= {*axis.findobj(Text)} - {axis.label}
+    return [t for t in figure.findobj(Text) if t not in numbers]
+
+
+def covered(font):
+    """The characters that a font file has; none if matplotlib cannot draw it: it is damaged, or of bitmaps alone."""
+    from matplotlib.ft2font import FT2Font
+    try:
+        face = FT2Font(font)
+        return {chr(point) for point in face.get_charmap()} if face.scalable else set()
+    except (OSError, RuntimeError):
+        return set()
+
+
+@functools.cache
+def families_for(wanted):
+    """Font families for characters (a string): matplotlib's own, then what is installed that has those it lacks. Says
+    once what nothing has."""
+    from matplotlib import font_manager
+    usual = font_manager.FontProperties()
+    missing, families = set(wanted) - covered(font_manager.findfont(usual)), usual.get_family()
+    if missing:  # of the system, not of matplotlib's list: that is from before the last one was installed
+        fonts = {font: missing & covered(font) for font in sorted(font_manager.findSystemFonts())}
+        while missing and fonts and (best := max(fonts, key=lambda font: len(missing & fonts[font]))):
+            if not missing & fonts[best]:
+                break
+            font_manager.fontManager.addfont(best)
+            families = [*families, font_manager.get_font(best).family_name]
+            missing -= fonts.pop(best)
+    if missing:
+        runtime.warn(f"no installed font has {' '.join(sorted(missing)[:5])}{' ...' * (len(missing) > 5)}: boxes in "
+                     "figures; install one, for example: apt install fonts-noto-cjk")
+    return families
+
+
 def save(figure, path, title="", fontsize=9, dpi=110):
-    """Write a figure."""
+    """Write a figure; its texts are no mathematics, and in fonts that have their characters."""
     if title:
         figure.suptitle(title, fontsize=fontsize)
-    figure.savefig(path, dpi=dpi)
+    texts = texts_of(figure)
+    families = families_for("".join(sorted(filter(str.isprintable, set().union(*(t.get_text() for t in texts))))))
+    for text in texts:
+        text.set(parse_math=False, fontfamily=families)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # said by then, in one line
+        figure.savefig(path, dpi=dpi)
 
 
 # ---- of train.py and sample.py
@@ -178,7 +228,7 @@ def draw_sweep(found, path):
             ax.set(ylabel="loops of the slowest token", title=f"solved {which}, mean")
         else:
             ax.set(ylim=(-3, 103), title=f"{kind} problems")
-    axes[0].set(ylabel="exact match (%), median and range of seeds" if not chains else "exact match (%)")
+    axes[0].set(ylabel="exact match (%), median and range of seeds" if size else "exact match (%)")
     finish(figure, axes, path)
 
 
@@ -408,7 +458,7 @@ def draw_example(s, decode, path):
         page.append(f"<h3>{weights}</h3><div style='font:14px monospace;white-space:pre-wrap'>")
         for i, c in enumerate(text):
             ink, grey = ("#fff" if shade[i] > 0.5 else "#000"), round(255 * (1 - shade[i]))
-            ax.text(i % width, i // width, c.replace("$", r"\$"), ha="center", va="center", fontsize=8, color=ink)
+            ax.text(i % width, i // width, c, ha="center", va="center", fontsize=8, color=ink)
             page[-1] += (f"<span title='{int(loops[shown].flatten()[i])}' style='background:rgb({grey},{grey},{grey});"
                          f"color:{ink}'>{html.escape(c)}</span>")
         page[-1] += "</div>"

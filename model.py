@@ -194,6 +194,17 @@ class GPT(nn.Module):
             self.transformer.wpe.weight = nn.Parameter(self.transformer.wpe.weight[:block_size].detach().clone())
             self.transformer.wpe.num_embeddings = block_size
 
+    def crop_vocabulary(self, vocab_size):
+        """Leave out the padding of the vocabulary: ids that no token has are never drawn, and no probability counts
+        them."""
+        if vocab_size < self.config.vocab_size:
+            self.config.vocab_size = vocab_size
+            for module in (self.transformer.wte, self.lm_head):  # which may share their weights
+                module.weight = nn.Parameter(module.weight[:vocab_size].detach().clone())
+            if self.config.tie_weights:
+                self.transformer.wte.weight = self.lm_head.weight
+            self.transformer.wte.num_embeddings = self.lm_head.out_features = vocab_size
+
     def configure_optimizers(self, weight_decay, learning_rate, betas, device_type, capturable=False):
         """Fused AdamW; matrices and embeddings decay, biases and norms do not. capturable: for CUDA graphs."""
         trained = [p for p in self.parameters() if p.requires_grad]

@@ -23,6 +23,8 @@ drawn as sorted random subsets: Ruoss et al. 2023 (2305.16843).
 """
 import functools
 from dataclasses import dataclass, fields
+from types import UnionType
+from typing import get_args, get_origin
 
 import torch
 import torch.nn as nn
@@ -117,11 +119,9 @@ def check(config):
                          + (", and with place_next one place more" if config.place_next else ""))
     if config.place_next and config.pos != "place":
         raise ValueError(f"place_next tells the next of the places of pos 'place', not of {config.pos!r}")
-    if not 0 <= config.place_runs <= 1 or config.place_runs and not config.place_subset:
-        raise ValueError(f"place_runs {config.place_runs} must be a share, 0 to 1, of rows that draw place_subset ids, "
+    if config.place_runs and not config.place_subset:
+        raise ValueError(f"place_runs {config.place_runs} is a share of rows that draw place_subset ids, "
                          "which must then be above 0")
-    if config.place_scale <= 0:
-        raise ValueError(f"place_scale {config.place_scale} must be above 0")
     if config.update == "replace" and config.alpha != 1.0:
         raise ValueError(f"alpha {config.alpha!r} is the step size of euler, heun and rk4; update 'replace' has none")
     if "rope" in (config.pos, config.step_encoding) and config.n_embd // config.n_head % 2:
@@ -161,7 +161,7 @@ def idle_settings(config, every_rule=False):
         (c.think_loops, "think_loops says how many loops the answer takes", "think_threshold"),
         (c.prompt_loops and (c.think_loops or c.think_threshold is not None),
          "prompt_loops, and think_loops or think_threshold, say when tokens halt", "halt_threshold"),
-        (c.pos != "place", f"pos is {c.pos}", "place_ids", "place_subset")]
+        (c.pos != "place", f"pos is {c.pos}", "place_ids", "place_subset", "place_runs", "place_scale")]
 
 
 class Inject(nn.Module):
@@ -451,18 +451,49 @@ class LoopGPT(GPT):
                         injected=self.inject.of_input, in_torch=functools.partial(think.all_loops, self))
 
 
+def is_of_type(value, kind):
+    """Whether a value, as a checkpoint holds it, is of the type that a field is annotated with."""
+    kinds = [get_origin(k) or k for k in (get_args(kind) if isinstance(kind, UnionType) else (kind,))]
+    if isinstance(value, (list, tuple)):
+        return (list in kinds or tuple in kinds) and all(type(x) is int for x in value)
+    return type(value) in kinds or (type(value) is int and float in kinds)
+
+
 def build(model_args):
-    """GPT or LoopGPT from the model_args of a checkpoint; nanoGPT's make a GPT."""
+    """GPT or LoopGPT from the model_args of a checkpoint; nanoGPT's make a GPT. ValueError that names what is wrong."""
     model, config = (LoopGPT, LoopConfig) if "num_loops" in model_args else (GPT, GPTConfig)
-    unknown = set(model_args) - {field.name for field in fields(config)}
+    kinds = {field.name: field.type for field in fields(config)}
+    unknown = set(model_args) - set(kinds)
     if unknown:
-        raise ValueError(f"model_args {', '.join(sorted(unknown))} are unknown to {model.__name__}")
-    return model(config(**model_args))
+        raise ValueError(f"model_args {', '.join(sorted(map(str, unknown)))} are unknown to {model.__name__}")
+    unfit = [k for k, v in model_args.items() if not is_of_type(v, kinds[k])]
+    if unfit:
+        raise ValueError(f"model_args: {', '.join(f'{k} {model_args[k]!r}' for k in unfit)} of the wrong type")
+    made = config(**model_args)
+    small = [k for k in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd") if getattr(made, k) < 1]
+    if small:
+        raise ValueError(f"model_args: {', '.join(small)} must be at least 1")
+    return model(made)
 
 
 def load_weights(model, state, strict=True):
-    """Load a state dict, also one that torch.compile (_orig_mod.) or nanoGPT's attention mask (attn.bias) marked."""
+    """Load a state dict, also one that torch.compile (_orig_mod.) or nanoGPT's attention mask (attn.bias) marked.
+
+    ValueError in one line if it does not fit the model, or is not finite.
+    """
+    if not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()):
+        raise ValueError("damaged, its weights are not tensors by name")
     state = {k.removeprefix("_orig_mod."): v for k, v in state.items() if not k.endswith(".attn.bias")}
+    unfit = [k for k, v in state.items() if not v.isfinite().all()]
+    if unfit:
+        raise ValueError(f"{len(unfit)} of its {len(state)} weights, {unfit[0]} first, are not finite numbers: take "
+                         "another checkpoint")
+    own = model.state_dict()
+    wrong = [f"{k} {list(v.shape)} where it has {list(own[k].shape)}" for k, v in state.items()
+             if k in own and v.shape != own[k].shape]
+    wrong += [f"{k} on one side alone" for k in sorted(own.keys() ^ state.keys())] if strict else []
+    if wrong:
+        raise ValueError(f"its weights do not fit the model: {', '.join(wrong[:3])}" + ", ..." * (len(wrong) > 3))
     return model.load_state_dict(state, strict=strict)
 
 

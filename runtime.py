@@ -8,6 +8,7 @@ import importlib.metadata
 import itertools
 import json
 import os
+import pickle
 import platform
 import shlex
 import shutil
@@ -15,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from datetime import UTC, datetime
 
 import numpy as np
@@ -461,7 +463,7 @@ def card_name(device="cpu"):
     """The name of the GPU, or of the CPU."""
     if str(device).startswith("cuda"):
         return torch.cuda.get_device_name(device)
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as f:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as f:
         for line in f:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
@@ -473,7 +475,8 @@ def git_state():
     """(commit, whether tracked files differ from it) of this project, (None, None) where git knows nothing of it."""
     def git(*words):
         command = ["git", "-C", ROOT, *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=300,
+                              check=True).stdout.strip()
     if not os.path.exists(os.path.join(ROOT, ".git")):  # a copy inside of another repository is not that repository
         return None, None
     try:
@@ -523,6 +526,10 @@ def write_provenance(table, known):
 
 # ---- checkpoints
 
+CHECKPOINT = dict(model=dict, ema=dict, model_args=dict, optimizer=dict, iter_num=int, config=dict, meta=dict,
+                  best_val_loss=(int, float, torch.Tensor))  # the last in those of nanoGPT
+
+
 def save_checkpoint(path, checkpoint):
     """Write a dict of tensors and primitives to path, whole or not at all: what stood there stays until it is safe.
 
@@ -538,13 +545,24 @@ def save_checkpoint(path, checkpoint):
 
 def load_checkpoint(path, device="cpu", needed=("model", "model_args")):
     """The dict that save_checkpoint (or nanoGPT) wrote; runs no code of the file. SystemExit if it is no checkpoint."""
-    if not os.path.exists(path):
-        raise SystemExit(f"{path} does not exist; train.py writes ckpt_last.pt and ckpt_best.pt into its out_dir")
+    if not os.path.isfile(path):
+        why = "is a folder" if os.path.isdir(path) else "does not exist"
+        raise SystemExit(f"{path} {why}; train.py writes ckpt_last.pt and ckpt_best.pt into its out_dir")
     try:
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
-    except Exception as e:  # a damaged file can fail anywhere in zip, pickle and torch
-        raise SystemExit(f"{path} is not a checkpoint of tensors and plain values: {first_line(e)[:120]}") from None
-    missing = [k for k in needed if not isinstance(checkpoint, dict) or k not in checkpoint]
+        with warnings.catch_warnings(action="ignore"):  # of pickle's protocol
+            checkpoint = torch.load(path, map_location=device, weights_only=True)
+    except OSError as e:
+        raise SystemExit(f"{path} cannot be read as a checkpoint: {e.strerror or first_line(e)}") from None
+    except Exception as e:  # a damaged file can fail anywhere in zip, pickle and torch, whose advice is to run its code
+        code = isinstance(e, pickle.UnpicklingError) and "GLOBAL" in str(e)
+        why = "it holds objects whose code would run" if code else "damaged, or no checkpoint at all"
+        raise SystemExit(f"{path} is not a checkpoint of tensors and plain values: {why}") from None
+    if not isinstance(checkpoint, dict):
+        raise SystemExit(f"{path} is not a checkpoint of this project: it holds a {type(checkpoint).__name__}")
+    missing = [k for k in needed if k not in checkpoint]
     if missing:
         raise SystemExit(f"{path} is not a checkpoint of this project: it has no {', '.join(missing)}")
+    unfit = [k for k, kind in CHECKPOINT.items() if k in checkpoint and not isinstance(checkpoint[k], kind)]
+    if unfit:
+        raise SystemExit(f"{path} is damaged: {', '.join(unfit)} of the wrong type")
     return checkpoint

@@ -9,6 +9,7 @@ Addition problems are written as people write them; several are parted by spaces
 """
 import json
 import math
+import re
 
 import torch
 
@@ -16,7 +17,7 @@ import addition
 import figures
 import runtime
 from checkpoint import inference_settings, open_model
-from configurator import configure, say_without_effect
+from configurator import configure, open_text, say_without_effect
 from dataset import decode, encode
 from model_loop import LoopGPT, idle_settings
 
@@ -41,28 +42,38 @@ SHOWN = {"\n": "⏎", " ": "␣"}
 def show(meta, token):
     """A token as one visible string."""
     text = decode(meta, [token])
-    return SHOWN.get(text, text)
+    return SHOWN.get(text) or (text if text.isprintable() else repr(text)[1:-1])
+
+
+def default_prompt(meta):
+    """A new line; where the text has none a space, else its first character, with a line that says so."""
+    if meta.vocab is None or "\n" in meta.vocab:
+        return "\n"
+    text = " " if " " in meta.vocab else meta.vocab[0]
+    print(f"start: {text!r}, for the text has no new line")
+    return text
 
 
 def read_prompts(meta):
     """The prompts as token ids, each with its problem (track N and P) or None."""
     text = start
     if start.startswith("FILE:"):
-        try:
-            with open(start[5:], encoding="utf-8") as f:
-                text = f.read()
-        except (OSError, UnicodeDecodeError) as e:
-            raise SystemExit(f"--start={start}: {e}") from None
+        with open_text(start[5:]) as f:
+            text = f.read()
     if meta.kind != "rows":
-        return [(encode(meta, text or "\n"), None)]
-    found = []
-    for word in (text or "57+68= 999+1= 1234+8766=").replace(",", " ").split():
+        if start and not text:
+            raise SystemExit(f"--start={start}: the file is empty")
+        return [(encode(meta, text or default_prompt(meta)), None)]
+    found, text = [], text if start else "57+68= 999+1= 1234+8766="
+    for word in re.sub(r"\s*\+\s*|\s+(?==)", lambda m: m[0].strip(), text).replace(",", " ").split():
         encode(meta, word)  # names characters outside the vocabulary
         try:
             problem = addition.with_zeros(addition.read_problem(word), meta.zeros)
         except ValueError as e:
             raise SystemExit(f"--start: {e}") from None
         found.append((addition.prompt_tokens(problem, meta.track, meta.plain).tolist(), problem))
+    if not found:
+        raise SystemExit(f"--start={start!r}: no problem in it; write one as 123+456=")
     return found
 
 
@@ -172,7 +183,14 @@ def samples(model, meta):
 
     The title is the line of the answer, "" for text.
     """
-    for prompt, problem in read_prompts(meta):
+    prompts = read_prompts(meta)
+    for prompt, problem in prompts:
+        if problem and not model.learned_positions:
+            try:  # numbers that are too long should fail before the first answer is written
+                model.embed(torch.tensor([prompt], device=model.lm_head.weight.device))
+            except ValueError as e:
+                raise SystemExit(f"--start: {e}") from None
+    for prompt, problem in prompts:
         for _ in range(num_samples):
             try:
                 sequence, written = write(model, meta, prompt, problem)
@@ -205,7 +223,7 @@ def main():
     if (trace or trace_file or trace_png) and not looped:
         raise SystemExit(f"{path} is a plain GPT, which has no loops to trace")
     say_idle_settings(model, meta)
-    tracing, largest = looped and bool(trace_file or trace_png or printing), math.log(meta.vocab_size)
+    tracing, largest = looped and bool(trace_file or trace_png or printing), math.log(max(2, meta.vocab_size))
     runtime.seed_torch(seed)
     traces, titles, kept = [], [], 0
     if trace_file:

@@ -30,7 +30,7 @@ import addition
 import figures
 import runtime
 from checkpoint import model_settings
-from configurator import class_settings, configure, read_arguments, read_settings
+from configurator import class_settings, configure, open_text, read_arguments, read_settings
 from dataset import model_facts, read_meta
 from model_loop import FROM_DATASET, INFERENCE_SETTINGS, LoopConfig, build, check_halting
 
@@ -62,7 +62,7 @@ running, stopping = set(), []   # processes, which a signal ends, too; the signa
 
 def config_error(file, entry, why):
     """End the program with one line, which says where in the tuning file the entry stands."""
-    with open(file) as f:
+    with open_text(file) as f:
         lines = {n.value: n.lineno for n in ast.walk(ast.parse(f.read())) if isinstance(n, ast.Constant)}
     raise SystemExit(f"{file}:{lines[entry]}: {why}" if entry in lines else str(why)) from None
 
@@ -82,7 +82,7 @@ def read_entry(file, entry, settings, *fixed):
 
 def settings_of(script, names=None):
     """The settings of a script and of its model, those of `names`; read, not imported: a plan needs no more of it."""
-    with open(os.path.join(HERE, script)) as f:
+    with open(os.path.join(HERE, script), encoding="utf-8") as f:
         own = read_settings(f.read())
     return own | {k: s for k, s in class_settings(LoopConfig, names).items() if k not in FROM_DATASET}
 
@@ -160,7 +160,7 @@ def read_csv(path):
 
 def launch(command, log, environment):
     """Run a command to its end, its output at the end of a log: what went wrong, "" if nothing."""
-    with open(log, "a+", errors="replace") as f:
+    with open(log, "a+", encoding="utf-8", errors="replace") as f:
         if stopping:
             return "interrupted"
         f.write(f"$ python {shlex.join(command)}\n")

@@ -24,7 +24,7 @@ import figures
 import runtime
 from checkpoint import model_settings
 from configurator import checked, class_settings, configure, read_settings, say_without_effect
-from dataset import get_batch, model_facts, open_dataset, sequence_length
+from dataset import get_batch, model_facts, open_dataset, require_same_tokens, sequence_length
 from model_loop import (
     FROM_DATASET,
     INFERENCE_SETTINGS,
@@ -125,7 +125,7 @@ def starting_point(settings, given):
     if settings["init_from"] != "resume":
         return runtime.load_checkpoint(settings["init_from"]), settings
     path = os.path.join(settings["out_dir"], "ckpt_last.pt")
-    checkpoint = runtime.load_checkpoint(path, needed=("model", "model_args", "optimizer", "iter_num"))
+    checkpoint = runtime.load_checkpoint(path, needed=("model", "model_args", "optimizer", "iter_num", "best_val_loss"))
     kind = "loop" if "num_loops" in checkpoint["model_args"] else "gpt"  # nanoGPT's says nothing of it
     saved, taken = dict(model_type=kind) | checkpoint.get("config", {}), {}
     with open(__file__, encoding="utf-8") as f:
@@ -138,8 +138,10 @@ def starting_point(settings, given):
     return checkpoint, settings | taken
 
 
-def say_what_differs(run, old):
-    """One line: which settings of a resumed run are not those of its checkpoint, of old {key: value}."""
+def say_what_differs(run, checkpoint):
+    """One line: which settings of a resumed run are not those of its checkpoint."""
+    of_model = class_settings(LoopConfig)  # nanoGPT's settings have some of these names, too
+    old = {k: v for k, v in checkpoint.get("config", {}).items() if k not in of_model} | checkpoint["model_args"]
     differ = [f"{k} {old[k]} -> {v}" for k, v in run.settings.items() if k in old and old[k] != v
               and k not in OF_THIS_RUN]
     print(f"resumed from {run.last_path} at iteration {run.it}, settings as there"
@@ -160,8 +162,8 @@ def choose_machine():
                            context=runtime.autocast(place, number))
 
 
-def make_model(settings, given, facts, checkpoint):
-    """The model in float32 on the CPU, and its model_args: new, resumed, or new settings on another one's weights."""
+def make_model(settings, given, facts, checkpoint, path):
+    """The model in float32 on the CPU, and its model_args: new, resumed, or new settings on the weights at a path."""
     args, resume = model_settings(settings, given, facts), init_from == "resume"
     runtime.seed_torch(seed)
     if checkpoint is None:
@@ -170,31 +172,37 @@ def make_model(settings, given, facts, checkpoint):
     if ("num_loops" in old) != (model_type == "loop"):
         raise SystemExit(f"--model_type={model_type}, but the checkpoint of --init_from={init_from} is the other one")
     changed = [k for k in args if (k in given or k in FROM_DATASET) and args[k] != old.get(k, args[k])]
-    fixed = [k for k in changed if (k not in MAY_CHANGE_ON_RESUME if resume else k == "vocab_size")]
+    fixed = [k for k in changed if resume and k not in MAY_CHANGE_ON_RESUME]
     if fixed:
         raise SystemExit(f"--init_from={init_from} with dataset {dataset}, but {', '.join(fixed)} differ from the "
                          f"checkpoint's ({', '.join(f'{k}={old[k]!r}' for k in fixed)})")
     args = {k: v if k in changed else old.get(k, v) for k, v in args.items()}
     model = build(args)
     weights = checkpoint["model"] if resume else checkpoint.get("ema") or checkpoint["model"]
-    keys = load_weights(model, weights, strict=False)
+    try:
+        keys = load_weights(model, weights, strict=False)
+    except ValueError as e:
+        raise SystemExit(f"{path}: {e}") from None
     unfit = keys.unexpected_keys + [k for k in keys.missing_keys if resume or not k.startswith("halt_head")]
     if unfit:
         raise SystemExit(f"--init_from={init_from} does not fit this model: {', '.join(unfit[:4])}")
     return model, args
 
 
-def open_run(settings, given, checkpoint):
+def open_run(settings, given, checkpoint, last_path):
     """The dataset, the model, its model_args, and tokens T of a sequence; checkpoint: it starts from that, or None."""
+    path = last_path if init_from == "resume" else init_from
     data = open_dataset(dataset, like=checkpoint.get("meta") if init_from == "resume" else None)
+    facts = model_facts(data.meta)
+    if checkpoint:
+        require_same_tokens(checkpoint, path, data.meta, f"data/{dataset}")
+        facts["vocab_size"] = checkpoint["model_args"].get("vocab_size")  # padded or not
     try:
-        model, model_args = make_model(settings, given, model_facts(data.meta), checkpoint)
+        model, model_args = make_model(settings, given, facts, checkpoint, path)
         if model_type == "loop":
             check_halting(model.config, given)
-    except ValueError as e:
-        raise SystemExit(f"train.py: {e}") from None
-    except RuntimeError as e:
-        raise SystemExit(f"--init_from={init_from} does not fit this model: {' '.join(str(e).split())[:200]}") from None
+    except (ValueError, RuntimeError) as e:  # the second of a size that no memory has
+        raise SystemExit(f"train.py: {' '.join(str(e).split())[:300]}") from None
     settings.update({k: v for k, v in model_args.items() if k in settings})  # what the checkpoint decided
     T = sequence_length(data, settings["block_size"])
     if model.learned_positions and settings["block_size"] < T:
@@ -241,7 +249,7 @@ def set_up(settings, given, checkpoint):
     run.settings, run.it, run.best_val_loss, run.saved, run.between_steps = settings, 0, math.inf, None, True
     run.last_path, run.best_path, run.log_path = (
         os.path.join(out_dir, name) for name in ("ckpt_last.pt", "ckpt_best.pt", "log.csv"))
-    run.data, run.raw_model, run.model_args, run.T = open_run(settings, given, checkpoint)
+    run.data, run.raw_model, run.model_args, run.T = open_run(settings, given, checkpoint, run.last_path)
     runtime.require_backend(run.raw_model.config, run.device)
     run.raw_model.to(run.device).train()
     run.average = copy.deepcopy(run.raw_model).requires_grad_(False) if ema_decay else None
@@ -252,11 +260,15 @@ def set_up(settings, given, checkpoint):
                                                        cuda_graph)
     if init_from == "resume":
         groups = run.optimizer.state_dict()["param_groups"]
-        run.optimizer.load_state_dict(dict(checkpoint["optimizer"], param_groups=groups))
-        run.it, run.best_val_loss = checkpoint["iter_num"], checkpoint["best_val_loss"]
+        try:
+            run.optimizer.load_state_dict(dict(checkpoint["optimizer"], param_groups=groups))
+            if run.average:
+                load_weights(run.average, checkpoint.get("ema") or checkpoint["model"])
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            raise SystemExit(f"{run.last_path} cannot be resumed, its optimizer or its averaged weights are damaged: "
+                             f"{type(e).__name__} {e}; start from its weights: --init_from={run.last_path}") from None
+        run.it, run.best_val_loss = checkpoint["iter_num"], float(checkpoint["best_val_loss"])
         run.saved = run.it
-        if run.average:
-            load_weights(run.average, checkpoint.get("ema") or checkpoint["model"])
     run.micro_steps = -(-gradient_accumulation_steps // run.world)  # rounded up, so that every rank has as many
     if run.master and run.micro_steps * run.world != gradient_accumulation_steps:
         print(f"gradient_accumulation_steps {gradient_accumulation_steps} -> {run.micro_steps * run.world}, equal for "
@@ -265,6 +277,14 @@ def set_up(settings, given, checkpoint):
     run.log = start_files(run) if run.master and not eval_only else None  # an evaluation leaves the run as it is
     run.wandb = start_wandb(settings) if wandb_log and run.master else None
     return run
+
+
+def say_depth(run, given):
+    """One line where layers are asked for and no loops, as configs of nanoGPT do: every loop takes all layers."""
+    layers = run.model_args["n_layer"]
+    if model_type == "loop" and layers > 1 and "n_layer" in given and "num_loops" not in given:
+        print(f"n_layer {layers} without num_loops: each of its {run.model_args['num_loops']} loops takes all layers; "
+              "nanoGPT's plain stack is --model_type=gpt, one loop is --num_loops=1")
 
 
 def say_idle_settings(run):
@@ -580,9 +600,10 @@ def main():
     run = set_up(settings, given, checkpoint)
     run.started, run.provenance = time.time(), runtime.provenance(run.device) if run.log else None
     if run.master:
+        say_depth(run, given)
         say_idle_settings(run)
         if init_from == "resume":
-            say_what_differs(run, checkpoint.get("config", {}))
+            say_what_differs(run, checkpoint)
         print(f"{model_type} with {run.raw_model.get_num_params():,} parameters, {run.dtype} on {run.device}, "
               f"{run.world} process(es); {batch_size} x {run.micro_steps * run.world} sequences of {run.T} tokens an "
               f"iteration; {dataset}, seed {seed}")

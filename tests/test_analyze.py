@@ -326,6 +326,8 @@ def test_run_on_addition(scripts, adders, track):
     assert value(found, "lens_accuracy", "trained", 2, "digit 1") == pytest.approx(right, abs=1e-5)
     assert ("lens_accuracy", "trained", "6", "digit 1") in found
     assert ("probe_accuracy", "untrained", "0", "carry into 1") in found
+    assert "nan" not in printed
+    assert all("nan" not in r.values() for r in found.values())
     keys = dict(line.split(": ", 1) for line in printed.split("---\n")[1].splitlines())
     assert float(keys["loss_loop_3_trained"]) == pytest.approx(value(found, "loss", "trained", 3, "answer"), rel=1e-3)
     assert "spectral_radius_5_iterations_loop_3_untrained" in keys

@@ -1,7 +1,9 @@
 """Settings: every mistake has one clear message with its place, and a config file can execute nothing."""
 import ast
 import dataclasses
+import io
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -198,6 +200,29 @@ def test_files_that_are_no_config(script, tmp_path):
     assert refused(script, "count=3")  # the dashes forgotten
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_config_file_as_editors_save_it(script, tmp_path, encoding):
+    (tmp_path / "saved.py").write_bytes("# 설정\r\ncount = 7\r\nname = 'é가'\r\n".encode(encoding))
+    own, _, given = script("saved.py")
+    assert (own["count"], own["name"], given) == (7, "é가", {"count", "name"})
+
+
+@pytest.mark.parametrize("encoding", ["cp949", "utf-16", "johab"])
+def test_a_config_file_of_another_encoding(script, tmp_path, encoding):
+    (tmp_path / "saved.py").write_bytes("# 설정\ncount = 7\n".encode(encoding))
+    assert refused(script, "saved.py") == "saved.py is not text in UTF-8: save it as UTF-8"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "euc_kr", "cp1252"])
+def test_output_never_fails_for_a_character(script, monkeypatch, encoding):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
+    script()
+    print("▁∑é🙂 done")
+    sys.stdout.flush()
+    assert raw.getvalue().endswith(b" done\n")
+
+
 @pytest.mark.parametrize(("key", "good", "bad"), [
     ("share", ("0", "0.99"), ("-1e-9", "1", "2.5")), ("odd", ("0", "2", "7"), ("1", "-1")),
     ("positive", ("1", "[1, 2]", "[]"), ("0", "[1, 0]", "-3")), ("limit", ("None", "-0.001", "-7"), ("0", "-1e-4")),
@@ -229,7 +254,8 @@ OUT_OF_RANGE = {
                  "gradient_accumulation_steps=0", "max_iters=0", "warmup_iters=-1", "num_loops=0", "num_loops=[4,0]",
                  "dropout=1", "dropout=-0.1", "place_ids=0", "place_subset=-1", "alpha=-1.0", "alpha=0",
                  "grad_loops=-1", "halt_threshold=-1", "think_threshold=-1", "min_loops=0", "prompt_loops=-1",
-                 "think_loops=-1", "log_scale=1", "log_scale=-5", "anderson=-1", "learning_rate=1e999"],
+                 "think_loops=-1", "log_scale=1", "log_scale=-5", "anderson=-1", "learning_rate=1e999",
+                 "place_runs=1.1", "place_runs=-0.1", "place_scale=0", "place_scale=-1"],
     "sample.py": ["temperature=-1", "temperature=1e-320", "num_samples=-2", "num_samples=0", "top_k=-5", "seed=-1",
                   "max_new_tokens=-1", "num_loops=0", "halt_threshold=-1"],
     "evaluate.py": ["digits=[0]", "digits=[4,-1]", "problems=0", "batch_size=0", "grid=-1", "eval_iters=-1",
@@ -239,7 +265,7 @@ OUT_OF_RANGE = {
     "sweep.py": ["seeds=[1,-1]", "parallel=-2", "timeout=-1"],
     "bench.py": ["replays=0", "workers=0", "seconds=0"],
     "data/addition/prepare.py": ["train_rows=0", "val_rows=-1", "max_digits=0", "max_digits=101", "max_places=-1",
-                                 "carry_rows=1.5", "carry_rows=-0.1", "seed=-1"],
+                                 "carry_rows=1.5", "carry_rows=-0.1", "few_rows=2", "seed=-1"],
 }
 
 

@@ -4,6 +4,7 @@ import os
 import runpy
 import subprocess
 import sys
+import threading
 import urllib.request
 from types import SimpleNamespace
 
@@ -166,8 +167,12 @@ def test_metas_of_before_say_which_zeros_they_have(here, rng, places):
     path.write_text(json.dumps(old))
     for meta in (dataset.open_dataset("rows").meta, dataset.checkpoint_meta({"meta": old})):
         assert (meta.zeros, meta.few_rows, meta.max_places) == ("places" if places else "none", 0.0, places)
-    meta = dataset.checkpoint_meta({"meta": {k: v for k, v in old.items() if k != "max_places"}})
-    assert (meta.zeros, meta.max_places) == ("none", 0)
+    older = {"meta": {k: v for k, v in old.items() if k != "max_places"}}
+    if places:  # the length of its rows says that it has them
+        with pytest.raises(SystemExit, match="row_len"):
+            dataset.checkpoint_meta(older)
+    else:
+        assert dataset.checkpoint_meta(older).max_places == 0
 
 
 def test_a_share_of_flipped_rows_in_batches(here, rng):
@@ -229,8 +234,12 @@ def test_wrong_types_in_meta(here, key):
     ("rows", {"max_places": "x"}), ("rows", {"carry_rows": 2.0}), ("rows", {"think_token": "?"}),
     ("rows", {"zeros": "all"}), ("rows", {"zeros": "places"}), ("rows", {"few_rows": -0.1}), ("rows", {"zeros": None}),
     ("rows", {"max_places": 4, "zeros": "shorter"}), ("rows", {"pad": "?"}), ("rows", {"digits": "01?"}),
+    ("rows", {"plain": True}), ("rows", {"dtype": "uint32"}),
     ("rows", {"tokens": {"train": "x", "val": 1}}), ("rows", {"tokens": {"train": 4800}}), ("rows", {"sha256": {}}),
-    ("text", {"vocab": 5}), ("text", {"encoding": None}), ("text", {"tokens": {}}),
+    ("text", {"vocab": 5}), ("text", {"encoding": None}), ("text", {"tokens": {}}), ("text", {"vocab": []}),
+    ("text", {"vocab": list(range(60_000))}), ("text", {"vocab": ["a"] * 60_000}), ("text", {"vocab": list("ab")}),
+    ("text", {"vocab": list("ab"), "vocab_size": 2}), ("text", {"vocab": ["a", ""], "vocab_size": 2}),
+    ("text", {"vocab_size": 4999}), ("text", {"vocab_size": 0}),
     ("text", {"tokens": {"train": None, "val": None}})])
 def test_values_in_meta_that_do_not_fit(here, name, change):
     path = here / name / "meta.json"
@@ -278,10 +287,44 @@ def test_write_and_open(here, rng):
     assert all((data.splits[s] == x).all() for s, x in rows.items())
 
 
-def test_tokens_outside_the_vocabulary_are_not_written(here):
-    with pytest.raises(ValueError, match="token 5 is outside a vocabulary of 5"):
-        dataset.write_dataset("data/x", {"train": np.arange(6)}, kind="text", vocab=list("abcde"), vocab_size=5)
-    assert not os.path.exists("data/x/meta.json")
+def test_plain_rows_are_read_as_plain(here, rng):
+    write_rows("data/plain", rng, plain=True)
+    assert dataset.open_dataset("plain").meta.plain
+    path = here / "plain/meta.json"
+    path.write_text(path.read_text().replace('"plain": true', '"plain": false'))
+    assert "plain" in message("plain")
+
+
+@pytest.mark.parametrize("token", [5, 70_000, -1])
+def test_tokens_outside_the_vocabulary_are_not_written(here, token):
+    meta = dict(kind="text", vocab=list("abcde"), vocab_size=5)
+    dataset.write_dataset("data/x", {"train": np.arange(5), "val": np.arange(5)}, **meta)
+    with pytest.raises(ValueError, match=f"token {token} is outside a vocabulary of 5"):
+        dataset.write_dataset("data/x", {"train": np.zeros(9, int), "val": np.array([0, token])}, **meta)
+    assert {s: x.tolist() for s, x in dataset.open_dataset("x").splits.items()} == dict.fromkeys(
+        ("train", "val"), [*range(5)])
+    assert sorted(os.listdir("data/x")) == ["meta.json", "train.bin", "val.bin"]
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(65_536, "uint16"), (65_537, "uint32"), (100_000, "uint32")])
+def test_ids_are_stored_as_they_are(here, rng, size, dtype):
+    tokens = {s: np.append(rng.integers(0, size, 300), size - 1) for s in ("train", "val")}
+    dataset.write_dataset("data/x", tokens, kind="text", vocab=None, encoding="some", vocab_size=size)
+    data = dataset.open_dataset("x")
+    assert data.meta.dtype == data.splits["val"].dtype == dtype
+    assert {s: x.tolist() for s, x in data.splits.items()} == {s: x.tolist() for s, x in tokens.items()}
+    x, y = dataset.get_batch(data, "train", (1,), 50, 299)
+    assert y.max() == size - 1
+    assert set(x.flatten().tolist()) <= set(tokens["train"].tolist())
+
+
+def test_a_mark_at_the_beginning_of_meta(here):
+    path = here / "text/meta.json"
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert dataset.open_dataset("text").meta.vocab_size == 60_000
+
+
+# ---- text
 
 
 def test_encode_and_decode(rng):
@@ -295,10 +338,52 @@ def test_encode_and_decode(rng):
     assert "'a'" not in str(e.value)
 
 
+def test_a_large_vocabulary_is_not_printed(rng):
+    meta = SimpleNamespace(vocab=[chr(ord("가") + 2 * i) for i in range(5000)])
+    with pytest.raises(SystemExit) as e:
+        dataset.encode(meta, chr(ord("가") + 501) + "abc" * 99 + "".join(map(chr, range(200, 260))))
+    assert "5,000" in str(e.value)
+    assert "44 more" in str(e.value)
+    assert len(str(e.value)) < 400
+    with pytest.raises(SystemExit) as e:
+        dataset.encode(meta, unknown := chr(ord("가") + 501))
+    assert {chr(ord(unknown) - 1), chr(ord(unknown) + 1)} < set(str(e.value))
+
+
+def byte_encoding(special=None):
+    """Bytes stand in for the encoding's vocabulary, which would have to be downloaded."""
+    return tiktoken.Encoding("bytes", pat_str=GPT2_PATTERN, special_tokens=special or {},
+                             mergeable_ranks={bytes([i]): i for i in range(256)} | {
+                                 b"th": 256, b" a": 257, b"\n\n": 258, b"\n ": 259})
+
+
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+def test_special_tokens_in_prompts(monkeypatch):
+    monkeypatch.setattr(dataset, "bpe", lambda name: byte_encoding({"<|endoftext|>": 300}))
+    meta = SimpleNamespace(vocab=None, encoding="gpt2")
+    assert dataset.encode(meta, "<|endoftext|>") == [300]
+    assert dataset.encode(meta, "a<|endoftext|>b<|end") == [97, 300, 98, *b"<|end"]
+    assert dataset.decode(meta, [300, 97]) == "<|endoftext|>a"
+
+
+def test_a_text_in_pieces_has_the_tokens_of_the_whole(rng):
+    words = ["the", "a", "12", "it's", "é∑", "\n", "\n\n", "  ", " ", "...", "\n \n", "th_", "x-", "\t", "가나"]
+    coder = byte_encoding()
+    for _ in range(100):
+        text = "".join(rng.choice(words, 60))
+        cuts = [0, *sorted(rng.integers(0, len(text), 9)), len(text)]
+        parts = list(dataset.whole_words(text[a:b] for a, b in zip(cuts, cuts[1:], strict=False)))
+        assert "".join(parts) == text
+        assert sum(map(coder.encode_ordinary, parts), []) == coder.encode_ordinary(text)
+    assert len(list(dataset.whole_words(["ab cd ef"] * 9))) > 5
+
+
 def test_shakespeare_char_takes_any_text(tmp_path, rng):
-    """A process of its own whose locale knows ASCII only: the files are UTF-8 all the same."""
+    """A process of its own whose locale knows ASCII only: the files are UTF-8 all the same, with a mark too."""
     text = "".join(rng.choice(list("abc\n é∑𝛼"), 4001))
-    (tmp_path / "any.txt").write_text(text, encoding="utf-8")
+    (tmp_path / "any.txt").write_text(text, encoding="utf-8-sig")
     env = os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     args = [sys.executable, ROOT / "data/shakespeare_char/prepare.py", "--input=any.txt", "--out_dir=made"]
     run = subprocess.run(args, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
@@ -313,7 +398,7 @@ def test_shakespeare_char_takes_any_text(tmp_path, rng):
 def test_prepare_without_its_text(scripts, name):
     (scripts.folder / "short.txt").write_text("too short")
     (scripts.folder / "latin.txt").write_bytes(b"\xe9" * 2000)
-    for file, reason in (("none.txt", "No such file"), ("short.txt", "only 9 characters"), ("latin.txt", "utf-8")):
+    for file, reason in (("none.txt", "No such file"), ("short.txt", "only 9 characters"), ("latin.txt", "as UTF-8")):
         run = scripts(f"data/{name}/prepare.py", f"--input={file}", "--out_dir=made", status=None)
         assert file in run.err
         assert reason in run.err
@@ -327,6 +412,11 @@ def run_prepare(name, monkeypatch, *args):
     monkeypatch.setattr(sys, "path", list(sys.path))
     dataset.bpe.cache_clear()
     runpy.run_path(script, run_name="__main__")
+
+
+def test_an_encoding_that_tiktoken_has_not():
+    with pytest.raises(SystemExit, match="has no encoding 'none'"):
+        dataset.bpe("none")
 
 
 def no_network(*args, **kwargs):
@@ -343,18 +433,36 @@ def test_shakespeare_without_the_vocabulary(here, monkeypatch):
 
 
 def test_shakespeare_with_the_vocabulary(here, monkeypatch, rng):
-    """Bytes stand in for the encoding's vocabulary, which would have to be downloaded."""
-    coder = tiktoken.Encoding("bytes", pat_str=r".|\n", mergeable_ranks={bytes([i]): i for i in range(256)},
-                              special_tokens={})
-    monkeypatch.setattr(tiktoken, "get_encoding", lambda name: coder)
+    monkeypatch.setattr(tiktoken, "get_encoding", lambda name: byte_encoding())
+    monkeypatch.setattr(dataset, "PIECE", 77)
     text = "".join(rng.choice(list("abé∑\n "), 2000))
     (here / "any.txt").write_text(text, encoding="utf-8")
     run_prepare("shakespeare", monkeypatch, f"--input={here / 'any.txt'}", "--out_dir=data/made")
     data = dataset.open_dataset("made")
-    assert (data.meta.vocab_size, data.meta.encoding) == (256, "gpt2")
+    assert (data.meta.vocab_size, data.meta.encoding) == (260, "gpt2")
     assert dataset.decode(data.meta, np.concatenate(list(data.splits.values()))) == text
     assert dataset.decode(data.meta, dataset.encode(data.meta, text)) == text
     dataset.bpe.cache_clear()
+
+
+@pytest.mark.parametrize("piece", [17, 1 << 20])
+def test_text_is_streamed(here, monkeypatch, rng, piece):
+    """The same files whatever the size of a piece, from a pipe too; with more characters than 16 bits can count."""
+    points = np.r_[np.arange(32, 0xD800), np.arange(0xE000, 0x15000)] if piece > 1000 else np.arange(97, 120)
+    text = "\n".join(map(chr, rng.permutation(np.tile(points, 1 + 2000 // len(points)))))
+    pipe, end = os.pipe()
+    writer = threading.Thread(target=lambda: os.fdopen(end, "wb").write(text.encode("utf-8-sig")))
+    writer.start()
+    monkeypatch.setattr(dataset, "PIECE", piece)
+    run_prepare("shakespeare_char", monkeypatch, f"--input=/dev/fd/{pipe}", "--out_dir=data/made")
+    writer.join()
+    os.close(pipe)
+    data = dataset.open_dataset("made")
+    assert data.meta.dtype == ("uint32" if piece > 1000 else "uint16")
+    assert data.meta.vocab == sorted(set(text))
+    cut = int(0.9 * len(text))
+    assert dataset.decode(data.meta, data.splits["train"]) == text[:cut]
+    assert dataset.decode(data.meta, data.splits["val"]) == text[cut:]
 
 
 def test_download_without_a_network(here, monkeypatch):

@@ -226,6 +226,30 @@ def test_frontier_of_known_needs(run, track, capsys):
         assert abs(x.mean() - y.mean()) <= 5 * x.std() / len(x) ** 0.5 + 1e-9, (halt, at)
 
 
+def test_what_cannot_be_computed_is_left_out_with_its_reason(run, monkeypatch, capsys):
+    """One digit count; loops that are all the same; problems of which none, or of one digit count only, are solved."""
+    run("next", "--digits=[4]", "--problems=70")
+    said = capsys.readouterr().out
+    assert re.search(r"answer: mean \d\.\d\d, no correlation with the digit count, of which there is one\n", said)
+    assert f"prompt: mean {PROMPT:.2f}, the same for every problem" in said  # as every token's limit
+    assert "nan" not in said
+    of_problem = run.fake.problem
+    for fine, frontier, words in (
+            (lambda a: False, True, "since none of the digit counts has any"),
+            (lambda a: a < 10, False, "since 1 of the digit counts has any"),
+            (lambda a: True, False, "since the loops are the same for every problem")):
+        monkeypatch.setattr(run.fake, "problem", lambda a, b, track, fine=fine: (
+            [L] * len(of_problem(a, b, track)[0]), fine(a)))
+        _, table = run("next", "--digits=[1,3]", "--problems=40", f"--frontier={frontier}", "--plot=True")
+        said = capsys.readouterr().out
+        assert words in said
+        assert "nan" not in said
+        if frontier:
+            assert "no fixed depth solves more than 0.5% of the problems" in said
+            assert "saving" not in said
+            assert sum(r["kind"] == "frontier" for r in table) > L
+
+
 def test_the_cheapest_points_of_a_constructed_frontier(rng):
     """Fixed depths 2 and up are within half a point of the best; each rule has one point that is the answer."""
     points = [("fixed", 1, 0.90), ("fixed", 2, 0.945), ("fixed", 3, 0.95), ("fixed", 4, 0.948),

@@ -707,8 +707,7 @@ def test_halt_head_joint_trains_everything():
     ({"pos": "place"}, "pos 'place'"), (PLACE | {"place_subset": 13}, "place_subset 13.*place_ids 12"),
     (PLACE | {"longest_number": 6}, "place_subset 5.* 6 digits"),
     (NEXT | {"longest_number": 6}, "place_subset 6.* 6 digits.* one place more"), ({"place_next": True}, "place_next"),
-    (PLACE | {"place_runs": 1.1}, "place_runs 1.1"), (PLACE | {"place_runs": -0.1}, "place_runs -0.1"),
-    (PLACE | {"place_runs": 0.5, "place_subset": 0}, "place_runs 0.5"), (PLACE | {"place_scale": 0.0}, "place_scale"),
+    (PLACE | {"place_runs": 0.5, "place_subset": 0}, "place_runs 0.5"),
     ({"n_embd": 6, "pos": "rope"}, "rope.*even"), ({"n_embd": 6, "step_encoding": "rope"}, "rope.*even"),
     ({"n_embd": 15}, "n_embd 15.*n_head 2")])
 def test_settings_that_cannot_work_name_the_key(settings, words):

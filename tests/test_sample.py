@@ -237,10 +237,73 @@ def test_problems_from_a_file(scripts, trained):
     assert set(said) == {(1, 1), (2, 3), (4, 4)}
 
 
+@pytest.mark.parametrize(("start", "found"), [
+    ("1 + 2 =", ["1+2"]), ("1+2 =3 +4", ["1+2=3+4"]), (" 1 +2,3+ 4 = 5+6=\n7\t+\t8\n=", ["1+2", "3+4", "5+6", "7+8"]),
+    ("1+2", ["1+2"]), ("", ["57+68", "999+1", "1234+8766"])])
+def test_problems_as_people_write_them(monkeypatch, start, found):
+    meta = SimpleNamespace(kind="rows", vocab=addition.VOCAB, track="next", plain=True, zeros="none")
+    monkeypatch.setattr(sample_py, "start", start)
+    if found == ["1+2=3+4"]:
+        with pytest.raises(SystemExit, match="not an addition"):
+            sample_py.read_prompts(meta)
+    else:
+        prompts = [p for p, _ in sample_py.read_prompts(meta)]
+        assert ["".join(addition.VOCAB[t] for t in p) for p in prompts] == [f"{f}=" for f in found]
+
+
+@pytest.mark.parametrize(("content", "words"), [("", "no problem in it"), (" \n", "no problem in it"),
+                                                ("1+1=".encode("utf-16"), "save it as UTF-8"),
+                                                ("1+1= # 하나".encode("cp949"), "save it as UTF-8")])
+def test_files_without_a_problem(tmp_path, monkeypatch, content, words):
+    (tmp_path / "some.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
+    monkeypatch.setattr(sample_py, "start", f"FILE:{tmp_path}/some.txt")
+    with pytest.raises(SystemExit, match=words) as e:
+        sample_py.read_prompts(SimpleNamespace(kind="rows", vocab=addition.VOCAB, track="next", plain=False))
+    assert "some.txt" in str(e.value)
+    if content == "":
+        with pytest.raises(SystemExit, match="some.txt: the file is empty"):
+            sample_py.read_prompts(SimpleNamespace(kind="text", vocab=["a"]))
+
+
+@pytest.mark.parametrize(("vocab", "default", "says"), [("a\n ", "\n", ""), ("a b", " ", "no new line"),
+                                                        ("ab", "a", "no new line")])
+def test_the_start_of_a_text(monkeypatch, capsys, tmp_path, vocab, default, says):
+    meta = SimpleNamespace(kind="text", vocab=list(vocab))
+    assert sample_py.read_prompts(meta) == [([vocab.index(default)], None)]
+    out = capsys.readouterr().out
+    assert says in out
+    assert bool(out) == bool(says)
+    (tmp_path / "marked.txt").write_text("ba", encoding="utf-8-sig")
+    monkeypatch.setattr(sample_py, "start", f"FILE:{tmp_path}/marked.txt")
+    if "b" in vocab:
+        assert sample_py.read_prompts(meta) == [([vocab.index("b"), vocab.index("a")], None)]
+
+
+def test_how_a_token_looks():
+    meta = SimpleNamespace(vocab=["\n", " ", "\t", "\r", "a", "가", "$", "\x00", "\ufeff", "—"])
+    shown = ["⏎", "␣", r"\t", r"\r", "a", "가", "$", r"\x00", r"\ufeff", "—"]
+    assert [sample_py.show(meta, t) for t in range(10)] == shown
+
+
 @pytest.mark.parametrize(("start", "names"), [("5a+6x=", "'a' 'x'"), ("5+6+7=", "5+6+7="), ("+=", "not an addition"),
-                                              ("FILE:none.txt", "none.txt"), ("123456789+1=", "place_ids")])
+                                              ("FILE:none.txt", "none.txt"), ("1+1= 123456789+1=", "place_ids"),
+                                              (" ", "no problem")])
 def test_prompts_that_cannot_be(scripts, trained, start, names):
-    assert names in scripts("sample.py", f"--checkpoint={trained['next']}", f"--start={start}", status=None).err
+    run = scripts("sample.py", f"--checkpoint={trained['next']}", f"--start={start}", status=None)
+    assert names in run.err
+    assert "1+1=" not in run.out
+
+
+def test_a_text_of_one_character(scripts):
+    """There is nothing to learn, and no entropy to scale a bar by."""
+    (scripts.folder / "one.txt").write_text("a" * 2000)
+    scripts("data/shakespeare_char/prepare.py", "--input=one.txt", "--out_dir=data/one")
+    scripts("train.py", "--device=cpu", "--dataset=one", "--n_embd=16", "--n_head=2", "--block_size=16",
+            "--num_loops=2", "--batch_size=4", "--max_iters=2", "--eval_iters=1", "--halt=entropy", "--out_dir=one")
+    run = scripts("sample.py", "--out_dir=one", "--max_new_tokens=5", "--trace=True", "--trace_png=one.png")
+    assert "aaaaaa" in run.out
+    assert (scripts.folder / "one.png").exists()
+    assert "0.0000" in scripts("evaluate.py", "--out_dir=one", "--eval_iters=2").out
 
 
 @pytest.mark.parametrize("prompt", [3, 8, 13])
@@ -295,4 +358,8 @@ def test_text_samples(scripts):
     table = scripts("sample.py", "--out_dir=text", "--start=ab", "--trace=True", "--max_new_tokens=5").out
     assert table.count("\n") > 7
     assert "not shown" not in table
-    assert "validation loss" in scripts("evaluate.py", "--out_dir=text", "--eval_iters=2").out
+    assert "+-" in scripts("evaluate.py", "--out_dir=text", "--eval_iters=2").out
+    out = scripts("evaluate.py", "--out_dir=text", "--eval_iters=1", "--csv_file=one.csv").out
+    assert "of one batch, so without an interval" in out
+    assert "+-" not in out
+    assert list(read_csv(scripts, "one.csv")[0]) == ["kind", "loop", "loss"]

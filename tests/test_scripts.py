@@ -11,6 +11,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib import font_manager
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 import figures
 import runtime
@@ -167,3 +172,77 @@ def test_a_figure_that_cannot_be_drawn_costs_a_line(tmp_path, monkeypatch, capsy
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as if matplotlib were missing
     assert figures.draw_loops([], str(tmp_path / "x.png")) is False
     assert "x.png: ModuleNotFoundError" in capsys.readouterr().err
+
+
+def trace(*guesses):
+    """A trace of one token per guess, as sample.py makes it, of one loop."""
+    return [dict(reads=g, writes=g, loops=1, prediction=[g], entropy=[0.5]) for g in guesses]
+
+
+def drawn_texts(monkeypatch):
+    """The texts of all figures that are written from now on, as matplotlib has them: [{text: Text}, ...]."""
+    found, write = [], Figure.savefig
+
+    def savefig(figure, *args, **options):
+        write(figure, *args, **options)
+        found.append({t.get_text(): t for t in figure.findobj(Text)})
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return found
+
+
+@pytest.mark.filterwarnings("error")
+def test_texts_in_figures_are_no_mathematics(tmp_path, monkeypatch, capsys):
+    found, guesses = drawn_texts(monkeypatch), ["$$E", "$x$", r"\$", "a$b", "$", r"$\f$"]
+    assert figures.draw_traces([trace(*guesses)], ["$$ $"], 1.0, str(tmp_path / "x.png"))
+    assert {*guesses, "$$ $", *(f"{g} → {g}" for g in guesses)} <= found[0].keys()
+    assert not any(found[0][g].get_parse_math() for g in guesses)
+    rows = [dict(iter=str(i), loss=str(10 ** -i)) for i in range(5)]
+    assert figures.draw_training(rows, "a$b$c", str(tmp_path / "y.png"))
+    assert not found[1]["a$b$c"].get_parse_math()
+    powers = [t for text, t in found[1].items() if "mathdefault" in text]
+    assert powers
+    assert all(t.get_parse_math() for t in powers)
+    assert capsys.readouterr().err == ""
+
+
+def make_font(path, family, characters):
+    """Write a font file with a square for each of a few characters."""
+    builder = FontBuilder(1000, isTTF=True)
+    names = [".notdef", *(f"g{i}" for i in range(len(characters)))]
+    pen = TTGlyphPen(None)
+    for i, at in enumerate([(0, 0), (0, 800), (800, 800), (800, 0)]):
+        (pen.lineTo if i else pen.moveTo)(at)
+    pen.closePath()
+    square = pen.glyph()
+    builder.setupGlyphOrder(names)
+    builder.setupCharacterMap({ord(c): n for c, n in zip(characters, names[1:], strict=True)})
+    builder.setupGlyf(dict.fromkeys(names, square))
+    builder.setupHorizontalMetrics(dict.fromkeys(names, (1000, 0)))
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable(dict(familyName=family, styleName="Regular"))
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(path)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_figure_takes_fonts_that_have_its_characters(tmp_path, monkeypatch, capsys):
+    """Fonts that were installed after matplotlib made its list, too; what none has is said in one line, once."""
+    (tmp_path / "damaged.ttf").write_text("no font")
+    fonts = [str(tmp_path / "damaged.ttf")]
+    for name, characters in (("Few", "가"), ("Many", "가나다"), ("Other", "𒀀")):
+        fonts.append(str(tmp_path / f"{name}.ttf"))
+        make_font(fonts[-1], f"LoopLM Test {name}", characters)
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", list(font_manager.fontManager.ttflist))
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: fonts)
+    found = drawn_texts(monkeypatch)
+    assert figures.draw_traces([trace("가나", "é", "\t")], ["다"], 1.0, str(tmp_path / "x.png"))
+    assert found[0]["가나"].get_fontfamily() == ["sans-serif", "LoopLM Test Many"]
+    assert capsys.readouterr().err == ""
+    for _ in range(2):
+        assert figures.draw_traces([trace("가𒀀", "𓀀")], [""], 1.0, str(tmp_path / "x.png"))
+    said = capsys.readouterr().err
+    assert "𓀀" in said
+    assert "가" not in said
+    assert "fonts-noto-cjk" in said
+    assert said.count("\n") == 1

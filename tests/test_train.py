@@ -140,6 +140,23 @@ def test_resume_says_what_differs(scripts, stopped):
     assert "iterations: 15" in out
 
 
+def test_resume_of_a_checkpoint_of_nanogpt(scripts):
+    """Whose settings say nothing of the kind of model, and hold keys that mean something else or nothing here."""
+    scripts("train.py", *TINY, "--model_type=gpt", "--n_layer=1", "--max_iters=1", "--out_dir=nano")
+    old = load(scripts, "nano")
+    args = {k: v for k, v in old["model_args"].items() if k not in ("tie_weights", "label_smoothing")}
+    config = dict(dataset="addition", learning_rate=0.002, max_iters=2, batch_size=4, eval_iters=1, compile=True,
+                  backend="nccl", always_save_checkpoint=True, wandb_log=True, init_from="scratch", device="cuda")
+    torch.save({k: old[k] for k in ("model", "optimizer", "iter_num", "best_val_loss")} | dict(
+        model_args=args, config=config), scripts.folder / "nano/ckpt_last.pt")
+    out = scripts("train.py", "--out_dir=nano", "--init_from=resume", "--device=cpu", "--beta1=0.5").out
+    assert "resumed from nano/ckpt_last.pt at iteration 1, settings as there\n" in out
+    assert "gpt with" in out
+    found = load(scripts, "nano")["config"]
+    assert (found["learning_rate"], found["batch_size"], found["model_type"]) == (0.002, 4, "gpt")
+    assert found["backend"] == "auto"
+
+
 def test_keys_without_effect_cost_a_line(scripts):
     """Those of the command line, never those of a config file; and nothing else is said."""
     (scripts.folder / "idle.py").write_text("min_lr = 0.1\nhalt_threshold = 0.5\n")
@@ -250,7 +267,7 @@ def test_halt_head_after_trains_nothing_else(scripts, whole, extra):
 
 
 def test_init_from_a_checkpoint_that_does_not_fit(scripts, whole):
-    for wrong, name in (("--n_embd=32", "n_embd|does not fit"), ("--n_layer=2", r"transformer\.h\.1"),
+    for wrong, name in (("--n_embd=32", "do not fit"), ("--n_layer=2", r"transformer\.h\.1"),
                         ("--dataset=shakespeare_char", "shakespeare_char"), ("--model_type=gpt", "--model_type=gpt")):
         run = scripts("train.py", *TINY, wrong, "--init_from=whole/ckpt_last.pt", "--out_dir=unfit", status=None)
         assert re.search(name, run.err)
@@ -539,6 +556,15 @@ def test_an_evaluation_leaves_the_run_as_it_is(scripts, whole):
     run = scripts("train.py", *TINY, "--eval_only", f"--init_from={name}/ckpt_last.pt", f"--out_dir={name}")
     assert "val_loss:" in run.out
     assert files == {p.name: p.read_bytes() for p in (scripts.folder / name).iterdir()}
+
+
+def test_a_config_of_nanogpt(scripts):
+    """It names layers and knows no loops: a line says how deep the model is that they make."""
+    (scripts.folder / "nanogpt.py").write_text("n_layer = 2\ndataset = 'shakespeare_char'\nblock_size = 16\n")
+    start = ("train.py", "nanogpt.py", *TINY, "--max_iters=1", "--out_dir=layers")
+    assert "n_layer 2 without num_loops" in scripts(*start).out
+    for meant in ("--num_loops=2", "--model_type=gpt"):
+        assert "without num_loops" not in scripts(*start, meant).out
 
 
 def test_settings_that_would_do_nothing_are_refused(scripts):

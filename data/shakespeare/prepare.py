@@ -10,7 +10,15 @@ import numpy as np
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))
 from configurator import configure  # noqa: E402
-from dataset import TINYSHAKESPEARE, bpe, read_text, write_dataset  # noqa: E402
+from dataset import (  # noqa: E402
+    TINYSHAKESPEARE,
+    bpe,
+    count_characters,
+    open_source,
+    text_splits,
+    whole_words,
+    write_dataset,
+)
 
 input = ""                      # a text file; empty: download tinyshakespeare
 out_dir = "data/shakespeare"    # the folder to write
@@ -18,10 +26,11 @@ out_dir = "data/shakespeare"    # the folder to write
 
 def main():
     globals().update(configure(__file__)[0])
-    text = read_text(input, TINYSHAKESPEARE)
-    cut, gpt2 = int(0.9 * len(text)), bpe("gpt2")
-    splits = dict(train=np.array(gpt2.encode_ordinary(text[:cut])), val=np.array(gpt2.encode_ordinary(text[cut:])))
-    write_dataset(out_dir, splits, kind="text", vocab=None, encoding="gpt2", vocab_size=gpt2.n_vocab)
+    with open_source(input, TINYSHAKESPEARE) as f:
+        count, gpt2 = int(count_characters(f, input or TINYSHAKESPEARE).sum()), bpe("gpt2")
+        splits = text_splits(f, count, lambda texts: (
+            np.array(gpt2.encode_ordinary(words)) for words in whole_words(texts)))
+        write_dataset(out_dir, splits, kind="text", vocab=None, encoding="gpt2", vocab_size=gpt2.n_vocab)
 
 
 if __name__ == "__main__":
