@@ -498,16 +498,20 @@ def load_weights(model, state, strict=True):
 
 
 def from_checkpoint(checkpoint, **overrides):
-    """The model of a loaded checkpoint in eval mode, with its averaged weights if it has them.
-
-    overrides: halting settings and num_loops, which may differ from those of the training. Another rule starts from
-    its own threshold, since that of the old one means something else.
-    """
+    """The model of a loaded checkpoint in eval mode, with its averaged weights if it has them; overrides as below."""
     model = build(checkpoint["model_args"])
     load_weights(model, checkpoint.get("ema") or checkpoint["model"])
+    return override(model, overrides).eval()
+
+
+def override(model, overrides):
+    """The model with other INFERENCE_SETTINGS {key: value}, checked. ValueError if they do not go with it.
+
+    Another rule starts from its own threshold, since that of the old one means something else.
+    """
     if overrides and not isinstance(model, LoopGPT):
         raise ValueError(f"{', '.join(overrides)}: this checkpoint is a plain GPT, which has no loops")
-    if overrides.get("halt", "none") not in ("none", checkpoint["model_args"].get("halt")):
+    if overrides.get("halt", "none") not in ("none", getattr(model.config, "halt", None)):
         overrides = dict(halt_threshold=None, think_threshold=None) | overrides
     for key, value in overrides.items():
         setattr(model.config, key, value)
@@ -515,4 +519,4 @@ def from_checkpoint(checkpoint, **overrides):
         check(model.config)
         check_halting(model.config, set(overrides))
         model.trained_loops = max(loop_counts(model.config.num_loops))
-    return model.eval()
+    return model

@@ -12,6 +12,7 @@ iterations at the end; out_dir/<row>/seed<S>/ holds train.py's files, a log of e
 """
 import ast
 import contextlib
+import copy
 import csv
 import json
 import os
@@ -32,7 +33,7 @@ import runtime
 from checkpoint import model_settings
 from configurator import class_settings, configure, open_text, read_arguments, read_settings
 from dataset import model_facts, read_meta
-from model_loop import FROM_DATASET, INFERENCE_SETTINGS, LoopConfig, build, check_halting
+from model_loop import FROM_DATASET, INFERENCE_SETTINGS, LoopConfig, build, check_halting, override
 
 base = ""                       # config file of train.py; empty: its defaults
 seeds: list[int] = [1337]       # >= 0: each row runs once per seed
@@ -100,8 +101,9 @@ def read_evaluations(file, known):
     return tests
 
 
-def check_model(given, of_train):
-    """ValueError or SystemExit for settings of which train.py could make no model. given: those of a row."""
+def check_model(given, of_train, entries):
+    """ValueError or SystemExit for settings of a row, given, of which train.py could make no model, and for entries
+    [(words, settings of their script)] that this model could not be measured by."""
     settings = {k: s.default for k, s in of_train.items()} | given
     if settings["init_from"] != "scratch":
         return  # then the rest is in a checkpoint
@@ -113,6 +115,13 @@ def check_model(given, of_train):
         model = build(model_settings(settings, set(given), facts))
     if settings["model_type"] == "loop":
         check_halting(model.config, set(given))
+    for words, known in entries:
+        asked, c = read_arguments(words, known), model.config
+        override(copy.deepcopy(model), {k: v for k, v in asked.items() if k in INFERENCE_SETTINGS})
+        longest = max([*asked.get("digits", known["digits"].default), asked.get("grid", 0)])
+        if settings["model_type"] == "loop" and c.pos == "place" and longest + 1 + c.place_next > c.place_ids:
+            raise ValueError(f"'{shlex.join(words)}' asks for sums of {longest + 1} digits, but place_ids is "
+                             f"{c.place_ids}{', place_next takes one' if c.place_next else ''}")
 
 
 def plan(file, root):
@@ -121,7 +130,9 @@ def plan(file, root):
         raise SystemExit(f"{file}: needs rows, and seeds, each once")
     of_train, of_analyze = settings_of("train.py"), settings_of("analyze.py", INFERENCE_SETTINGS)
     analysis = read_entry(file, analyze, of_analyze, "checkpoint", "out_dir")[2]
-    tests, runs, slugs = read_evaluations(file, settings_of("evaluate.py", INFERENCE_SETTINGS)), [], set()
+    of_evaluate, runs, slugs = settings_of("evaluate.py", INFERENCE_SETTINGS), [], set()
+    tests = read_evaluations(file, of_evaluate)
+    entries = [(words, of_evaluate) for words in tests.values()]
     read_entry(file, base, of_train)
     common = [word for entry in overrides for word in read_entry(file, entry, of_train, "seed", "out_dir")[2]]
     for entry in rows:
@@ -135,7 +146,8 @@ def plan(file, root):
         words = [*filter(None, [config]), *common, *words]
         settings = read_arguments(words, of_train)
         try:
-            check_model(settings, of_train)
+            looped = settings.get("model_type") != "gpt"  # without loops there is nothing for analyze.py to look at
+            check_model(settings, of_train, entries + [(analysis, of_analyze)] * (looped and bool(analyze)))
         except (SystemExit, ValueError) as e:
             config_error(file, entry, e)
         for seed in seeds[:int(first or len(seeds))]:
@@ -144,7 +156,7 @@ def plan(file, root):
             steps = {"train": ["train.py", *words, f"--seed={seed}", f"--out_dir={folder}"]} | {
                 step: ["evaluate.py", *test, last, f"--csv_file={folder}/{step}.csv"] for step, test in tests.items()}
             own = settings | dict(seed=seed, out_dir=folder)
-            if analyze and seed == seeds[0] and own.get("model_type") != "gpt":  # which has no loops to look at
+            if analyze and seed == seeds[0] and looped:
                 steps["analyze"] = ["analyze.py", *analysis, last, f"--out_dir={folder}"]
             runs.append(dict(row=name, seed=seed, folder=folder, steps=steps, settings=own))
     # all rows with the first seed come first, so that a sweep cut short still compares them
