@@ -546,7 +546,7 @@ def main():
     folder = out_dir or os.path.dirname(path)
     target = os.path.join(folder, "analyze.csv")
     runtime.require_writable(target)  # also of a folder that is none, before data are read
-    data = open_dataset(trained_on(saved) or "?", like=saved.get("meta"))
+    data = open_dataset(trained_on(saved) or "?", like=saved)
     say_without_effect(*idle_settings(model.config, every_rule=halting),
                        (data.meta.kind == "text", "the data is a text", "digits"))
     with runtime.measuring(target, machine, FIELDS, checkpoint=path, trained=saved.get("provenance")) as table:

@@ -347,9 +347,9 @@ def measure_all(model, meta, saved, table):
     data, why_not = None, f"data/{name} is not there"
     if eval_iters and os.path.exists(os.path.join("data", name, "meta.json")):
         try:
-            data = open_dataset(name, like=saved.get("meta"))
+            data = open_dataset(name, like=saved)
         except SystemExit as e:
-            why_not = str(e).splitlines()[0]  # the others say how to write it anew, but it may be someone's
+            why_not = str(e).splitlines()[0].removeprefix("dataset: ")  # without the advice to write it anew
     if meta.kind == "rows":
         addition_tables(model, meta, table)
     if data:

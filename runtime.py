@@ -1,6 +1,5 @@
 """Device and dtype choice, seeding, ranks; what comes from outside: signals, a full memory, a closed terminal;
 outputs, whole or not, and where they come from; checkpoints."""
-import atexit
 import contextlib
 import csv
 import functools
@@ -161,9 +160,9 @@ def on_stop(act, again=None):
     """Have SIGINT, SIGTERM and SIGHUP call act(name of the signal). One more of them calls again, or kills.
 
     A terminal tells all of its processes, and a shell or a launcher tells them once more: what comes within 2 seconds
-    is one stop. SIGHUP stays ignored where it is, as under nohup.
+    is one stop. SIGHUP stays ignored where it is, as under nohup. Returns the handlers before, {number: handler}.
     """
-    first = []
+    first, before = [], {}
 
     def note(number, frame):
         if not first:
@@ -178,7 +177,8 @@ def on_stop(act, again=None):
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # not every system has all of them
         if number and not (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):
-            signal.signal(number, note)
+            before[number] = signal.signal(number, note)
+    return before
 
 
 class StopSignal:
@@ -200,9 +200,12 @@ class StopSignal:
         return mean_over_ranks(flag, world).item() > 0
 
 
-def outlive_reader(stream):
+@contextlib.contextmanager
+def outliving_reader(stream):
     """Have stdout or stderr write to nowhere once nobody can read it: | head is done, the terminal closed, the disk of
     a log full. The work goes on, since its results are in files."""
+    own = stream.write, stream.flush
+
     def guarded(method):
         def call(*args):
             try:
@@ -211,13 +214,26 @@ def outlive_reader(stream):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
                 warn(f"{stream.name.strip('<>')} cannot be written ({e.strerror}): going on without it")
         return call
-    stream.write, stream.flush = guarded(stream.write), guarded(stream.flush)
-    atexit.register(stream.flush)  # or what is left would fail after the last line of the script
+    stream.write, stream.flush = map(guarded, own)
+    try:
+        yield
+    finally:
+        stream.flush()  # or what is left would fail after the last line of the script
+        stream.write, stream.flush = own
 
 
 def out_of_memory(error):
     """Is that an error of memory, of the GPU or of this machine? numpy and torch each have their own."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+def require_memory(size, advice):
+    """SystemExit with one line if so many bytes are more than this machine has, before the system kills for them."""
+    with contextlib.suppress(AttributeError, ValueError):  # not every system says
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if size > there:
+            raise SystemExit(f"that takes about {size / 1e9:,.0f} GB of memory, this machine has {there / 1e9:,.0f}: "
+                             f"{advice}")
 
 
 def run(main, lower="--batch_size"):
@@ -227,13 +243,13 @@ def run(main, lower="--batch_size"):
     """
     def interrupt(name):
         raise KeyboardInterrupt(name)
-    for stream in (sys.stdout, sys.stderr):
-        outlive_reader(stream)
-    on_stop(interrupt)
+    before = on_stop(interrupt)
     try:
-        main()
+        with outliving_reader(sys.stdout), outliving_reader(sys.stderr):
+            main()
     except KeyboardInterrupt as e:
-        print(f"{e}: stopped", file=sys.stderr)
+        with contextlib.suppress(OSError):  # of a terminal that is closed
+            print(f"{e}: stopped", file=sys.stderr)
         raise SystemExit(130) from None
     except CannotRun as e:
         raise SystemExit(f"--backend: {e}") from None
@@ -245,6 +261,8 @@ def run(main, lower="--batch_size"):
         for path in locks:
             with contextlib.suppress(OSError):
                 os.unlink(path)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # ---- what a run writes

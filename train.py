@@ -192,7 +192,7 @@ def make_model(settings, given, facts, checkpoint, path):
 def open_run(settings, given, checkpoint, last_path):
     """The dataset, the model, its model_args, and tokens T of a sequence; checkpoint: it starts from that, or None."""
     path = last_path if init_from == "resume" else init_from
-    data = open_dataset(dataset, like=checkpoint.get("meta") if init_from == "resume" else None)
+    data = open_dataset(dataset, like=checkpoint if init_from == "resume" else None)
     facts = model_facts(data.meta)
     if checkpoint:
         require_same_tokens(checkpoint, path, data.meta, f"data/{dataset}")

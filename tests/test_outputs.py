@@ -125,7 +125,9 @@ def test_where_you_are_is_not_moved(tmp_path, monkeypatch):
 
 def test_an_out_dir_that_is_a_file(scripts, finished):
     (scripts.folder / "sweep_file.py").write_text("rows = ['a: --max_iters=1']\n")
-    for script, *args in (("train.py", *TINY), ("analyze.py", "--checkpoint=finished/ckpt_last.pt"),
+    for script, *args in (("train.py", *TINY), ("data/addition/prepare.py",),
+                          ("data/shakespeare_char/prepare.py", "--input=input.txt"),
+                          ("analyze.py", "--checkpoint=finished/ckpt_last.pt"),
                           ("sweep.py", "sweep_file.py")):
         err = scripts(script, *args, "--out_dir=input.txt", status=None).err
         assert "input.txt" in err
@@ -168,6 +170,13 @@ def test_a_stopped_evaluation_leaves_what_it_measured(scripts, finished):
     assert run.err.splitlines()[-2:] == ["cut.csv has the 4 rows measured until then", "SIGHUP: stopped"]
     assert [r["n"] for r in read_csv(scripts.folder / "cut.csv")] == ["1", "1", "2", "2"]
     assert json.loads((scripts.folder / "cut.json").read_text())["finished"] is False
+
+
+def test_a_script_gives_the_streams_and_handlers_back():
+    before = sys.stdout.write, signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit, match="130"):
+        runtime.run(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert (sys.stdout.write, signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
 # ---- a disk that is full, a reader that is gone
@@ -243,6 +252,16 @@ def test_what_was_measured_stays(tmp_path, said):
     known = json.loads(beside.read_text())
     assert (known["finished"], known["of"], read_csv(path)) == (True, "x", [dict(n="7")])
     assert known["seconds"] >= 0
+
+
+def test_a_full_disk_leaves_the_data_that_are_there(scripts):
+    args = ("data/addition/prepare.py", "--out_dir=data/kept", "--train_rows=500", "--val_rows=50")
+    scripts(*args)
+    before = {p.name: p.read_bytes() for p in (scripts.folder / "data/kept").iterdir()}
+    for limit in (5000, 200):  # of train.bin, of 16,000 bytes; of meta.json, too
+        err = scripts(*args, "--seed=2", file_limit=limit, status=None).err
+        assert "data/kept cannot be written: File too large" in err
+        assert {p.name: p.read_bytes() for p in (scripts.folder / "data/kept").iterdir()} == before
 
 
 def test_a_full_disk_costs_the_log_a_line_and_no_iteration(scripts):
@@ -332,6 +351,15 @@ def test_an_evaluation_without_the_data_of_its_checkpoint(scripts):
     assert "sha256" in line
     assert "prepare.py" not in run.out + run.err
     assert [r["kind"] for r in read_csv(scripts.folder / "mine/evaluate.csv")] == ["uniform", "hard"] * 2
+    resume = ("train.py", *TINY, "--max_iters=2", "--out_dir=mine", "--init_from=resume")
+    err = scripts(*resume, status=None).err
+    assert "data/mine is not what the checkpoint was trained on: sha256 differ\n" in err
+    scripts("data/addition/prepare.py", "--out_dir=data/mine", "--train_rows=100", "--val_rows=50", "--seed=5")
+    err = scripts(*resume, "--dataset=addition", status=None).err
+    assert err.strip() == ("--dataset=addition is not what the checkpoint was trained on: sha256 differ; without "
+                           "--dataset its own is taken, mine")
+    scripts(*resume)
+    assert iteration(scripts, "mine") == 2
 
 
 def test_a_row_of_a_sweep_whose_files_are_damaged_runs_anew(tmp_path, monkeypatch):
@@ -466,10 +494,15 @@ def test_out_of_memory(scripts, monkeypatch, signals, where, error, saved):
         assert not (scripts.folder / out_dir / "ckpt_last.pt").exists()
 
 
-@pytest.mark.parametrize("error", [MemoryError("Unable to allocate 1 PiB"), torch.OutOfMemoryError("CUDA: no memory")])
-def test_other_scripts_out_of_memory(monkeypatch, signals, error):
-    monkeypatch.setattr(runtime, "outlive_reader", lambda stream: None)  # pytest's own
+def test_more_rows_than_memory_holds(scripts):
+    err = scripts("data/addition/prepare.py", "--train_rows=10000000000", "--out_dir=data/huge", status=None).err
+    assert "GB of memory" in err
+    assert "lower --train_rows" in err
+    assert not (scripts.folder / "data/huge").exists()
 
+
+@pytest.mark.parametrize("error", [MemoryError("Unable to allocate 1 PiB"), torch.OutOfMemoryError("CUDA: no memory")])
+def test_other_scripts_out_of_memory(error):
     def main():
         raise error
     with pytest.raises(SystemExit, match="out of memory .*: lower --tokens"):
