@@ -245,7 +245,9 @@ def run(main, lower="--batch_size"):
         raise KeyboardInterrupt(name)
     before = on_stop(interrupt)
     try:
-        with outliving_reader(sys.stdout), outliving_reader(sys.stderr):
+        with contextlib.ExitStack() as stack:
+            for stream in filter(None, (sys.stdout, sys.stderr)):  # one that is closed from the start is None
+                stack.enter_context(outliving_reader(stream))
             main()
     except KeyboardInterrupt as e:
         with contextlib.suppress(OSError):  # of a terminal that is closed
@@ -420,7 +422,7 @@ def read_log(path):
 
 # ---- the folder of a run
 
-RUN_FILES = ("ckpt_last.pt", "ckpt_best.pt", "log.csv")  # where one of them is, there is a run
+RUN_FILES = ("ckpt_last.pt", "ckpt_best.pt", "log.csv", "ckpt.pt")  # any of them makes a run; the last is nanoGPT's
 locks = {}                      # path -> open file, since the kernel takes a lock back once its file is closed
 
 
@@ -428,7 +430,7 @@ def lock_folder(folder):
     """Make a folder, and make it this process's own until it ends; SystemExit if another process has it."""
     path = os.path.join(folder, ".lock")
     while True:
-        with one_line(folder):
+        with one_line(f"--out_dir={folder}"):
             os.makedirs(folder, exist_ok=True)
             f = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (open as long as the process)
         try:

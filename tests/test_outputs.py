@@ -113,6 +113,17 @@ def test_a_lock_ends_with_its_process(tmp_path, monkeypatch):
         runtime.lock_folder(folder)
 
 
+@pytest.mark.parametrize(("name", "moves"), [("ckpt_last.pt", True), ("ckpt.pt", True), ("log.csv", True),
+                                             ("notes.txt", False), ("train.log", False)])
+def test_what_is_a_run(tmp_path, name, moves, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).touch()
+    runtime.move_aside(str(tmp_path / "run"))
+    assert (tmp_path / "run.1" / name).exists() is moves
+    assert (tmp_path / "run" / name).exists() is not moves
+    assert bool(capsys.readouterr().out) is moves
+
+
 def test_where_you_are_is_not_moved(tmp_path, monkeypatch):
     (tmp_path / "sub").mkdir()
     (tmp_path / "log.csv").write_text("iter\n")
