@@ -526,11 +526,13 @@ def print_summary(rows, sample):
         print(f"not computed, since nothing varies there or tokens are too few: {', '.join(missing)}")
 
 
-def untrained(saved, overrides, place):
-    """A model as that of a checkpoint, of fresh weights."""
+def untrained(trained, saved, overrides):
+    """A model as the trained one of a checkpoint, of fresh weights."""
     runtime.seed_torch(seed)
     weights = build(saved["model_args"]).state_dict()
-    return from_checkpoint(dict(saved, model=weights, ema=None), **overrides).to(place)
+    model = from_checkpoint(dict(saved, model=weights, ema=None), **overrides)
+    model.crop_vocabulary(trained.config.vocab_size)
+    return model.to(trained.lm_head.weight.device)
 
 
 def main():
@@ -555,7 +557,7 @@ def main():
                   f"{', where the learned steps end' * (sample.limit == sample.total)}; halt: {sample.rule}"
                   + ", so there are no loops to count; a --halt would do" * (sample.rule == "none"))
             rows = measure("trained", model, sample, table)
-            rows += measure("untrained", untrained(saved, overrides, machine), sample, table)
+            rows += measure("untrained", untrained(model, saved, overrides), sample, table)
         except (ValueError, RuntimeError) as e:
             if runtime.out_of_memory(e):
                 raise

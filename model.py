@@ -204,6 +204,7 @@ class GPT(nn.Module):
             if self.config.tie_weights:
                 self.transformer.wte.weight = self.lm_head.weight
             self.transformer.wte.num_embeddings = self.lm_head.out_features = vocab_size
+            self.train(self.training)  # LoopGPT forgets what kernels keep of its weights
 
     def configure_optimizers(self, weight_decay, learning_rate, betas, device_type, capturable=False):
         """Fused AdamW; matrices and embeddings decay, biases and norms do not. capturable: for CUDA graphs."""

@@ -31,6 +31,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import think
+from configurator import class_settings, in_range
 from looplm_kernels import BACKENDS, INJECTS, RULES, LoopSpec, LoopTensors, forget_weights
 from model import GPT, GPTConfig, rope_angles
 
@@ -89,14 +90,26 @@ def loop_counts(num_loops):
     return list(num_loops) if isinstance(num_loops, (list, tuple)) else [num_loops]
 
 
+@functools.cache
+def loop_settings():
+    """The settings of LoopConfig with their ranges: {name: Setting}; not the thresholds, of which one that nothing
+    passes switches a rule off."""
+    return {k: s for k, s in class_settings(LoopConfig).items() if not k.endswith("threshold")}
+
+
 def check(config):
     """ValueError for settings that do not go together, in words that name the key."""
     for key, allowed in CHOICES.items():
         if getattr(config, key) not in allowed:
             raise ValueError(f"{key} {getattr(config, key)!r} is none of {', '.join(allowed)}")
+    for key, setting in loop_settings().items():  # of a config that no command line gave, too
+        try:
+            in_range(getattr(config, key), setting)
+        except ValueError as e:
+            raise ValueError(f"{key} {getattr(config, key)!r}: {e}") from None
     counts = loop_counts(config.num_loops)
-    if not counts or min(counts) < 1:
-        raise ValueError(f"num_loops {config.num_loops} must be one or more counts of at least 1")
+    if not counts:
+        raise ValueError("num_loops must be one or more counts")
     if isinstance(config.alpha, str) and config.alpha not in ("learned", "gate"):
         raise ValueError(f"alpha {config.alpha!r} must be a number above 0, 'learned' or 'gate'")
     if config.halt == "gate" and config.halt_head == "none":

@@ -232,6 +232,25 @@ def compiled(run):
     return model
 
 
+def take_up(run, checkpoint):
+    """Go on where a checkpoint stands: optimizer, averaged weights, iteration, lowest loss. SystemExit if damaged."""
+    groups = run.optimizer.state_dict()["param_groups"]
+    try:
+        run.optimizer.load_state_dict(dict(checkpoint["optimizer"], param_groups=groups))
+        for p, state in run.optimizer.state.items():
+            if not all(x.shape in (p.shape, ()) and x.isfinite().all() for x in state.values()):
+                raise ValueError("its optimizer does not fit its weights, or is not finite")
+        if run.average:
+            load_weights(run.average, checkpoint.get("ema") or checkpoint["model"])
+        run.it = run.saved = checkpoint["iter_num"]
+        run.best_val_loss = float(checkpoint["best_val_loss"])
+        if run.it < 0 or math.isnan(run.best_val_loss):
+            raise ValueError(f"iter_num {run.it}, best_val_loss {run.best_val_loss}")
+    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as e:
+        raise SystemExit(f"{run.last_path} cannot be resumed: {type(e).__name__}: {e}\n  start from its weights: "
+                         f"--init_from={run.last_path}") from None
+
+
 def set_up(settings, given, checkpoint):
     """A run before its first step, as a namespace: what choose_machine says, and
 
@@ -259,16 +278,7 @@ def set_up(settings, given, checkpoint):
     run.optimizer = run.raw_model.configure_optimizers(weight_decay, learning_rate, (beta1, beta2), run.device,
                                                        cuda_graph)
     if init_from == "resume":
-        groups = run.optimizer.state_dict()["param_groups"]
-        try:
-            run.optimizer.load_state_dict(dict(checkpoint["optimizer"], param_groups=groups))
-            if run.average:
-                load_weights(run.average, checkpoint.get("ema") or checkpoint["model"])
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
-            raise SystemExit(f"{run.last_path} cannot be resumed, its optimizer or its averaged weights are damaged: "
-                             f"{type(e).__name__} {e}; start from its weights: --init_from={run.last_path}") from None
-        run.it, run.best_val_loss = checkpoint["iter_num"], float(checkpoint["best_val_loss"])
-        run.saved = run.it
+        take_up(run, checkpoint)
     run.micro_steps = -(-gradient_accumulation_steps // run.world)  # rounded up, so that every rank has as many
     if run.master and run.micro_steps * run.world != gradient_accumulation_steps:
         print(f"gradient_accumulation_steps {gradient_accumulation_steps} -> {run.micro_steps * run.world}, equal for "

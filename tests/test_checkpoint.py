@@ -9,6 +9,7 @@ import pytest
 import tiktoken
 import torch
 
+import analyze
 import checkpoint
 import dataset
 from model import GPT, GPTConfig
@@ -194,6 +195,16 @@ def good(here):
     return saved
 
 
+def test_untrained_weights_have_no_padding_either(good):
+    args = good["model_args"] | dict(vocab_size=64)
+    torch.save(good | dict(model_args=args, model=LoopGPT(LoopConfig(**args)).state_dict()), "ckpt.pt")
+    model, _, saved, _ = checkpoint.open_model("ckpt.pt", "", "cpu", dict(num_loops=3))
+    fresh = analyze.untrained(model, saved, dict(num_loops=3))
+    assert fresh.config == model.config
+    assert fresh.config.vocab_size == len(fresh.lm_head.weight) == 29
+    assert not torch.equal(fresh.lm_head.weight, model.lm_head.weight)
+
+
 @pytest.mark.parametrize("key", ["model", "model_args", "meta", "config", "optimizer", "iter_num", "best_val_loss",
                                  "ema"])
 def test_parts_of_another_type(good, key):
@@ -245,14 +256,17 @@ def test_other_files(here, capfd, content, words):
 
 
 def test_a_run_that_cannot_be_resumed(scripts, trained):
-    """Each in one line, and what stands there stays."""
+    """Each in a line or two, and what stands there stays."""
     whole = torch.load(scripts.folder / trained, weights_only=True)
     (scripts.folder / "broken").mkdir()
     path = scripts.folder / "broken/ckpt_last.pt"
-    nan = dict(whole["model"], **{"lm_head.weight": torch.full_like(whole["model"]["lm_head.weight"], math.nan)})
-    for change, words in ((dict(optimizer={}), "optimizer"), (dict(optimizer=dict(state=[1])), "optimizer"),
-                          (dict(best_val_loss="low"), "best_val_loss"), (dict(iter_num=None), "iter_num"),
+    nan = {k: torch.full_like(x, math.nan) for k, x in whole["model"].items()}
+    moments = {i: dict(state, exp_avg=torch.zeros(3)) for i, state in whole["optimizer"]["state"].items()}
+    for change, words in ((dict(optimizer={}), "KeyError: 'state'"), (dict(optimizer=dict(state=[1])), "resumed"),
+                          (dict(optimizer=dict(state=moments)), "does not fit its weights"),
+                          (dict(best_val_loss=math.nan), "best_val_loss nan"), (dict(iter_num=-1), "iter_num -1"),
                           (dict(model=nan), "not finite"), (dict(meta=whole["meta"] | dict(vocab=[])), "vocab"),
+                          (dict(ema=nan, config=whole["config"] | dict(ema_decay=0.9)), "not finite"),
                           (("best_val_loss",), "no best_val_loss"), (("optimizer",), "no optimizer")):
         torch.save(whole | change if isinstance(change, dict) else {k: whole[k] for k in whole.keys() - set(change)},
                    path)
