@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 import addition
-import runtime
+import outputs
 from configurator import open_text
 
 TINYSHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -390,9 +390,9 @@ def write_dataset(folder, splits, **meta):
     meta.update(dtype="uint16" if meta["vocab_size"] <= 1 << 16 else "uint32", tokens={}, sha256={})
     paths = {name: os.path.join(folder, name) for name in ("meta.json", *(f"{split}.bin" for split in splits))}
     said = []
-    with runtime.one_line(folder), contextlib.ExitStack() as stack:  # which ends with meta.json, begun first
+    with outputs.one_line(folder), contextlib.ExitStack() as stack:  # which ends with meta.json, begun first
         os.makedirs(folder, exist_ok=True)
-        files = {name: stack.enter_context(runtime.whole_file(path, "w" if name == "meta.json" else "wb"))
+        files = {name: stack.enter_context(outputs.whole_file(path, "w" if name == "meta.json" else "wb"))
                  for name, path in paths.items()}
         for split, tokens in splits.items():
             name = f"{split}.bin"

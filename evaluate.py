@@ -26,6 +26,7 @@ import torch
 
 import addition
 import figures
+import outputs
 import runtime
 from checkpoint import inference_settings, open_model
 from configurator import configure, say_without_effect
@@ -379,7 +380,7 @@ def main():
         (checkpoint, "checkpoint is given", "out_dir"))
     print(describe(model, saved, path))
     target = csv_file or os.path.join(os.path.dirname(path), "evaluate.csv")
-    with runtime.measuring(target, machine, checkpoint=path, trained=saved.get("provenance")) as table:
+    with outputs.measuring(target, machine, checkpoint=path, trained=saved.get("provenance")) as table:
         try:
             with runtime.autocast(machine, number):
                 measure_all(model, meta, saved, table)

@@ -29,6 +29,7 @@ import torch
 
 import addition
 import figures
+import outputs
 import runtime
 from checkpoint import model_settings
 from configurator import class_settings, configure, open_text, read_arguments, read_settings
@@ -258,8 +259,8 @@ def execute(run, environment):
     try:
         if not (same and (done or os.path.exists(last))):
             os.makedirs(folder, exist_ok=True)
-            runtime.move_aside(folder)  # what is there must be neither resumed nor evaluated as this run's
-            runtime.write_json(path, state)
+            outputs.move_aside(folder)  # what is there must be neither resumed nor evaluated as this run's
+            outputs.write_json(path, state)
         for step, command in run["steps"].items():
             key = step if step == "train" else shlex.join(command)
             if key in state["done"]:
@@ -271,7 +272,7 @@ def execute(run, environment):
             state["done"][key] = columns_of(step, folder)
             if resume:
                 state["done"][key]["seconds"] = ""  # it says those of the last part only
-            runtime.write_json(path, state)
+            outputs.write_json(path, state)
     except (OSError, ValueError, SystemExit) as e:  # a file of the run cannot be written, or read
         error = str(e)
     row = dict(row=run["row"], seed=run["seed"], error=error) | state["done"].get("train", {})
@@ -329,26 +330,26 @@ def markdown(kind, label, found, wanted):
 def write_tables(found, wanted, target, processes):
     """The CSV, a line per run, and the Markdown, a line per row; found in the order of the table, wanted as above."""
     further = [k for k in dict.fromkeys(k for r in found for k in r) if re.search(r"_\d+$", k)]
-    runtime.write_csv(f"{target}.csv", (*FIRST, *further, "error"), found)
+    outputs.write_csv(f"{target}.csv", (*FIRST, *further, "error"), found)
     states = [dict(row=r["row"], **state) for r in found for state in r.get("states", [])]
     if states:
-        runtime.write_csv(f"{target}_states.csv", states[0], states)
+        outputs.write_csv(f"{target}_states.csv", states[0], states)
     device, version = (", ".join(dict.fromkeys(r[k] for r in found if k in r)) for k in ("device", "torch"))
     lines = [f"`{shlex.join(['python', 'sweep.py', *sys.argv[1:]])}`; {device}, torch {version}; "
              f"seeds {', '.join(map(str, seeds))}; {processes} at once", *(f"`evaluate.py`: `{x}`" for x in evaluate),
              *([f"`analyze.py`: `{analyze}`"] if analyze else [])]
     labels = dict.fromkeys(["", *(ENTRY.fullmatch(entry)[1] or "" for entry in evaluate)])
     tables = [markdown(kind, label, found, wanted) for label in labels for kind in figures.KINDS]
-    known = runtime.provenance(card=device if device not in ("", "cpu") else runtime.card_name())
-    with runtime.whole_file(f"{target}.md") as f:
-        f.write("\n\n".join(lines) + "\n" + "".join(tables) + f"\n{runtime.provenance_line(known)}\n")
+    known = outputs.provenance(card=device if device not in ("", "cpu") else outputs.card_name())
+    with outputs.whole_file(f"{target}.md") as f:
+        f.write("\n\n".join(lines) + "\n" + "".join(tables) + f"\n{outputs.provenance_line(known)}\n")
 
 
 def curves(runs):
     """The validation losses of runs, from their log.csv: {row: {seed: {iteration: loss}}}."""
     found = {}
     for run in runs:
-        log, _ = runtime.read_log(f"{run['folder']}/log.csv")
+        log, _ = outputs.read_log(f"{run['folder']}/log.csv")
         losses = {int(r["iter"]): float(r["val_loss"]) for r in log if r.get("val_loss")}
         if losses:
             found.setdefault(run["row"], {})[run["seed"]] = losses
@@ -393,7 +394,7 @@ def run_all(runs, target):
                 continue
             found.append(row)
             found.sort(key=lambda r: (wanted.index(r["row"]), seeds.index(r["seed"])))
-            with runtime.going_on(f"{target}.csv"):  # the results of a run stand in its folder, too
+            with outputs.going_on(f"{target}.csv"):  # the results of a run stand in its folder, too
                 write_tables(found, wanted, target, count)
             skipped += not log and not row["error"]
             spent = time.monotonic() - began
@@ -402,7 +403,7 @@ def run_all(runs, target):
             failed += [f"{name} ({log or row['error']})"] if row["error"] else []
             print(f"{n}/{len(runs)} {name}: {'FAILED: ' + row['error'] if row['error'] else row['val_loss']}, "
                   + (f"{took}, ETA {left}" if log or row["error"] else "finished before"), flush=True)
-    with runtime.going_on(f"{target}_curves.csv"):
+    with outputs.going_on(f"{target}_curves.csv"):
         finish(runs, found, target)
     print(f"---\nruns: {len(runs)}\nfinished: {len(found) - len(failed)}\nfinished_before: {skipped}\n"
           f"seconds: {time.monotonic() - began:.1f}\ncsv: {target}.csv\ntable: {target}.md")
@@ -412,7 +413,7 @@ def run_all(runs, target):
 def finish(runs, found, target):
     """The validation losses over the iterations, and the figure."""
     losses = curves(runs)
-    runtime.write_csv(f"{target}_curves.csv", ("row", "seed", "iter", "val_loss"), [
+    outputs.write_csv(f"{target}_curves.csv", ("row", "seed", "iter", "val_loss"), [
         dict(row=name, seed=seed, iter=it, val_loss=loss) for name, own in losses.items()
         for seed, curve in own.items() for it, loss in curve.items()])
     if has_digit_columns(found):
@@ -432,8 +433,8 @@ def main():
     if dry_run:
         raise SystemExit(print("\n".join(f"python {shlex.join(c)}" for run in runs for c in run["steps"].values())))
     for end in ("csv", "md"):
-        runtime.require_writable(f"{tables}.{end}")
-    runtime.lock_folder(root)
+        outputs.require_writable(f"{tables}.{end}")
+    outputs.lock_folder(root)
     runtime.on_stop(pass_on, kill_all)
     failed = run_all(runs, tables)
     if failed:
