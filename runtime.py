@@ -38,7 +38,8 @@ def choose_device(device="auto"):
     try:
         torch.ones(1, device=place).item()
     except Exception as e:  # each kind of device fails in its own way where torch was built without it
-        raise SystemExit(f"--device={device} cannot be used here ({first_line(e)}); use --device=cpu") from None
+        why = first_line(e).partition(". ")[0][:150]  # torch goes on for a page
+        raise SystemExit(f"--device={device} cannot be used here ({why}); use --device=cpu") from None
     return device
 
 
