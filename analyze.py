@@ -28,6 +28,7 @@ import torch.nn.functional as F
 
 import addition
 import figures
+import outputs
 import runtime
 from checkpoint import inference_settings, open_model
 from configurator import configure, say_without_effect
@@ -545,11 +546,11 @@ def main():
         raise SystemExit(f"{path} is a plain GPT, which has no loops to look at")
     folder = out_dir or os.path.dirname(path)
     target = os.path.join(folder, "analyze.csv")
-    runtime.require_writable(target)  # also of a folder that is none, before data are read
-    data = open_dataset(trained_on(saved) or "?", like=saved.get("meta"))
+    outputs.require_writable(target)  # also of a folder that is none, before data are read
+    data = open_dataset(trained_on(saved) or "?", like=saved)
     say_without_effect(*idle_settings(model.config, every_rule=halting),
                        (data.meta.kind == "text", "the data is a text", "digits"))
-    with runtime.measuring(target, machine, FIELDS, checkpoint=path, trained=saved.get("provenance")) as table:
+    with outputs.measuring(target, machine, FIELDS, checkpoint=path, trained=saved.get("provenance")) as table:
         try:
             sample = make_sample(model, data, path)
             print(f"{path}: {model.get_num_params():,} parameters, {sample.L} loops, {sample.X.size(0)} sequences of "

@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 
 import looplm_kernels as kernels
+import outputs
 import runtime
 from configurator import configure
 from model_loop import LoopConfig, LoopGPT
@@ -553,14 +554,14 @@ def main():
     globals().update(configure(__file__)[0])
     name, line = versions()
     target = out or f"results/bench_{re.sub(r'[^a-z0-9]+', '_', name.lower().removeprefix('nvidia '))}.csv"
-    runtime.require_writable(target)
+    outputs.require_writable(target)
     groups, ceilings, rows = jobs(), {}, []
     threads = max(1, 2 * os.cpu_count() // min(len(groups), workers))  # of each group's torch.compile
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(threads))
     passing = tempfile.TemporaryDirectory()  # what auto measures beside other groups shall not be kept
     os.environ["XDG_CACHE_HOME"] = passing.name
     began = time.monotonic()
-    file = runtime.Table(target, COLUMNS)
+    file = outputs.Table(target, COLUMNS)
 
     def emit(row):
         rows.append(row)
@@ -574,9 +575,9 @@ def main():
     file.add(dict(table="run", note=line))
     for i in range(0, len(groups), workers):
         run_batch(groups[i:i + workers], ceilings, emit)
-    known = runtime.provenance(machine(), seconds=round(time.monotonic() - began, 1))
-    with runtime.one_line(target), runtime.whole_file(target.removesuffix(".csv") + ".md") as f:
-        f.write(f"`{known['command']}`: {line}\n{markdown(rows)}\n{runtime.provenance_line(known)}\n")
+    known = outputs.provenance(machine(), seconds=round(time.monotonic() - began, 1))
+    with outputs.one_line(target), outputs.whole_file(target.removesuffix(".csv") + ".md") as f:
+        f.write(f"`{known['command']}`: {line}\n{markdown(rows)}\n{outputs.provenance_line(known)}\n")
     missed = sum(row.get("bar", "").count("MISSED") + row["note"].count("MISSED") for row in rows)
     failed = sum("WRONG" in row["note"] or "FAILED" in row["note"] for row in rows)
     print(f"{missed} bars missed, {failed} rows failed, {time.monotonic() - began:.0f} s; table: {target}")

@@ -247,7 +247,7 @@ def configure(script, groups=None, argv=None):
 
     script: its path; groups: {title: {name: Setting}} of further settings, see class_settings.
     """
-    with contextlib.suppress(AttributeError):  # what stands in for a stream may lack this
+    with contextlib.suppress(AttributeError, OSError):  # what stands in for a stream may lack this
         sys.stdout.reconfigure(errors="replace")  # a terminal of another encoding costs characters, not the run
     with open_text(script) as f:
         source = f.read()

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 import addition
+import outputs
 from configurator import open_text
 
 TINYSHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -33,14 +34,14 @@ NEEDED_ROWS = dict(vocab=list, row_len=int, pad=str, think_token=str, digits=str
                    max_digits=int, max_places=int, zeros=str, carry_rows=(int, float), few_rows=(int, float))
 
 
-def exit_with_hint(folder, what):
+def exit_with_hint(folder, what, advice="write it with"):
     """End the program with one line: what is wrong in a dataset's folder, and what writes it anew."""
     parent = folder
     while parent not in ("", os.sep) and not os.path.exists(os.path.join(parent, "prepare.py")):
         parent = os.path.dirname(parent)
     script = os.path.join(parent, "prepare.py") if parent not in ("", os.sep) else None
     extra = f" --out_dir={folder}{VARIANTS.get(os.path.basename(folder), '')}" if parent != folder else ""
-    raise SystemExit(f"dataset: {what}\n  " + (f"write it with: python {script}{extra}" if script else
+    raise SystemExit(f"dataset: {what}\n  " + (f"{advice}: python {script}{extra}" if script else
                      "a dataset is a folder data/<name> with meta.json, train.bin and val.bin; see data/*/prepare.py"))
 
 
@@ -204,13 +205,17 @@ def open_split(folder, meta, split):
 def open_dataset(name, root="data", like=None):
     """data/<name> -> namespace(meta, splits={'train': ..., 'val': ...}), all of it checked.
 
-    like: the meta of a checkpoint, whose tokens must be the same files.
+    like: a checkpoint, which must have been trained on the same files; one of nanoGPT's does not say.
     """
     folder = os.path.join(root, name)
-    meta = read_meta(folder)
-    differ = [k for k in ("vocab", "track", "plain", "sha256") if like and like.get(k) != getattr(meta, k, None)]
+    meta, known = read_meta(folder), (like or {}).get("meta")
+    differ = [k for k in ("vocab", "track", "plain", "sha256") if known and known.get(k) != getattr(meta, k, None)]
+    if differ and trained_on(like) not in ("", name):
+        raise SystemExit(f"--dataset={name} is not what the checkpoint was trained on: {', '.join(differ)} differ; "
+                         f"without --dataset its own is taken, {trained_on(like)}")
     if differ:
-        exit_with_hint(folder, f"{folder} is not what the checkpoint was trained on: {', '.join(differ)} differ")
+        exit_with_hint(folder, f"{folder} is not what the checkpoint was trained on: {', '.join(differ)} differ",
+                       "give it another name, so that it is kept, then write what the checkpoint needs")
     if not {"train", "val"} <= set(meta.tokens):
         exit_with_hint(folder, f"{folder}/meta.json names no train or no val split")
     return SimpleNamespace(name=name, meta=meta, splits={s: open_split(folder, meta, s) for s in meta.tokens})
@@ -363,40 +368,38 @@ def text_splits(f, count, encode):
     return {split: encode(pieces(f, n)) for split, n in (("train", cut), ("val", count - cut))}
 
 
-def write_split(path, tokens, meta):
-    """Write tokens, an array or pieces of one, to path: how many they are, of rows how many, and their sha256."""
+def write_split(f, tokens, meta):
+    """Write tokens, an array or pieces of one, to a file: how many they are, of rows how many, and their sha256."""
     count, rows, sha256 = 0, 0, hashlib.sha256()
-    with open(path, "wb") as f:
-        for piece in [tokens] if isinstance(tokens, np.ndarray) else tokens:
-            outside = piece[(piece < 0) | (piece >= meta["vocab_size"])]
-            if outside.size:
-                raise ValueError(f"token {outside[0]} is outside a vocabulary of {meta['vocab_size']}")
-            raw = piece.astype(DTYPES[meta["dtype"]]).tobytes()
-            f.write(raw)
-            sha256.update(raw)
-            count, rows = count + piece.size, rows + len(piece) * (piece.ndim > 1)
+    for piece in [tokens] if isinstance(tokens, np.ndarray) else tokens:
+        outside = piece[(piece < 0) | (piece >= meta["vocab_size"])]
+        if outside.size:
+            raise ValueError(f"token {outside[0]} is outside a vocabulary of {meta['vocab_size']}")
+        raw = piece.astype(DTYPES[meta["dtype"]]).tobytes()
+        f.write(raw)
+        sha256.update(raw)
+        count, rows = count + piece.size, rows + len(piece) * (piece.ndim > 1)
     return count, rows, sha256.hexdigest()
 
 
 def write_dataset(folder, splits, **meta):
     """Write splits {'train': tokens, ...} as folder/<split>.bin and what is known of them as folder/meta.json.
 
-    tokens: an array, or the pieces of one. What stands there stays until all of it is written.
+    tokens: an array, or the pieces of one. What stands there stays until all of it is written. SystemExit with one line
+    if it cannot be, on a full disk for example.
     """
-    os.makedirs(folder, exist_ok=True)
     meta.update(dtype="uint16" if meta["vocab_size"] <= 1 << 16 else "uint32", tokens={}, sha256={})
-    paths = [os.path.join(folder, name) for name in (*(f"{split}.bin" for split in splits), "meta.json")]
+    paths = {name: os.path.join(folder, name) for name in ("meta.json", *(f"{split}.bin" for split in splits))}
     said = []
-    try:
-        for path, (split, tokens) in zip(paths, splits.items(), strict=False):
-            meta["tokens"][split], rows, meta["sha256"][split] = write_split(f"{path}.part", tokens, meta)
-            said.append(f"{path}: {meta['tokens'][split]:,} tokens" + (f", {rows:,} rows" if rows else ""))
-        with open(f"{paths[-1]}.part", "w", encoding="utf-8") as f:
-            json.dump(meta, f, indent=1, ensure_ascii=False)
-        for path in paths:
-            os.replace(f"{path}.part", path)
-    finally:
-        for path in paths:
-            with contextlib.suppress(OSError):
-                os.unlink(f"{path}.part")
+    with outputs.one_line(folder), contextlib.ExitStack() as stack:  # which ends with meta.json, begun first
+        os.makedirs(folder, exist_ok=True)
+        files = {name: stack.enter_context(outputs.whole_file(path, "w" if name == "meta.json" else "wb"))
+                 for name, path in paths.items()}
+        for split, tokens in splits.items():
+            name = f"{split}.bin"
+            meta["tokens"][split], rows, meta["sha256"][split] = write_split(files[name], tokens, meta)
+            said.append(f"{paths[name]}: {meta['tokens'][split]:,} tokens" + (f", {rows:,} rows" if rows else ""))
+        json.dump(meta, files["meta.json"], indent=1, ensure_ascii=False)
+        for f in files.values():
+            f.flush()  # so that a full disk shows before the first of them takes its place
     print(*said, sep="\n")

@@ -26,6 +26,7 @@ import torch
 
 import addition
 import figures
+import outputs
 import runtime
 from checkpoint import inference_settings, open_model
 from configurator import configure, say_without_effect
@@ -347,9 +348,9 @@ def measure_all(model, meta, saved, table):
     data, why_not = None, f"data/{name} is not there"
     if eval_iters and os.path.exists(os.path.join("data", name, "meta.json")):
         try:
-            data = open_dataset(name, like=saved.get("meta"))
+            data = open_dataset(name, like=saved)
         except SystemExit as e:
-            why_not = str(e).splitlines()[0]  # the others say how to write it anew, but it may be someone's
+            why_not = str(e).splitlines()[0].removeprefix("dataset: ")  # without the advice to write it anew
     if meta.kind == "rows":
         addition_tables(model, meta, table)
     if data:
@@ -379,7 +380,7 @@ def main():
         (checkpoint, "checkpoint is given", "out_dir"))
     print(describe(model, saved, path))
     target = csv_file or os.path.join(os.path.dirname(path), "evaluate.csv")
-    with runtime.measuring(target, machine, checkpoint=path, trained=saved.get("provenance")) as table:
+    with outputs.measuring(target, machine, checkpoint=path, trained=saved.get("provenance")) as table:
         try:
             with runtime.autocast(machine, number):
                 measure_all(model, meta, saved, table)

@@ -14,6 +14,7 @@ import warnings
 import numpy as np
 
 import addition
+import outputs
 import runtime
 
 KINDS = (*addition.KINDS, "loops_solved", "chain")  # that evaluations of sweep.py tell of; OF_LOOPS: mean loops
@@ -91,7 +92,7 @@ def families_for(wanted):
             families = [*families, font_manager.get_font(best).family_name]
             missing -= fonts.pop(best)
     if missing:
-        runtime.warn(f"no installed font has {' '.join(sorted(missing)[:5])}{' ...' * (len(missing) > 5)}: boxes in "
+        outputs.warn(f"no installed font has {' '.join(sorted(missing)[:5])}{' ...' * (len(missing) > 5)}: boxes in "
                      "figures; install one, for example: apt install fonts-noto-cjk")
     return families
 
@@ -467,7 +468,7 @@ def draw_example(s, decode, path):
     figure.colorbar(image, ax=axes, label="loops", boundaries=np.linspace(0, 0.7, 99),
                     ticks=[(l - 1) * 0.7 / (most - 1) for l in ticks]).ax.set_yticklabels(ticks)
     save(figure, path, s.title)
-    with runtime.whole_file(os.path.splitext(path)[0] + ".html") as f:
+    with outputs.whole_file(os.path.splitext(path)[0] + ".html") as f:
         f.write("\n".join(page))
 
 

@@ -31,6 +31,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import think
+from configurator import class_settings, in_range
 from looplm_kernels import BACKENDS, INJECTS, RULES, LoopSpec, LoopTensors, forget_weights
 from model import GPT, GPTConfig, rope_angles
 
@@ -89,14 +90,26 @@ def loop_counts(num_loops):
     return list(num_loops) if isinstance(num_loops, (list, tuple)) else [num_loops]
 
 
+@functools.cache
+def loop_settings():
+    """The settings of LoopConfig with their ranges: {name: Setting}; not the thresholds, of which one that nothing
+    passes switches a rule off."""
+    return {k: s for k, s in class_settings(LoopConfig).items() if not k.endswith("threshold")}
+
+
 def check(config):
     """ValueError for settings that do not go together, in words that name the key."""
     for key, allowed in CHOICES.items():
         if getattr(config, key) not in allowed:
             raise ValueError(f"{key} {getattr(config, key)!r} is none of {', '.join(allowed)}")
+    for key, setting in loop_settings().items():  # of a config that no command line gave, too
+        try:
+            in_range(getattr(config, key), setting)
+        except ValueError as e:
+            raise ValueError(f"{key} {getattr(config, key)!r}: {e}") from None
     counts = loop_counts(config.num_loops)
-    if not counts or min(counts) < 1:
-        raise ValueError(f"num_loops {config.num_loops} must be one or more counts of at least 1")
+    if not counts:
+        raise ValueError("num_loops must be one or more counts")
     if isinstance(config.alpha, str) and config.alpha not in ("learned", "gate"):
         raise ValueError(f"alpha {config.alpha!r} must be a number above 0, 'learned' or 'gate'")
     if config.halt == "gate" and config.halt_head == "none":
@@ -499,16 +512,20 @@ def load_weights(model, state, strict=True):
 
 
 def from_checkpoint(checkpoint, **overrides):
-    """The model of a loaded checkpoint in eval mode, with its averaged weights if it has them.
-
-    overrides: halting settings and num_loops, which may differ from those of the training. Another rule starts from
-    its own threshold, since that of the old one means something else.
-    """
+    """The model of a loaded checkpoint in eval mode, with its averaged weights if it has them; overrides as below."""
     model = build(checkpoint["model_args"])
     load_weights(model, checkpoint.get("ema") or checkpoint["model"])
+    return override(model, overrides).eval()
+
+
+def override(model, overrides):
+    """The model with other INFERENCE_SETTINGS {key: value}, checked. ValueError if they do not go with it.
+
+    Another rule starts from its own threshold, since that of the old one means something else.
+    """
     if overrides and not isinstance(model, LoopGPT):
         raise ValueError(f"{', '.join(overrides)}: this checkpoint is a plain GPT, which has no loops")
-    if overrides.get("halt", "none") not in ("none", checkpoint["model_args"].get("halt")):
+    if overrides.get("halt", "none") not in ("none", getattr(model.config, "halt", None)):
         overrides = dict(halt_threshold=None, think_threshold=None) | overrides
     for key, value in overrides.items():
         setattr(model.config, key, value)
@@ -516,4 +533,4 @@ def from_checkpoint(checkpoint, **overrides):
         check(model.config)
         check_halting(model.config, set(overrides))
         model.trained_loops = max(loop_counts(model.config.num_loops))
-    return model.eval()
+    return model

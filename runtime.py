@@ -1,31 +1,20 @@
-"""Device and dtype choice, seeding, ranks; what comes from outside: signals, a full memory, a closed terminal;
-outputs, whole or not, and where they come from; checkpoints."""
-import atexit
+"""Device and dtype choice, seeding, ranks, CUDA graphs; what comes from outside: signals, a full memory, a closed
+terminal; checkpoints, written whole or not."""
 import contextlib
-import csv
-import functools
-import importlib.metadata
-import itertools
-import json
 import os
 import pickle
-import platform
-import shlex
-import shutil
 import signal
-import subprocess
 import sys
 import time
 import warnings
-from datetime import UTC, datetime
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from looplm_kernels import CannotRun, capture, choose_backend, first_line
+from outputs import locks, warn, whole_file
 
-ROOT = os.path.dirname(os.path.abspath(__file__))
 # dense bf16 FLOP/s by the vendors' datasheets, for model FLOPs utilisation; the first key in the device name wins
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "B200": 2250e12}
 
@@ -49,7 +38,8 @@ def choose_device(device="auto"):
     try:
         torch.ones(1, device=place).item()
     except Exception as e:  # each kind of device fails in its own way where torch was built without it
-        raise SystemExit(f"--device={device} cannot be used here ({first_line(e)}); use --device=cpu") from None
+        why = first_line(e).partition(". ")[0][:150]  # torch goes on for a page
+        raise SystemExit(f"--device={device} cannot be used here ({why}); use --device=cpu") from None
     return device
 
 
@@ -151,19 +141,13 @@ def mean_over_ranks(x, world):
 
 # ---- what comes from outside
 
-@functools.cache
-def warn(line):
-    """Say on stderr, once, what went wrong beside the work, which goes on."""
-    print(line, file=sys.stderr, flush=True)
-
-
 def on_stop(act, again=None):
     """Have SIGINT, SIGTERM and SIGHUP call act(name of the signal). One more of them calls again, or kills.
 
     A terminal tells all of its processes, and a shell or a launcher tells them once more: what comes within 2 seconds
-    is one stop. SIGHUP stays ignored where it is, as under nohup.
+    is one stop. SIGHUP stays ignored where it is, as under nohup. Returns the handlers before, {number: handler}.
     """
-    first = []
+    first, before = [], {}
 
     def note(number, frame):
         if not first:
@@ -178,7 +162,8 @@ def on_stop(act, again=None):
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # not every system has all of them
         if number and not (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):
-            signal.signal(number, note)
+            before[number] = signal.signal(number, note)
+    return before
 
 
 class StopSignal:
@@ -200,9 +185,12 @@ class StopSignal:
         return mean_over_ranks(flag, world).item() > 0
 
 
-def outlive_reader(stream):
+@contextlib.contextmanager
+def outliving_reader(stream):
     """Have stdout or stderr write to nowhere once nobody can read it: | head is done, the terminal closed, the disk of
     a log full. The work goes on, since its results are in files."""
+    own = stream.write, stream.flush
+
     def guarded(method):
         def call(*args):
             try:
@@ -211,13 +199,26 @@ def outlive_reader(stream):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
                 warn(f"{stream.name.strip('<>')} cannot be written ({e.strerror}): going on without it")
         return call
-    stream.write, stream.flush = guarded(stream.write), guarded(stream.flush)
-    atexit.register(stream.flush)  # or what is left would fail after the last line of the script
+    stream.write, stream.flush = map(guarded, own)
+    try:
+        yield
+    finally:
+        stream.flush()  # or what is left would fail after the last line of the script
+        stream.write, stream.flush = own
 
 
 def out_of_memory(error):
     """Is that an error of memory, of the GPU or of this machine? numpy and torch each have their own."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+def require_memory(size, advice):
+    """SystemExit with one line if so many bytes are more than this machine has, before the system kills for them."""
+    with contextlib.suppress(AttributeError, ValueError):  # not every system says
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if size > there:
+            raise SystemExit(f"that takes about {size / 1e9:,.0f} GB of memory, this machine has {there / 1e9:,.0f}: "
+                             f"{advice}")
 
 
 def run(main, lower="--batch_size"):
@@ -227,13 +228,15 @@ def run(main, lower="--batch_size"):
     """
     def interrupt(name):
         raise KeyboardInterrupt(name)
-    for stream in (sys.stdout, sys.stderr):
-        outlive_reader(stream)
-    on_stop(interrupt)
+    before = on_stop(interrupt)
     try:
-        main()
+        with contextlib.ExitStack() as stack:
+            for stream in filter(None, (sys.stdout, sys.stderr)):  # one that is closed from the start is None
+                stack.enter_context(outliving_reader(stream))
+            main()
     except KeyboardInterrupt as e:
-        print(f"{e}: stopped", file=sys.stderr)
+        with contextlib.suppress(OSError):  # of a terminal that is closed
+            print(f"{e}: stopped", file=sys.stderr)
         raise SystemExit(130) from None
     except CannotRun as e:
         raise SystemExit(f"--backend: {e}") from None
@@ -245,274 +248,8 @@ def run(main, lower="--batch_size"):
         for path in locks:
             with contextlib.suppress(OSError):
                 os.unlink(path)
-
-
-# ---- what a run writes
-
-@contextlib.contextmanager
-def one_line(path):
-    """SystemExit with one line for what keeps path from being written."""
-    try:
-        yield
-    except OSError as e:
-        raise SystemExit(f"{path} cannot be written: {e.strerror or e}") from None
-
-
-@contextlib.contextmanager
-def going_on(path):
-    """Have what keeps path from being written cost a line, once, and not the work."""
-    try:
-        yield
-    except OSError as e:
-        warn(f"{path} cannot be written ({e.strerror or e}): going on without it")
-
-
-@contextlib.contextmanager
-def whole_file(path, mode="w"):
-    """A file to be written in the place of path, whole or not at all: what stood there stays until it is safe."""
-    device = os.path.exists(path) and not os.path.isfile(path)  # /dev/stdout has nothing beside it
-    path = path if device else os.path.realpath(path)  # a link stays one
-    part = path if device else f"{path}.part"
-    try:
-        with open(part, mode, **({} if "b" in mode else dict(newline="", encoding="utf-8"))) as f:
-            yield f
-            f.flush()
-            if not device:
-                os.fsync(f.fileno())
-        if not device:
-            os.replace(part, path)
-    except BaseException:
-        if not device:
-            with contextlib.suppress(OSError):
-                os.unlink(part)
-        raise
-
-
-def require_writable(path):
-    """SystemExit with one line if path cannot be written: a wrong path should fail now, not after the work.
-
-    Its folder is made; what stands in the file stays until there is something to put in its place.
-    """
-    with one_line(path):
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        new = not os.path.exists(path)
-        open(path, "ab").close()
-        if new:
-            os.unlink(path)
-
-
-def write_json(path, content):
-    """Write a JSON file. SystemExit with one line if that cannot be."""
-    with one_line(path), whole_file(path) as f:
-        json.dump(content, f, indent=1, ensure_ascii=False)
-
-
-def write_csv(path, fields, rows):
-    """Write a table whole or not at all; columns that are not among fields are left out."""
-    with whole_file(path) as f:
-        writer = csv.DictWriter(f, fields, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-@contextlib.contextmanager
-def appending(path):
-    """A text file to be written on at its end: all that is written now, or nothing."""
-    size = os.path.getsize(path)
-    try:
-        with open(path, "a", newline="", encoding="utf-8") as f:
-            yield f
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.truncate(path, size)
-        raise
-
-
-class Table:
-    """A CSV table that is on disk row by row, so that what was measured stays; its columns are those of its rows.
-
-    A disk that is full costs a line, not the work: the rows are kept, and tried again with the next one. known: where
-    the numbers come from, to stand beside the table.
-    """
-
-    def __init__(self, path, fields=(), rows=(), known=None):
-        self.path, self.fields, self.rows, self.known = path, list(fields), list(rows), known
-        self.written, self.left = None, None  # rows in the file, and the file as it was left
-
-    def state(self):
-        """What tells the file from that of another process, which may write to the same path."""
-        with contextlib.suppress(OSError):
-            found = os.stat(self.path)
-            return found.st_ino, found.st_size
-
-    def add(self, *rows):
-        """Append rows, dicts, to the table and to its file."""
-        new = dict.fromkeys(k for r in rows for k in r if k not in self.fields)
-        whole = new or self.written != len(self.rows) or self.left != self.state()
-        self.fields += new
-        self.rows += rows
-        with going_on(self.path):
-            if whole:
-                write_csv(self.path, self.fields, self.rows)
-                if self.known:
-                    write_provenance(self.path, dict(self.known, finished=False))
-            else:
-                with appending(self.path) as f:
-                    csv.DictWriter(f, self.fields, lineterminator="\n").writerows(rows)
-            self.written, self.left = len(self.rows), self.state()
-
-
-@contextlib.contextmanager
-def measuring(path, device, fields=(), **facts):
-    """A Table for what is measured now, with where it comes from. It says what is there where the work ends early, and
-    SystemExit ends it where not all of it could be written."""
-    require_writable(path)
-    began, table = time.time(), Table(path, fields, known=provenance(device, **facts))
-    try:
-        yield table
-    except BaseException:
-        if table.written:
-            print(f"{path} has the {table.written} rows measured until then", file=sys.stderr)
-        raise
-    if table.written == len(table.rows):
-        with one_line(path):
-            write_provenance(path, dict(table.known, finished=True, seconds=round(time.time() - began, 1)))
-    elif table.rows:
-        raise SystemExit(f"{path} has {table.written or 0} of {len(table.rows)} rows, since it could not be written")
-
-
-def read_log(path):
-    """The rows of a log.csv, all of numbers, that can be read, and whether all of it can. A crash cuts it, and other
-    programs write to it."""
-    rows, whole = [], True
-    try:
-        with open(path, newline="", encoding="utf-8", errors="replace") as f:
-            for r in csv.DictReader(f):
-                try:
-                    int(r["iter"]), [float(x) for value in r.values() for x in value.split()]
-                    rows.append(r)
-                except (AttributeError, KeyError, ValueError):  # too few or too many values are None or a list
-                    whole = False
-    except FileNotFoundError:
-        pass
-    except (OSError, csv.Error):
-        whole = False
-    return rows, whole
-
-
-# ---- the folder of a run
-
-RUN_FILES = ("ckpt_last.pt", "ckpt_best.pt", "log.csv")  # where one of them is, there is a run
-locks = {}                      # path -> open file, since the kernel takes a lock back once its file is closed
-
-
-def lock_folder(folder):
-    """Make a folder, and make it this process's own until it ends; SystemExit if another process has it."""
-    path = os.path.join(folder, ".lock")
-    while True:
-        with one_line(folder):
-            os.makedirs(folder, exist_ok=True)
-            f = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (open as long as the process)
-        try:
-            import fcntl  # not every system has it
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            f.seek(0)
-            raise SystemExit(f"{folder} is in use by another run ({f.read().strip()}): wait for its end, or give "
-                             "another --out_dir") from None
-        except (ImportError, OSError):  # nor every file system
-            break
-        if os.path.exists(path) and os.path.samestat(os.fstat(f.fileno()), os.stat(path)):
-            break  # else its last owner has just removed it
-    locks[path] = f
-    with contextlib.suppress(OSError):
-        f.truncate(0)
-        f.write(f"process {os.getpid()} on {platform.node()}")
-        f.flush()
-
-
-def move_aside(folder):
-    """Move the files of the run that a folder holds, if any, to folder.1, .2, ..., and say so; folders in it stay."""
-    if not any(os.path.exists(os.path.join(folder, name)) for name in RUN_FILES):
-        return
-    folder = os.path.normpath(folder)
-    if os.path.commonpath([os.getcwd(), os.path.abspath(folder)]) == os.path.abspath(folder):
-        raise SystemExit(f"--out_dir={folder} holds a run and is where you are: give another --out_dir, or "
-                         "--init_from=resume")
-    target = next(path for n in itertools.count(1) if not os.path.exists(path := f"{folder}.{n}"))
-    with one_line(target):
-        os.makedirs(target)
-        for entry in [*os.scandir(folder)]:
-            if entry.name != ".lock" and not entry.is_dir():
-                shutil.move(entry.path, target)
-    print(f"{folder} holds another run: moved to {target}", flush=True)
-
-
-# ---- where numbers come from
-
-def card_name(device="cpu"):
-    """The name of the GPU, or of the CPU."""
-    if str(device).startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as f:
-        for line in f:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-@functools.cache
-def git_state():
-    """(commit, whether tracked files differ from it) of this project, (None, None) where git knows nothing of it."""
-    def git(*words):
-        command = ["git", "-C", ROOT, *words]
-        return subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=300,
-                              check=True).stdout.strip()
-    if not os.path.exists(os.path.join(ROOT, ".git")):  # a copy inside of another repository is not that repository
-        return None, None
-    try:
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
-    except (OSError, subprocess.SubprocessError):
-        return None, None
-
-
-def version(package):
-    """The version of an installed package, None where it is missing."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def provenance(device="cpu", **facts):
-    """Where numbers come from, as plain values that JSON and a checkpoint hold: command, commit, versions, card, date.
-
-    facts: what else is known, the seconds for example; a fact replaces the value of the same name.
-    """
-    script = os.path.relpath(os.path.abspath(sys.argv[0]), ROOT)
-    script = os.path.basename(script) if script.startswith("..") else script
-    commit, changed = git_state()
-    versions = dict(python=platform.python_version(), torch=str(torch.__version__), numpy=np.__version__)
-    versions["cuda-tile"] = version("cuda-tile")
-    known = dict(command=shlex.join(["python", script, *sys.argv[1:]]), commit=commit, changed=changed,
-                 versions=versions, card=card_name(device), date=datetime.now(UTC).isoformat(timespec="seconds"))
-    return known | facts
-
-
-def provenance_line(known):
-    """What `provenance` returns as one line to stand under a table; the command stands above it."""
-    commit = f"commit {known['commit'][:10]}{' (changed)' * known['changed']}" if known["commit"] else "no git"
-    versions = [f"{name} {number}" for name, number in known["versions"].items() if number]
-    seconds = [f"{known['seconds']:.0f} s"] if "seconds" in known else []
-    return ", ".join([commit, *versions, known["card"], known["date"], *seconds])
-
-
-def write_provenance(table, known):
-    """Write where a CSV table comes from beside it, as <table>.json: readers of the CSV see no line but its own.
-    Raises OSError."""
-    stem, end = os.path.splitext(table)
-    with whole_file(f"{table}.json" if end == ".json" else f"{stem}.json") as f:
-        json.dump(known, f, indent=1, ensure_ascii=False)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # ---- checkpoints

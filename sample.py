@@ -15,6 +15,7 @@ import torch
 
 import addition
 import figures
+import outputs
 import runtime
 from checkpoint import inference_settings, open_model
 from configurator import configure, open_text, say_without_effect
@@ -153,7 +154,7 @@ def trace_rows(model, meta, sequence, written, number):
 def write_trace(rows, first):
     """Write the trace of a sequence as JSON lines, in the place of what stood in trace_file or, if not first, after it.
     Raises OSError."""
-    with runtime.whole_file(trace_file) if first else runtime.appending(trace_file) as f:
+    with outputs.whole_file(trace_file) if first else outputs.appending(trace_file) as f:
         f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
@@ -227,14 +228,14 @@ def main():
     runtime.seed_torch(seed)
     traces, titles, kept = [], [], 0
     if trace_file:
-        runtime.require_writable(trace_file)
+        outputs.require_writable(trace_file)
     with runtime.autocast(machine, runtime.choose_dtype(dtype, machine)), torch.no_grad():
         for sequence, written, title in samples(model, meta):
             if tracing:
                 traces.append(trace_rows(model, meta, sequence, written, len(traces)))
                 titles.append(title)
                 if trace_file:
-                    with runtime.going_on(trace_file):
+                    with outputs.going_on(trace_file):
                         write_trace(traces[-1], first=not kept)
                         kept += 1
                 if printing:

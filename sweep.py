@@ -12,6 +12,7 @@ iterations at the end; out_dir/<row>/seed<S>/ holds train.py's files, a log of e
 """
 import ast
 import contextlib
+import copy
 import csv
 import json
 import os
@@ -28,11 +29,12 @@ import torch
 
 import addition
 import figures
+import outputs
 import runtime
 from checkpoint import model_settings
 from configurator import class_settings, configure, open_text, read_arguments, read_settings
 from dataset import model_facts, read_meta
-from model_loop import FROM_DATASET, INFERENCE_SETTINGS, LoopConfig, build, check_halting
+from model_loop import FROM_DATASET, INFERENCE_SETTINGS, LoopConfig, build, check_halting, override
 
 base = ""                       # config file of train.py; empty: its defaults
 seeds: list[int] = [1337]       # >= 0: each row runs once per seed
@@ -100,8 +102,9 @@ def read_evaluations(file, known):
     return tests
 
 
-def check_model(given, of_train):
-    """ValueError or SystemExit for settings of which train.py could make no model. given: those of a row."""
+def check_model(given, of_train, entries):
+    """ValueError or SystemExit for settings of a row, given, of which train.py could make no model, and for entries
+    [(words, settings of their script)] that this model could not be measured by."""
     settings = {k: s.default for k, s in of_train.items()} | given
     if settings["init_from"] != "scratch":
         return  # then the rest is in a checkpoint
@@ -113,6 +116,13 @@ def check_model(given, of_train):
         model = build(model_settings(settings, set(given), facts))
     if settings["model_type"] == "loop":
         check_halting(model.config, set(given))
+    for words, known in entries:
+        asked, c = read_arguments(words, known), model.config
+        override(copy.deepcopy(model), {k: v for k, v in asked.items() if k in INFERENCE_SETTINGS})
+        longest = max([*asked.get("digits", known["digits"].default), asked.get("grid", 0)])
+        if settings["model_type"] == "loop" and c.pos == "place" and longest + 1 + c.place_next > c.place_ids:
+            raise ValueError(f"'{shlex.join(words)}' asks for sums of {longest + 1} digits, but place_ids is "
+                             f"{c.place_ids}{', place_next takes one' if c.place_next else ''}")
 
 
 def plan(file, root):
@@ -121,7 +131,9 @@ def plan(file, root):
         raise SystemExit(f"{file}: needs rows, and seeds, each once")
     of_train, of_analyze = settings_of("train.py"), settings_of("analyze.py", INFERENCE_SETTINGS)
     analysis = read_entry(file, analyze, of_analyze, "checkpoint", "out_dir")[2]
-    tests, runs, slugs = read_evaluations(file, settings_of("evaluate.py", INFERENCE_SETTINGS)), [], set()
+    of_evaluate, runs, slugs = settings_of("evaluate.py", INFERENCE_SETTINGS), [], set()
+    tests = read_evaluations(file, of_evaluate)
+    entries = [(words, of_evaluate) for words in tests.values()]
     read_entry(file, base, of_train)
     common = [word for entry in overrides for word in read_entry(file, entry, of_train, "seed", "out_dir")[2]]
     for entry in rows:
@@ -135,7 +147,8 @@ def plan(file, root):
         words = [*filter(None, [config]), *common, *words]
         settings = read_arguments(words, of_train)
         try:
-            check_model(settings, of_train)
+            looped = settings.get("model_type") != "gpt"  # without loops there is nothing for analyze.py to look at
+            check_model(settings, of_train, entries + [(analysis, of_analyze)] * (looped and bool(analyze)))
         except (SystemExit, ValueError) as e:
             config_error(file, entry, e)
         for seed in seeds[:int(first or len(seeds))]:
@@ -144,7 +157,7 @@ def plan(file, root):
             steps = {"train": ["train.py", *words, f"--seed={seed}", f"--out_dir={folder}"]} | {
                 step: ["evaluate.py", *test, last, f"--csv_file={folder}/{step}.csv"] for step, test in tests.items()}
             own = settings | dict(seed=seed, out_dir=folder)
-            if analyze and seed == seeds[0] and own.get("model_type") != "gpt":  # which has no loops to look at
+            if analyze and seed == seeds[0] and looped:
                 steps["analyze"] = ["analyze.py", *analysis, last, f"--out_dir={folder}"]
             runs.append(dict(row=name, seed=seed, folder=folder, steps=steps, settings=own))
     # all rows with the first seed come first, so that a sweep cut short still compares them
@@ -246,8 +259,8 @@ def execute(run, environment):
     try:
         if not (same and (done or os.path.exists(last))):
             os.makedirs(folder, exist_ok=True)
-            runtime.move_aside(folder)  # what is there must be neither resumed nor evaluated as this run's
-            runtime.write_json(path, state)
+            outputs.move_aside(folder)  # what is there must be neither resumed nor evaluated as this run's
+            outputs.write_json(path, state)
         for step, command in run["steps"].items():
             key = step if step == "train" else shlex.join(command)
             if key in state["done"]:
@@ -259,7 +272,7 @@ def execute(run, environment):
             state["done"][key] = columns_of(step, folder)
             if resume:
                 state["done"][key]["seconds"] = ""  # it says those of the last part only
-            runtime.write_json(path, state)
+            outputs.write_json(path, state)
     except (OSError, ValueError, SystemExit) as e:  # a file of the run cannot be written, or read
         error = str(e)
     row = dict(row=run["row"], seed=run["seed"], error=error) | state["done"].get("train", {})
@@ -317,26 +330,26 @@ def markdown(kind, label, found, wanted):
 def write_tables(found, wanted, target, processes):
     """The CSV, a line per run, and the Markdown, a line per row; found in the order of the table, wanted as above."""
     further = [k for k in dict.fromkeys(k for r in found for k in r) if re.search(r"_\d+$", k)]
-    runtime.write_csv(f"{target}.csv", (*FIRST, *further, "error"), found)
+    outputs.write_csv(f"{target}.csv", (*FIRST, *further, "error"), found)
     states = [dict(row=r["row"], **state) for r in found for state in r.get("states", [])]
     if states:
-        runtime.write_csv(f"{target}_states.csv", states[0], states)
+        outputs.write_csv(f"{target}_states.csv", states[0], states)
     device, version = (", ".join(dict.fromkeys(r[k] for r in found if k in r)) for k in ("device", "torch"))
     lines = [f"`{shlex.join(['python', 'sweep.py', *sys.argv[1:]])}`; {device}, torch {version}; "
              f"seeds {', '.join(map(str, seeds))}; {processes} at once", *(f"`evaluate.py`: `{x}`" for x in evaluate),
              *([f"`analyze.py`: `{analyze}`"] if analyze else [])]
     labels = dict.fromkeys(["", *(ENTRY.fullmatch(entry)[1] or "" for entry in evaluate)])
     tables = [markdown(kind, label, found, wanted) for label in labels for kind in figures.KINDS]
-    known = runtime.provenance(card=device if device not in ("", "cpu") else runtime.card_name())
-    with runtime.whole_file(f"{target}.md") as f:
-        f.write("\n\n".join(lines) + "\n" + "".join(tables) + f"\n{runtime.provenance_line(known)}\n")
+    known = outputs.provenance(card=device if device not in ("", "cpu") else outputs.card_name())
+    with outputs.whole_file(f"{target}.md") as f:
+        f.write("\n\n".join(lines) + "\n" + "".join(tables) + f"\n{outputs.provenance_line(known)}\n")
 
 
 def curves(runs):
     """The validation losses of runs, from their log.csv: {row: {seed: {iteration: loss}}}."""
     found = {}
     for run in runs:
-        log, _ = runtime.read_log(f"{run['folder']}/log.csv")
+        log, _ = outputs.read_log(f"{run['folder']}/log.csv")
         losses = {int(r["iter"]): float(r["val_loss"]) for r in log if r.get("val_loss")}
         if losses:
             found.setdefault(run["row"], {})[run["seed"]] = losses
@@ -381,7 +394,7 @@ def run_all(runs, target):
                 continue
             found.append(row)
             found.sort(key=lambda r: (wanted.index(r["row"]), seeds.index(r["seed"])))
-            with runtime.going_on(f"{target}.csv"):  # the results of a run stand in its folder, too
+            with outputs.going_on(f"{target}.csv"):  # the results of a run stand in its folder, too
                 write_tables(found, wanted, target, count)
             skipped += not log and not row["error"]
             spent = time.monotonic() - began
@@ -390,7 +403,7 @@ def run_all(runs, target):
             failed += [f"{name} ({log or row['error']})"] if row["error"] else []
             print(f"{n}/{len(runs)} {name}: {'FAILED: ' + row['error'] if row['error'] else row['val_loss']}, "
                   + (f"{took}, ETA {left}" if log or row["error"] else "finished before"), flush=True)
-    with runtime.going_on(f"{target}_curves.csv"):
+    with outputs.going_on(f"{target}_curves.csv"):
         finish(runs, found, target)
     print(f"---\nruns: {len(runs)}\nfinished: {len(found) - len(failed)}\nfinished_before: {skipped}\n"
           f"seconds: {time.monotonic() - began:.1f}\ncsv: {target}.csv\ntable: {target}.md")
@@ -400,7 +413,7 @@ def run_all(runs, target):
 def finish(runs, found, target):
     """The validation losses over the iterations, and the figure."""
     losses = curves(runs)
-    runtime.write_csv(f"{target}_curves.csv", ("row", "seed", "iter", "val_loss"), [
+    outputs.write_csv(f"{target}_curves.csv", ("row", "seed", "iter", "val_loss"), [
         dict(row=name, seed=seed, iter=it, val_loss=loss) for name, own in losses.items()
         for seed, curve in own.items() for it, loss in curve.items()])
     if has_digit_columns(found):
@@ -420,8 +433,8 @@ def main():
     if dry_run:
         raise SystemExit(print("\n".join(f"python {shlex.join(c)}" for run in runs for c in run["steps"].values())))
     for end in ("csv", "md"):
-        runtime.require_writable(f"{tables}.{end}")
-    runtime.lock_folder(root)
+        outputs.require_writable(f"{tables}.{end}")
+    outputs.lock_folder(root)
     runtime.on_stop(pass_on, kill_all)
     failed = run_all(runs, tables)
     if failed:

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import figures
+import outputs
 import runtime
 from checkpoint import model_settings
 from configurator import checked, class_settings, configure, read_settings, say_without_effect
@@ -192,7 +193,7 @@ def make_model(settings, given, facts, checkpoint, path):
 def open_run(settings, given, checkpoint, last_path):
     """The dataset, the model, its model_args, and tokens T of a sequence; checkpoint: it starts from that, or None."""
     path = last_path if init_from == "resume" else init_from
-    data = open_dataset(dataset, like=checkpoint.get("meta") if init_from == "resume" else None)
+    data = open_dataset(dataset, like=checkpoint if init_from == "resume" else None)
     facts = model_facts(data.meta)
     if checkpoint:
         require_same_tokens(checkpoint, path, data.meta, f"data/{dataset}")
@@ -218,7 +219,7 @@ def compiled(run):
     wanted = run.cuda and not cuda_graph if compile == "auto" else compile
     why_not = runtime.why_not_compile(run.device) if wanted else ""
     if why_not:
-        runtime.warn(f"torch.compile does not work here ({why_not}): going on without, slower")
+        outputs.warn(f"torch.compile does not work here ({why_not}): going on without, slower")
     elif wanted:
         if model_type == "loop":  # one loop: all loop counts share it, and what a count unrolls would take minutes
             model.loop = torch.compile(model.loop)
@@ -262,7 +263,7 @@ def set_up(settings, given, checkpoint):
     saved, between_steps               the iteration of ckpt_last.pt, or None; False while an update moves the weights
     last_path, best_path, log_path     what it writes
     log, wandb                         log.csv as a Table, None where this process writes no files; wandb's run, or None
-    started, provenance                when, and what `provenance` of runtime.py says; main sets both
+    started, provenance                when, and what `provenance` of outputs.py says; main sets both
     """
     run = choose_machine()
     run.settings, run.it, run.best_val_loss, run.saved, run.between_steps = settings, 0, math.inf, None, True
@@ -467,27 +468,27 @@ def start_wandb(settings):
 def start_files(run):
     """Make out_dir, config.json and log.csv ready: new, another run there moved aside, or up to the iteration that a
     resumed run goes on from. Returns the log as a Table."""
-    runtime.lock_folder(out_dir)
+    outputs.lock_folder(out_dir)
     rows, of_an_end = [], os.path.join(out_dir, "summary.json")
     if init_from == "resume":
         rows = keep_log(run)
     else:
-        runtime.move_aside(out_dir)
-    with runtime.one_line(of_an_end), contextlib.suppress(FileNotFoundError):
+        outputs.move_aside(out_dir)
+    with outputs.one_line(of_an_end), contextlib.suppress(FileNotFoundError):
         os.remove(of_an_end)  # it says that a run came to its end, and this one has not
-    runtime.write_json(os.path.join(out_dir, "config.json"), run.settings | dict(model_args=run.model_args))
-    table = runtime.Table(run.log_path, COLUMNS, rows)
+    outputs.write_json(os.path.join(out_dir, "config.json"), run.settings | dict(model_args=run.model_args))
+    table = outputs.Table(run.log_path, COLUMNS, rows)
     table.add()
     return table
 
 
 def keep_log(run):
     """The rows of log.csv up to the iteration that a resumed run goes on from; evaluations come again."""
-    rows, whole = runtime.read_log(run.log_path)
+    rows, whole = outputs.read_log(run.log_path)
     if not whole:
-        with runtime.one_line(run.log_path):
+        with outputs.one_line(run.log_path):
             os.replace(run.log_path, f"{run.log_path}.broken")
-        runtime.warn(f"{run.log_path} is damaged: put aside as {run.log_path}.broken; the {len(rows)} rows that can be "
+        outputs.warn(f"{run.log_path} is damaged: put aside as {run.log_path}.broken; the {len(rows)} rows that can be "
                      "read are kept")
     return [{k: r.get(k, "") for k in COLUMNS} for r in rows if int(r["iter"]) < run.it + bool(r.get("loss"))]
 
@@ -504,7 +505,7 @@ def log(run, line, **values):
             run.wandb.log({k: v for k, v in values.items() if isinstance(v, (int, float))}, step=values["iter"])
         except Exception as e:  # as in start_wandb
             run.wandb = None
-            runtime.warn(f"wandb is off from iteration {run.it} on ({type(e).__name__}: {runtime.first_line(e)})")
+            outputs.warn(f"wandb is off from iteration {run.it} on ({type(e).__name__}: {runtime.first_line(e)})")
 
 
 def human_time(seconds):
@@ -608,7 +609,7 @@ def main():
     stop = runtime.StopSignal()
     check_settings()
     run = set_up(settings, given, checkpoint)
-    run.started, run.provenance = time.time(), runtime.provenance(run.device) if run.log else None
+    run.started, run.provenance = time.time(), outputs.provenance(run.device) if run.log else None
     if run.master:
         say_depth(run, given)
         say_idle_settings(run)
@@ -631,9 +632,9 @@ def main():
         if run.log:
             known = run.provenance | dict(seconds=found["seconds"])
             try:
-                runtime.write_json(os.path.join(out_dir, "summary.json"), found | dict(provenance=known))
+                outputs.write_json(os.path.join(out_dir, "summary.json"), found | dict(provenance=known))
             except SystemExit as e:  # the checkpoint is there
-                runtime.warn(str(e))
+                outputs.warn(str(e))
     if stop.received:  # during the last evaluation
         end_stopped(run)
     stop_ranks(run)

@@ -265,6 +265,21 @@ def test_wrong_bin_files(here, rng, name, split):
     assert dataset.open_dataset(name).splits[split].tobytes() == whole
 
 
+def test_data_that_a_checkpoint_was_not_trained_on(here, rng):
+    """No advice overwrites them."""
+    known = dict(vars(dataset.open_dataset("rows").meta))
+    assert dataset.open_dataset("rows", like=dict(meta=known, config={})).meta.sha256 == known["sha256"]
+    write_rows("data/rows", rng)
+    for config in ({}, {"dataset": "rows"}):
+        with pytest.raises(SystemExit) as e:
+            dataset.open_dataset("rows", like=dict(meta=known, config=config))
+        assert str(e.value) == ("dataset: data/rows is not what the checkpoint was trained on: sha256 differ\n  give "
+                                "it another name, so that it is kept, then write what the checkpoint needs: python "
+                                "data/rows/prepare.py")
+    with pytest.raises(SystemExit, match="--dataset=rows is not what .* without --dataset its own is taken, other"):
+        dataset.open_dataset("rows", like=dict(meta=known, config={"dataset": "other"}))
+
+
 def test_text_too_short_for_its_block_size(here):
     data = dataset.open_dataset("text")
     assert dataset.sequence_length(data, 999) == 999  # val has 1000 tokens

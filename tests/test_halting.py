@@ -245,7 +245,11 @@ def test_another_rule_starts_from_its_own_threshold(rule):
         return from_checkpoint(saved, halt=rule, **overrides).double().think(idx, trace=False)[1]["loops"]
     idx = tokens()
     assert torch.equal(loops(), loops(halt_threshold=RULES[rule].threshold))
-    assert torch.equal(loops(halt_threshold=NEVER[rule]), L * (idx != PAD))
+    if RULES[rule].above:  # a probability, so it could never pass
+        with pytest.raises(ValueError, match=r"halt_threshold 1\.5 is above 1"):
+            loops(halt_threshold=NEVER[rule])
+    else:
+        assert torch.equal(loops(halt_threshold=NEVER[rule]), L * (idx != PAD))
 
 
 @pytest.mark.parametrize(("prompt", "think"), [(2, 0), (0, 3), (2, 4), (4, 2), (1, L + 3), (L + 2, 1), (0, L + 3)])

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import outputs
 import runtime
 import sweep
 import train
@@ -36,7 +37,7 @@ def full_disk(limit=0):
 @pytest.fixture
 def said(capsys):
     """What warnings said so far; those of other tests do not count."""
-    runtime.warn.cache_clear()
+    outputs.warn.cache_clear()
     return lambda: capsys.readouterr().err.splitlines()
 
 
@@ -100,17 +101,28 @@ def test_the_second_of_two_runs_at_once_is_refused(scripts):
 
 
 def test_a_lock_ends_with_its_process(tmp_path, monkeypatch):
-    monkeypatch.setattr(runtime, "locks", {})
+    monkeypatch.setattr(outputs, "locks", {})
     folder = str(tmp_path / "run")
-    runtime.lock_folder(folder)
+    outputs.lock_folder(folder)
     with pytest.raises(SystemExit, match=f"run is in use by another run .process {os.getpid()} on"):
-        runtime.lock_folder(folder)
-    runtime.locks.popitem()[1].close()  # as the kernel does, whatever the process died of
-    runtime.lock_folder(folder)
+        outputs.lock_folder(folder)
+    outputs.locks.popitem()[1].close()  # as the kernel does, whatever the process died of
+    outputs.lock_folder(folder)
     os.unlink(tmp_path / "run/.lock")  # as its owner does at the end: who opened the file before has no lock
-    runtime.lock_folder(folder)
+    outputs.lock_folder(folder)
     with pytest.raises(SystemExit, match="in use"):
-        runtime.lock_folder(folder)
+        outputs.lock_folder(folder)
+
+
+@pytest.mark.parametrize(("name", "moves"), [("ckpt_last.pt", True), ("ckpt.pt", True), ("log.csv", True),
+                                             ("notes.txt", False), ("train.log", False)])
+def test_what_is_a_run(tmp_path, name, moves, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).touch()
+    outputs.move_aside(str(tmp_path / "run"))
+    assert (tmp_path / "run.1" / name).exists() is moves
+    assert (tmp_path / "run" / name).exists() is not moves
+    assert bool(capsys.readouterr().out) is moves
 
 
 def test_where_you_are_is_not_moved(tmp_path, monkeypatch):
@@ -119,13 +131,15 @@ def test_where_you_are_is_not_moved(tmp_path, monkeypatch):
     for here in (tmp_path, tmp_path / "sub"):
         monkeypatch.chdir(here)
         with pytest.raises(SystemExit, match="give another --out_dir"):
-            runtime.move_aside(os.path.relpath(tmp_path))
+            outputs.move_aside(os.path.relpath(tmp_path))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["log.csv", "sub"]
 
 
 def test_an_out_dir_that_is_a_file(scripts, finished):
     (scripts.folder / "sweep_file.py").write_text("rows = ['a: --max_iters=1']\n")
-    for script, *args in (("train.py", *TINY), ("analyze.py", "--checkpoint=finished/ckpt_last.pt"),
+    for script, *args in (("train.py", *TINY), ("data/addition/prepare.py",),
+                          ("data/shakespeare_char/prepare.py", "--input=input.txt"),
+                          ("analyze.py", "--checkpoint=finished/ckpt_last.pt"),
                           ("sweep.py", "sweep_file.py")):
         err = scripts(script, *args, "--out_dir=input.txt", status=None).err
         assert "input.txt" in err
@@ -170,6 +184,13 @@ def test_a_stopped_evaluation_leaves_what_it_measured(scripts, finished):
     assert json.loads((scripts.folder / "cut.json").read_text())["finished"] is False
 
 
+def test_a_script_gives_the_streams_and_handlers_back():
+    before = sys.stdout.write, signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit, match="130"):
+        runtime.run(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert (sys.stdout.write, signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
 # ---- a disk that is full, a reader that is gone
 
 def test_files_are_whole_or_not_there(tmp_path):
@@ -177,19 +198,19 @@ def test_files_are_whole_or_not_there(tmp_path):
     (tmp_path / "link").symlink_to(path)
     for old in (None, {"a": 1}):
         with full_disk(), pytest.raises(SystemExit, match=r"x\.json cannot be written: File too large"):
-            runtime.write_json(str(path), {"b": 2})
+            outputs.write_json(str(path), {"b": 2})
         assert (json.loads(path.read_text()) if path.exists() else None) == old
-        runtime.write_json(str(tmp_path / "link"), {"a": 1})
+        outputs.write_json(str(tmp_path / "link"), {"a": 1})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "x.json"]
     assert (tmp_path / "link").is_symlink()
     with pytest.raises(SystemExit, match="full cannot be written: No space left"):
-        runtime.write_json("/dev/full", {"a": 1})
+        outputs.write_json("/dev/full", {"a": 1})
 
 
 def test_a_table_is_on_disk_row_by_row(tmp_path, said):
     """Of new columns, too; what a full disk refuses follows with the next row."""
     path = str(tmp_path / "t.csv")
-    table = runtime.Table(path)
+    table = outputs.Table(path)
     table.add(dict(a=1))
     table.add(dict(a=2, b="x"), dict(b="y"))
     table.add(dict(a=3))
@@ -207,7 +228,7 @@ def test_a_table_is_on_disk_row_by_row(tmp_path, said):
 
 def test_two_tables_at_one_path_are_never_mixed(tmp_path):
     path = str(tmp_path / "t.csv")
-    one, two = runtime.Table(path), runtime.Table(path)
+    one, two = outputs.Table(path), outputs.Table(path)
     for n in range(3):
         one.add(dict(n=n))
         assert read_csv(path) == [dict(n=str(i)) for i in range(n + 1)]
@@ -223,7 +244,7 @@ def test_what_was_measured_stays(tmp_path, said):
     (tmp_path / "m.csv").write_text("old")
 
     def measure(rows, room=None):
-        with runtime.measuring(path, "cpu", ["n"], of="x") as table:
+        with outputs.measuring(path, "cpu", ["n"], of="x") as table:
             for n, row in enumerate(rows):
                 with full_disk(os.path.getsize(path)) if n == room else contextlib.nullcontext():
                     table.add(dict(n=int(row)))
@@ -243,6 +264,16 @@ def test_what_was_measured_stays(tmp_path, said):
     known = json.loads(beside.read_text())
     assert (known["finished"], known["of"], read_csv(path)) == (True, "x", [dict(n="7")])
     assert known["seconds"] >= 0
+
+
+def test_a_full_disk_leaves_the_data_that_are_there(scripts):
+    args = ("data/addition/prepare.py", "--out_dir=data/kept", "--train_rows=500", "--val_rows=50")
+    scripts(*args)
+    before = {p.name: p.read_bytes() for p in (scripts.folder / "data/kept").iterdir()}
+    for limit in (5000, 200):  # of train.bin, of 16,000 bytes; of meta.json, too
+        err = scripts(*args, "--seed=2", file_limit=limit, status=None).err
+        assert "data/kept cannot be written: File too large" in err
+        assert {p.name: p.read_bytes() for p in (scripts.folder / "data/kept").iterdir()} == before
 
 
 def test_a_full_disk_costs_the_log_a_line_and_no_iteration(scripts):
@@ -294,18 +325,18 @@ DAMAGED = {"cut": (b"iter,loss,val_loss\n1,0.5,\n2,0.", 1), "bytes": (b"iter,los
 def test_rows_of_a_damaged_log(tmp_path, name):
     raw, kept = DAMAGED[name]
     (tmp_path / "log.csv").write_bytes(raw)
-    rows, whole = runtime.read_log(str(tmp_path / "log.csv"))
+    rows, whole = outputs.read_log(str(tmp_path / "log.csv"))
     assert not whole
     assert [r["iter"] for r in rows] == ["1", "2"][:kept]
 
 
 def test_a_log_that_is_whole_or_not_there(tmp_path):
     path = tmp_path / "log.csv"
-    assert runtime.read_log(str(path)) == ([], True)
+    assert outputs.read_log(str(path)) == ([], True)
     path.write_text("iter,loss,val_loss_per_loop\n0,,1.5 nan\n1,0.5,\n")
-    rows, whole = runtime.read_log(str(path))
+    rows, whole = outputs.read_log(str(path))
     assert (len(rows), whole) == (2, True)
-    assert runtime.read_log(str(tmp_path)) == ([], False)  # a folder
+    assert outputs.read_log(str(tmp_path)) == ([], False)  # a folder
 
 
 def test_resuming_beside_a_damaged_log(scripts, finished):
@@ -332,6 +363,15 @@ def test_an_evaluation_without_the_data_of_its_checkpoint(scripts):
     assert "sha256" in line
     assert "prepare.py" not in run.out + run.err
     assert [r["kind"] for r in read_csv(scripts.folder / "mine/evaluate.csv")] == ["uniform", "hard"] * 2
+    resume = ("train.py", *TINY, "--max_iters=2", "--out_dir=mine", "--init_from=resume")
+    err = scripts(*resume, status=None).err
+    assert "data/mine is not what the checkpoint was trained on: sha256 differ\n" in err
+    scripts("data/addition/prepare.py", "--out_dir=data/mine", "--train_rows=100", "--val_rows=50", "--seed=5")
+    err = scripts(*resume, "--dataset=addition", status=None).err
+    assert err.strip() == ("--dataset=addition is not what the checkpoint was trained on: sha256 differ; without "
+                           "--dataset its own is taken, mine")
+    scripts(*resume)
+    assert iteration(scripts, "mine") == 2
 
 
 def test_a_row_of_a_sweep_whose_files_are_damaged_runs_anew(tmp_path, monkeypatch):
@@ -339,7 +379,7 @@ def test_a_row_of_a_sweep_whose_files_are_damaged_runs_anew(tmp_path, monkeypatc
 
     def launch(command, log, environment):
         commands.append(command)
-        runtime.write_json(f"{folder}/summary.json", dict(val_loss=1.0))
+        outputs.write_json(f"{folder}/summary.json", dict(val_loss=1.0))
         (tmp_path / "row/seed1/ckpt_last.pt").touch()
         return ""
     monkeypatch.setattr(sweep, "launch", launch)
@@ -368,10 +408,10 @@ def test_a_sweep_whose_rows_cannot_be_written(scripts):
     assert run.out.count("FAILED") == 2
     assert [r["error"] != "" for r in read_csv(scripts.folder / "results/sweep_blocked.csv")] == [True, True]
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(runtime, "locks", {})
-        runtime.lock_folder(str(scripts.folder / "out/sweep_blocked"))
+        m.setattr(outputs, "locks", {})
+        outputs.lock_folder(str(scripts.folder / "out/sweep_blocked"))
         assert "in use" in scripts("sweep.py", "sweep_blocked.py", status=None).err
-        runtime.locks.popitem()[1].close()
+        outputs.locks.popitem()[1].close()
 
 
 def test_a_full_disk_costs_a_sweep_its_tables_only(scripts, tmp_path, monkeypatch, said, capsys):
@@ -466,10 +506,15 @@ def test_out_of_memory(scripts, monkeypatch, signals, where, error, saved):
         assert not (scripts.folder / out_dir / "ckpt_last.pt").exists()
 
 
-@pytest.mark.parametrize("error", [MemoryError("Unable to allocate 1 PiB"), torch.OutOfMemoryError("CUDA: no memory")])
-def test_other_scripts_out_of_memory(monkeypatch, signals, error):
-    monkeypatch.setattr(runtime, "outlive_reader", lambda stream: None)  # pytest's own
+def test_more_rows_than_memory_holds(scripts):
+    err = scripts("data/addition/prepare.py", "--train_rows=10000000000", "--out_dir=data/huge", status=None).err
+    assert "GB of memory" in err
+    assert "lower --train_rows" in err
+    assert not (scripts.folder / "data/huge").exists()
 
+
+@pytest.mark.parametrize("error", [MemoryError("Unable to allocate 1 PiB"), torch.OutOfMemoryError("CUDA: no memory")])
+def test_other_scripts_out_of_memory(error):
     def main():
         raise error
     with pytest.raises(SystemExit, match="out of memory .*: lower --tokens"):

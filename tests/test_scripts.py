@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 import figures
+import outputs
 import runtime
 
 SCRIPTS = ("train", "sample", "evaluate", "analyze", "sweep", "bench")
@@ -79,7 +80,7 @@ def test_importing_a_prepare_script_runs_nothing(path, tmp_path, monkeypatch):
 
 def test_provenance_says_what_ran_and_survives_json_and_a_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [str(ROOT / "data/addition/prepare.py"), "--out_dir=two words"])
-    found = runtime.provenance(seconds=1.5)
+    found = outputs.provenance(seconds=1.5)
     assert found["command"] == "python data/addition/prepare.py '--out_dir=two words'"
     assert found["versions"]["torch"] == torch.__version__
     assert found["versions"]["numpy"] == np.__version__
@@ -88,26 +89,26 @@ def test_provenance_says_what_ran_and_survives_json_and_a_checkpoint(tmp_path, m
     assert json.loads(json.dumps(found)) == found
     runtime.save_checkpoint(str(tmp_path / "x.pt"), dict(model={}, model_args={}, provenance=found))
     assert runtime.load_checkpoint(str(tmp_path / "x.pt"))["provenance"] == found
-    line = runtime.provenance_line(found)
+    line = outputs.provenance_line(found)
     assert all(str(x) in line for x in (torch.__version__, found["card"], found["date"]))
     assert len(line.splitlines()) == 1
     monkeypatch.setattr(sys, "argv", ["/somewhere/else/x.py"])
-    assert runtime.provenance()["command"] == "python x.py"
+    assert outputs.provenance()["command"] == "python x.py"
 
 
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
     """A folder that stands for the project's."""
-    monkeypatch.setattr(runtime, "ROOT", str(tmp_path))
-    runtime.git_state.cache_clear()
+    monkeypatch.setattr(outputs, "ROOT", str(tmp_path))
+    outputs.git_state.cache_clear()
     yield tmp_path
-    runtime.git_state.cache_clear()
+    outputs.git_state.cache_clear()
 
 
 def test_provenance_without_git(tree):
-    found = runtime.provenance()
+    found = outputs.provenance()
     assert (found["commit"], found["changed"]) == (None, None)
-    assert runtime.provenance_line(found).startswith("no git, ")
+    assert outputs.provenance_line(found).startswith("no git, ")
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="needs git")
@@ -122,20 +123,20 @@ def test_provenance_says_whether_the_tree_was_changed(tree):
     git("add", "a.py")
     git("commit", "-m", "first")
     (tree / "untracked.csv").write_text("a result")
-    assert runtime.git_state() == (git("rev-parse", "HEAD"), False)
+    assert outputs.git_state() == (git("rev-parse", "HEAD"), False)
     (tree / "a.py").write_text("2")
-    runtime.git_state.cache_clear()
-    assert runtime.git_state() == (git("rev-parse", "HEAD"), True)
-    found = runtime.provenance()
-    assert runtime.provenance_line(found).startswith(f"commit {found['commit'][:10]} (changed), ")
+    outputs.git_state.cache_clear()
+    assert outputs.git_state() == (git("rev-parse", "HEAD"), True)
+    found = outputs.provenance()
+    assert outputs.provenance_line(found).startswith(f"commit {found['commit'][:10]} (changed), ")
 
 
 @pytest.mark.parametrize(("table", "beside"), [("a.csv", "a.json"), ("a", "a.json"), ("a.json", "a.json.json")])
 def test_provenance_stands_beside_a_table(tmp_path, table, beside):
     (tmp_path / table).write_text("n\n1\n")
-    runtime.write_provenance(str(tmp_path / table), runtime.provenance())
+    outputs.write_provenance(str(tmp_path / table), outputs.provenance())
     assert (tmp_path / table).read_text() == "n\n1\n"
-    assert json.loads((tmp_path / beside).read_text())["card"] == runtime.card_name()
+    assert json.loads((tmp_path / beside).read_text())["card"] == outputs.card_name()
 
 
 # ---- outputs
@@ -148,12 +149,12 @@ def test_first_line_of_an_exception(error, line):
 
 def test_a_wrong_path_fails_and_an_old_file_stays(tmp_path):
     (tmp_path / "old.csv").write_text("old")
-    runtime.require_writable(str(tmp_path / "old.csv"))
+    outputs.require_writable(str(tmp_path / "old.csv"))
     assert (tmp_path / "old.csv").read_text() == "old"
-    runtime.require_writable(str(tmp_path / "new/er/x.csv"))
+    outputs.require_writable(str(tmp_path / "new/er/x.csv"))
     for wrong in ("old.csv/x.csv", "new"):
         with pytest.raises(SystemExit, match=f"{wrong} cannot be written"):
-            runtime.require_writable(str(tmp_path / wrong))
+            outputs.require_writable(str(tmp_path / wrong))
 
 
 @pytest.mark.parametrize("path", ["none/x.png", "x.nothing"])

@@ -311,7 +311,7 @@ def test_a_checkpoint_may_be_switched_to_anderson():
     saved = {"model": model.state_dict(), "model_args": dict(vars(model.config))}
     assert from_checkpoint(saved, anderson=4).config.anderson == 4
     assert from_checkpoint(saved).config.anderson == 0
-    with pytest.raises(ValueError, match="anderson must be at least 0"):
+    with pytest.raises(ValueError, match="anderson -1: .* must be >= 0"):
         from_checkpoint(saved, anderson=-1)
     saved["model_args"]["step_encoding"] = "rope"
     with pytest.raises(ValueError, match="fixed point.*'rope'"):

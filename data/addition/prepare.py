@@ -26,6 +26,7 @@ from addition import (  # noqa: E402
 )
 from configurator import configure  # noqa: E402
 from dataset import write_dataset  # noqa: E402
+from runtime import require_memory, run  # noqa: E402
 
 out_dir = "data/addition"       # the folder to write; train.py finds it as --dataset=addition
 train_rows = 200_000            # >= 1: rows of train.bin
@@ -60,6 +61,7 @@ def main():
     if (zeros == "places") != (max_places > 0) or 0 < max_places < max_digits:
         raise SystemExit(f"--max_places={max_places}: with zeros=places at least max_digits, {max_digits}, else 0")
     start, row_len = time.time(), row_length(max_places or max_digits, track)
+    require_memory(22 * row_len * max(train_rows, val_rows), "lower --train_rows or --val_rows")  # as was measured
     splits = {"train": draw_rows(0, train_rows, row_len), "val": draw_rows(1, val_rows, row_len)}
     write_dataset(out_dir, splits, kind="rows", vocab=VOCAB, vocab_size=len(VOCAB), row_len=row_len, pad=PAD,
                   think_token=EQUALS, digits=DIGITS + SLOT, track=track, plain=plain, mask=MASK_RULE,
@@ -70,4 +72,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main, "--train_rows")

@@ -19,6 +19,7 @@ from dataset import (  # noqa: E402
     whole_words,
     write_dataset,
 )
+from runtime import run  # noqa: E402
 
 input = ""                      # a text file; empty: download tinyshakespeare
 out_dir = "data/shakespeare"    # the folder to write
@@ -34,4 +35,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main, "--input=FILE of less text")

@@ -13,6 +13,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))
 from checkpoint import characters  # noqa: E402
 from configurator import configure  # noqa: E402
 from dataset import TINYSHAKESPEARE, code_points, count_characters, open_source, text_splits, write_dataset  # noqa: E402
+from runtime import run  # noqa: E402
 
 input = ""                      # a text file; empty: download tinyshakespeare
 vocab_from = ""                 # a checkpoint to train on, or a meta.json, whose characters are to be the tokens
@@ -45,4 +46,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main, "--input=FILE of less text")
