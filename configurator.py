@@ -136,6 +136,8 @@ def in_range(value, setting):
             continue
         if type(x) is float and not math.isfinite(x):
             raise ValueError(f"{x} is not a finite number")
+        if type(x) is int and abs(x) >= 2 ** 63:  # no tensor holds it
+            raise ValueError(f"{str(x)[:20]}... is too large")
         for alternative in filter(None, setting.range.split(" or ")):
             bounds = [bound.rpartition(" ") for bound in alternative.split(", ")]
             if all(COMPARISONS[sign](x, float(limit)) for sign, _, limit in bounds):

@@ -397,4 +397,4 @@ def main():
 
 
 if __name__ == "__main__":
-    runtime.run(main)
+    runtime.run(main, "--batch_size or --problems")

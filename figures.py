@@ -107,7 +107,7 @@ def save(figure, path, title="", fontsize=9, dpi=110):
         text.set(parse_math=False, fontfamily=families)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # said by then, in one line
-        figure.savefig(path, dpi=dpi)
+        figure.savefig(path, dpi=dpi, format=os.path.splitext(path)[1][1:] or "png")  # at this path and no other
 
 
 # ---- of train.py and sample.py

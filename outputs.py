@@ -31,6 +31,8 @@ def one_line(path):
     """SystemExit with one line for what keeps path from being written."""
     try:
         yield
+    except FileExistsError:
+        raise SystemExit(f"{path} cannot be written: where a folder must be, there is a file") from None
     except OSError as e:
         raise SystemExit(f"{path} cannot be written: {e.strerror or e}") from None
 

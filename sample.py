@@ -58,6 +58,8 @@ def default_prompt(meta):
 def read_prompts(meta):
     """The prompts as token ids, each with its problem (track N and P) or None."""
     text = start
+    if start == "FILE:":
+        raise SystemExit("--start=FILE: names no file; write --start=FILE:prompts.txt")
     if start.startswith("FILE:"):
         with open_text(start[5:]) as f:
             text = f.read()
@@ -118,9 +120,9 @@ def print_trace(rows, largest):
     for r in rows:
         guesses = " ".join(r["prediction"][:r["loops"]])
         entropy = [math.nan if e is None else e for e in r["entropy"]]
-        last = entropy[r["loops"] - 1] if r["loops"] else math.nan
+        last = f"{entropy[r['loops'] - 1]:.2f}" if r["loops"] else ""  # a pad has taken no loop
         print(f"  {r['reads']:>5} {r['writes'] or '·':>6} {r['loops']:>5}  {bar(entropy[:width], largest):<{width}} "
-              f"{last:>5.2f}  {guesses}")
+              f"{last:>5}  {guesses}".rstrip())
 
 
 def passes(sequence, written, context):

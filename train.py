@@ -125,7 +125,9 @@ def starting_point(settings, given):
         return None, settings
     if settings["init_from"] != "resume":
         return runtime.load_checkpoint(settings["init_from"]), settings
-    path = os.path.join(settings["out_dir"], "ckpt_last.pt")
+    path, of_nanogpt = (os.path.join(settings["out_dir"], name) for name in ("ckpt_last.pt", "ckpt.pt"))
+    if os.path.exists(of_nanogpt) and not os.path.exists(path):
+        raise SystemExit(f"{path} does not exist, but nanoGPT's ckpt.pt does: start with --init_from={of_nanogpt}")
     checkpoint = runtime.load_checkpoint(path, needed=("model", "model_args", "optimizer", "iter_num", "best_val_loss"))
     kind = "loop" if "num_loops" in checkpoint["model_args"] else "gpt"  # nanoGPT's says nothing of it
     saved, taken = dict(model_type=kind) | checkpoint.get("config", {}), {}
@@ -198,11 +200,15 @@ def open_run(settings, given, checkpoint, last_path):
     if checkpoint:
         require_same_tokens(checkpoint, path, data.meta, f"data/{dataset}")
         facts["vocab_size"] = checkpoint["model_args"].get("vocab_size")  # padded or not
+    # 12 weights of 4 bytes per layer and squared width, and what a layer takes whatever its width
+    runtime.require_memory(settings["n_layer"] * (48 * settings["n_embd"] ** 2 + 20_000), "lower --n_layer or --n_embd")
     try:
         model, model_args = make_model(settings, given, facts, checkpoint, path)
         if model_type == "loop":
             check_halting(model.config, given)
-    except (ValueError, RuntimeError) as e:  # the second of a size that no memory has
+    except (ValueError, RuntimeError) as e:
+        if runtime.out_of_memory(e):
+            raise
         raise SystemExit(f"train.py: {' '.join(str(e).split())[:300]}") from None
     settings.update({k: v for k, v in model_args.items() if k in settings})  # what the checkpoint decided
     T = sequence_length(data, settings["block_size"])
@@ -606,7 +612,6 @@ def main():
         k: s for k, s in class_settings(LoopConfig).items() if k not in FROM_DATASET}})
     checkpoint, settings = starting_point(own | of_model, given)
     globals().update({k: settings[k] for k in own})
-    stop = runtime.StopSignal()
     check_settings()
     run = set_up(settings, given, checkpoint)
     run.started, run.provenance = time.time(), outputs.provenance(run.device) if run.log else None
@@ -618,6 +623,9 @@ def main():
         print(f"{model_type} with {run.raw_model.get_num_params():,} parameters, {run.dtype} on {run.device}, "
               f"{run.world} process(es); {batch_size} x {run.micro_steps * run.world} sequences of {run.T} tokens an "
               f"iteration; {dataset}, seed {seed}")
+        if run.it >= max_iters and not eval_only:
+            print(f"nothing to train: at iteration {run.it} already, and max_iters is {max_iters}")
+    stop = runtime.StopSignal()  # only now: before the first step there is nothing to save, and a stop ends at once
     try:
         losses = train(run, stop)
     except (MemoryError, RuntimeError) as e:

@@ -244,6 +244,14 @@ def test_numbers_are_finite(script, config, text):
         assert refused(script, config(f"{key} = {text}")).startswith("some.py:1: ")
 
 
+@pytest.mark.parametrize("number", [2 ** 63, -(2 ** 63), 10 ** 30])
+def test_whole_numbers_that_no_tensor_holds(number):
+    setting = configurator.Setting(1, "int", "a count")
+    with pytest.raises(ValueError, match="too large"):
+        configurator.in_range(number, setting)
+    assert configurator.in_range(2 ** 63 - 1, setting) == 2 ** 63 - 1
+
+
 SCRIPTS = ["train.py", "sample.py", "evaluate.py", "analyze.py", "sweep.py", "bench.py",
            *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("data/*/prepare.py")))]
 OUT_OF_RANGE = {

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import figures
 import outputs
 import runtime
 import sweep
@@ -519,3 +520,35 @@ def test_other_scripts_out_of_memory(error):
         raise error
     with pytest.raises(SystemExit, match="out of memory .*: lower --tokens"):
         runtime.run(main, "--tokens")
+
+
+# ---- before the first step
+
+def test_a_stop_before_the_first_step_ends_at_once(scripts):
+    """There is nothing to save yet, and setting up a large model may take long."""
+    run = scripts("train.py", *TINY, "--max_iters=40", "--out_dir=early", status=130,
+                  signal_at=(" parameters", signal.SIGTERM))
+    assert "SIGTERM: stopped" in run.err
+    assert "eval 0/40" not in run.out
+    assert not (scripts.folder / "early/ckpt_last.pt").exists()
+
+
+@pytest.mark.parametrize("text", ["--n_layer=1000000000", "--n_embd=1000000"])
+def test_a_model_larger_than_memory(scripts, text):
+    assert "lower --n_layer or --n_embd" in scripts("train.py", *TINY, text, "--out_dir=huge", status=None).err
+    assert not (scripts.folder / "huge").exists()
+
+
+def test_resuming_what_is_done(scripts):
+    scripts("train.py", *TINY, "--max_iters=3", "--out_dir=done")
+    assert "nothing to train: at iteration 3 already, and max_iters is 2" in scripts(
+        "train.py", "--out_dir=done", "--init_from=resume", "--max_iters=2").out
+
+
+def test_a_figure_stands_at_its_path_and_no_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [dict(iter=1, loss=2.0, val_loss="")]
+    assert figures.draw_training(rows, "a run", "no_end")
+    assert os.listdir(tmp_path) == ["no_end"]
+    assert not figures.draw_training(rows, "a run", str(tmp_path))
+    assert os.listdir(tmp_path) == ["no_end"]

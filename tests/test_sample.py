@@ -287,6 +287,7 @@ def test_how_a_token_looks():
 
 @pytest.mark.parametrize(("start", "names"), [("5a+6x=", "'a' 'x'"), ("5+6+7=", "5+6+7="), ("+=", "not an addition"),
                                               ("FILE:none.txt", "none.txt"), ("1+1= 123456789+1=", "place_ids"),
+                                              ("FILE:", "names no file"),
                                               (" ", "no problem")])
 def test_prompts_that_cannot_be(scripts, trained, start, names):
     run = scripts("sample.py", f"--checkpoint={trained['next']}", f"--start={start}", status=None)
