@@ -245,9 +245,11 @@ def run(main, lower="--batch_size"):
             raise
         raise SystemExit(f"out of memory ({first_line(e)[:150]}): lower {lower}") from None
     finally:
-        for path in locks:
+        for path, file in locks.items():
             with contextlib.suppress(OSError):
-                os.unlink(path)
+                os.unlink(path)  # before the lock is given back: the next run might lock a file that is then gone
+            file.close()
+        locks.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
 
