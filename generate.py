@@ -58,6 +58,14 @@ def read(model, idx, cache, trace=False):
     return model.readout(h[:, -1]), record
 
 
+def read_whole(model, idx, trace=False, last=False):
+    """Read tokens idx (R,t) without a cache: logits (R,t,V), of the last one (R,V), and the dict of `read`."""
+    if not looped(model):
+        return model(idx)[0][:, -1] if last else model.logits(idx), None
+    h, record = think.follow(model, idx, reading_plan(model, idx), trace)
+    return model.readout(h[:, -1] if last else h), record
+
+
 def adaptive(model, x0, plan, cache):
     """think.adaptive with a cache. Rows of single tokens that have halted are left out once they are half of them."""
     history, state, rows = [], think.start(x0, plan), None
@@ -121,12 +129,14 @@ class Reader:
         return [window_start(self.model, len(x)) for x in self.sequences]
 
     def next(self, trace=False):
-        """Logits (R,V) after all sequences, and for each the dict of `read` about what was read; None of a GPT."""
+        """Logits (R,V) after all sequences, the loops of their last tokens as lists of one (None of a GPT), and with
+        trace the dict of think.think about what was read of each for the first time."""
         starts, before = self.windows(), self.starts
         self.starts = starts
         if not before:
             return self.gather([prefill(self.model, self.tensor([x[starts[rows.start]:] for x in self.sequences[rows]]),
-                                        self.cache, rows, trace) for rows, _ in runs(list(map(len, self.sequences)))])
+                                        self.cache, rows, trace) for rows, _ in runs(list(map(len, self.sequences)))],
+                               trace)
         for rows, (start, moved) in runs([(a, a > b) for a, b in zip(starts, before, strict=True)]):
             for part, n in runs([len(x) for x in self.sequences[rows]]) if moved else ():
                 part = slice(rows.start + part.start, rows.start + part.stop)
@@ -134,18 +144,20 @@ class Reader:
                 if n - 1 > start:  # all but the new token, which is read with those of the others
                     prefill(self.model, self.tensor([x[start:-1] for x in self.sequences[part]]), self.cache, part)
         return self.gather([decode_one_token(self.model, self.tensor([x[-1:] for x in self.sequences]), self.cache,
-                                             trace)])
+                                             trace)], trace)
 
-    def gather(self, parts):
-        """The results of several passes, row by row."""
+    def gather(self, parts, trace):
+        """What `next` returns, of the results of several passes."""
         logits, records = zip(*parts, strict=True)
-        if records[0] is not None:
-            records = [{k: x[i] for k, x in record.items()} for record in records for i in range(len(record["loops"]))]
-        return torch.cat(logits), None if records[0] is None else records
+        if records[0] is None:
+            return torch.cat(logits), None, None
+        rows = [{k: x[i] for k, x in r.items()} for r in records for i in range(len(r["loops"]))] if trace else None
+        return torch.cat(logits), torch.cat([r["loops"][:, -1:] for r in records]).tolist(), rows
 
     def append(self, tokens):
         """Take one token more of every sequence."""
-        self.sequences = [[*x, t] for x, t in zip(self.sequences, tokens, strict=True)]
+        for sequence, token in zip(self.sequences, tokens, strict=True):
+            sequence.append(token)
 
     def keep(self, rows):
         """Go on with the sequences in the list rows alone."""
@@ -163,12 +175,11 @@ class Rereader(Reader):
         fresh, self.starts, parts = not self.starts, self.windows(), []
         for rows, _ in runs([len(x) for x in self.sequences]):
             idx = self.tensor([x[self.starts[rows.start]:] for x in self.sequences[rows]])
-            if not looped(self.model):
-                parts.append((self.model(idx)[0][:, -1], None))
-                continue
-            h, record = think.follow(self.model, idx, reading_plan(self.model, idx), trace)
-            parts.append((self.model.readout(h[:, -1]), record if fresh else {k: x[:, -1:] for k, x in record.items()}))
-        return self.gather(parts)
+            logits, record = read_whole(self.model, idx, trace, last=True)
+            if record is not None and not fresh:
+                record = {k: x[:, -1:] for k, x in record.items()}
+            parts.append((logits, record))
+        return self.gather(parts, trace)
 
     def keep(self, rows):
         self.sequences, self.starts = ([x[i] for i in rows] for x in (self.sequences, self.starts))
@@ -204,35 +215,34 @@ def sample_token(logits, temperature, top_k, noise):
 
 
 class Burst(NamedTuple):
-    """Tokens that some sequences have got, one each or several, in lists with an entry for each sequence."""
-    rows: list   # which sequences: their places among the prompts
-    tokens: list  # the tokens written, a list
-    loops: list  # the loops of the tokens that wrote them, a list; of a plain GPT no list, but None
-    start: list  # where the window begins that was read
-    trace: list  # the dict of think.think, (t,...), about the t tokens read for the first time: the prompt's or, after
-    #              the first burst, those written last; None without a trace
+    """Tokens that some sequences have got, one each or several: lists with an entry for each of these sequences."""
+    rows: list    # which: their places among the prompts
+    tokens: list  # the list of tokens written
+    loops: list   # the list of the loops that the tokens took which wrote them; of a plain GPT None for all of it
+    start: list   # where the window begins that was read
+    trace: list   # the dict of think.think, (t,...), about the t tokens read for the first time: first the prompt's,
+    #               later as many as were written before; without trace None for all of it
+    done: list    # whether that was the end
 
 
 def write_together(model, prompts, rows, room, temperature, top_k, stop, seed, trace, reread):
-    """write of the prompts rows alone, which fit into memory together; room: tokens that each may write."""
-    rows = sorted((i for i in rows if room[i] > 0), key=lambda i: len(prompts[i]))
-    if not rows:
-        return
+    """write of the prompts `rows` alone, which fit into memory together; room: tokens that each may get."""
+    rows = sorted(rows, key=lambda i: len(prompts[i]))
     T = max(len(prompts[i]) + room[i] for i in rows)
     reader = (Rereader if reread else Reader)(model, [list(prompts[i]) for i in rows], T)
     t, numbers = 0, torch.tensor(rows, device=model.lm_head.weight.device)
     while rows:
-        logits, records = reader.next(trace)
+        logits, loops, records = reader.next(trace)
         noise = gumbel_noise(seed, numbers, t, logits.size(-1)) if temperature else None
         new = sample_token(at_least_float32(logits), temperature, top_k, noise).tolist()
-        loops = None
-        if records is not None:
-            loops = [[n] for n in torch.stack([r["loops"][-1] for r in records]).tolist()]
-        yield Burst(rows, [[x] for x in new], loops, reader.starts, records if trace else None)
         t += 1
+        done = [x == stop or t >= room[i] for x, i in zip(new, rows, strict=True)]
+        nothing = [room[i] == 0 for i in rows]  # such prompts are only read
+        yield Burst(rows, *([[] if none else x for x, none in zip(values, nothing, strict=True)] if values else None
+                            for values in ([[x] for x in new], loops)), reader.starts, records, done)
         reader.append(new)
-        going = [i for i, row in enumerate(rows) if new[i] != stop and t < room[row]]
-        if len(going) < len(rows):
+        if any(done):
+            going = [i for i, end in enumerate(done) if not end]
             rows = [rows[i] for i in going]
             if rows:
                 reader.keep(going)

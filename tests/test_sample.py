@@ -199,8 +199,10 @@ def test_halting_settings_of_a_run_override_the_checkpoint(scripts, trained):
 @pytest.mark.parametrize("track", ["next", "slots"])
 def test_trace_file_and_picture(scripts, trained, track):
     """The trace says what the model's own dict says, labelled by what is read and written."""
-    run = scripts("sample.py", f"--checkpoint={trained[track]}", "--start=7+5=", "--trace_file=t.jsonl",
-                  "--trace_png=t.png")
+    sample = ("sample.py", f"--checkpoint={trained[track]}", "--start=7+5=")
+    run = scripts(*sample, "--trace_file=t.jsonl")
+    assert scripts(*sample, "--trace_file=t.png").out == run.out.replace("trace: t.jsonl", "heat map: t.png")
+    assert "--trace_file=t.gif" in scripts(*sample, "--trace_file=t.gif", status=None).err
     rows = [json.loads(line) for line in (scripts.folder / "t.jsonl").read_text(encoding="utf-8").splitlines()]
     reads, writes = "".join(r["reads"] for r in rows), "".join(r["writes"] or "" for r in rows)
     assert reads.startswith("7+5=")
@@ -222,7 +224,7 @@ def test_trace_file_and_picture(scripts, trained, track):
 
 
 def test_a_heat_map_says_what_it_leaves_out(scripts, trained):
-    sample = ("sample.py", f"--checkpoint={trained['slots']}", "--trace=False", "--trace_png=t.png")
+    sample = ("sample.py", f"--checkpoint={trained['slots']}", "--trace=False", "--trace_file=t.png")
     assert "t.png (the first 6 of 8 sequences; --trace_file" in scripts(
         *sample, "--start=" + ",".join(f"{n}+1" for n in range(8))).out
     assert scripts(*sample, "--start=1+1 2+2").out.endswith("heat map: t.png\n")
@@ -301,41 +303,50 @@ def test_a_text_of_one_character(scripts):
     scripts("data/shakespeare_char/prepare.py", "--input=one.txt", "--out_dir=data/one")
     scripts("train.py", "--device=cpu", "--dataset=one", "--n_embd=16", "--n_head=2", "--block_size=16",
             "--num_loops=2", "--batch_size=4", "--max_iters=2", "--eval_iters=1", "--halt=entropy", "--out_dir=one")
-    run = scripts("sample.py", "--out_dir=one", "--max_new_tokens=5", "--trace=True", "--trace_png=one.png")
+    run = scripts("sample.py", "--out_dir=one", "--max_new_tokens=5", "--trace=True", "--trace_file=one.png")
     assert "aaaaaa" in run.out
     assert (scripts.folder / "one.png").exists()
     assert "0.0000" in scripts("evaluate.py", "--out_dir=one", "--eval_iters=2").out
 
 
+def read_again(model, vocab, sequence, prompt):
+    """What a text's trace has to say: each token read as the last one of its window; the prompt's in one pass."""
+    rows = []
+    for n in range(prompt, len(sequence)):
+        start = next(s for s in range(0, n, 4) if n - s <= 8)
+        _, record = model.think(torch.tensor([sequence[start:n]]))
+        for t in range(start if n == prompt else n - 1, n):
+            rows.append(dict(position=t, context_start=start, reads=vocab[sequence[t]],
+                             writes=vocab[sequence[t + 1]] if t >= prompt - 1 else None,
+                             loops=int(record["loops"][0, t - start]),
+                             prediction=[vocab[p] for p in record["prediction"][0, t - start]]))
+    return rows
+
+
 @pytest.mark.parametrize("prompt", [3, 8, 13])
-def test_a_trace_beyond_the_context(scripts, rng, prompt, capsys, monkeypatch):
-    """Positions as they are, and of each token the pass that wrote it, by reading every prefix's window again."""
+@pytest.mark.parametrize("reread", [False, True])
+def test_a_trace_beyond_the_context(rng, prompt, reread, capsys, monkeypatch):
+    """Of each token the pass that read it first, at positions of the whole text."""
     torch.manual_seed(int(rng.integers(2**31)))
     vocab = [chr(97 + i) for i in range(20)]
     model = random_weights(LoopGPT(LoopConfig(vocab_size=20, block_size=8, n_embd=16, n_head=2, num_loops=4,
                                               halt="confidence", halt_threshold=0.5)))
     meta = SimpleNamespace(kind="text", vocab=vocab)
-    monkeypatch.setattr(sample_py, "temperature", 0.0)
-    monkeypatch.setattr(sample_py, "max_new_tokens", 20)
-    sequence, written = sample_py.write(model, meta, rng.integers(0, 20, prompt).tolist(), None)
-    rows = sample_py.trace_rows(model, meta, sequence, written, 0)
-    first = max(0, prompt - 8)
-    assert [r["position"] for r in rows] == [*range(first, prompt + 20)]
-    for r in rows:
-        t = r["position"]
-        assert r["reads"] == vocab[sequence[t]]
-        _, record = model.think(torch.tensor([sequence[max(first, t - 7):t + 1]]))
-        assert r["loops"] == record["loops"][0, -1]
-        assert r["prediction"] == [vocab[p] for p in record["prediction"][0, -1]]
-        assert r["context_start"] == max(first, t - 7)
-        if prompt - 1 <= t < len(sequence) - 1:
-            assert r["prediction"][-1] == r["writes"] == vocab[sequence[t + 1]]
-        else:
-            assert r["writes"] is None
-    sample_py.say_what_no_trace_shows(rows)
+    for key, value in dict(temperature=0.0, max_new_tokens=20, reread=reread,
+                           start="".join(rng.choice(vocab, prompt))).items():
+        monkeypatch.setattr(sample_py, key, value)
+    sequence, = sample_py.samples(model, meta, trace=True)
+    tokens, seen = sequence.prompt + sequence.written, sequence.thought
+    assert len(tokens) == prompt + 20
+    assert capsys.readouterr().out == "".join(vocab[t] for t in tokens) + "\n---------------\n"
+    for row, want in zip(seen, read_again(model, vocab, tokens, prompt), strict=True):
+        assert {k: row[k] for k in want} == want
+        if row["writes"]:
+            assert row["prediction"][-1] == row["writes"]
+    sample_py.say_what_no_trace_shows(seen)
     line, = capsys.readouterr().out.splitlines()
-    assert ("the first 5 tokens, which no pass read" in line) == (prompt == 13)
-    assert f"from position {first + 8} on, what each pass made of the 7 tokens before" in line
+    assert ("the first 8 tokens, which no pass read" in line) == (prompt == 13)
+    assert "thought again" in line
 
 
 def test_text_samples(scripts):
