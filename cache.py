@@ -20,50 +20,55 @@ class KVCache:
     """
 
     def __init__(self, model, R, T):
-        """T: tokens there may be at most. Memory: slots x 2 C T numbers a sequence, a slot for every loop, Runge-Kutta
-        stage and block; at first of few tokens, doubled as they come."""
+        """T: tokens there may be at most. Memory: 2 C T numbers a sequence, times the loops, times the Runge-Kutta
+        stages and blocks in each; at first of few tokens, doubled as they come. Without step encoding no more loops are
+        kept than any token has taken, and one: in it all halted tokens look as in every loop after it."""
         c, weight = model.config, model.lm_head.weight
         self.loops, self.slots_per_loop = model.cache_slots()
         self.T, self.window = T, [0] * R  # tokens that each sequence may have, and has
-        # zeros, since what is masked still takes part in a sum, with weight 0
-        self.kv = torch.zeros(self.loops * self.slots_per_loop, 2, R, c.n_head, 0, c.n_embd // c.n_head,
-                              device=weight.device, dtype=product_dtype(weight))
-        self.all_digits = torch.zeros(R, 1, dtype=torch.long, device=weight.device)
-        self.all_thinks = torch.zeros(R, 1, dtype=torch.bool, device=weight.device)
         self.ends_early = c.n_layer == 1
+        few = looped(model) and self.ends_early and model.step_encoding(1) is None
+        # zeros, since what is masked still takes part in a sum, with weight 0
+        self.kv = [torch.zeros(self.slots_per_loop, 2, R, c.n_head, 0, c.n_embd // c.n_head, device=weight.device,
+                               dtype=product_dtype(weight)) for _ in range(1 if few else self.loops)]
+        self.digits_of_all = torch.zeros(R, 1, dtype=torch.long, device=weight.device)
+        self.thinks_of_all = torch.zeros(R, 1, dtype=torch.bool, device=weight.device)
 
     def prompt(self, rows, t):
         """The pass to come reads the first t tokens of the sequences in slice rows."""
         self.grow(t)
         self.rows, self.longest, self.positions, self.slot = rows, t, None, 0
         self.window[rows] = [t] * len(self.window[rows])
-        self.all_digits[rows], self.all_thinks[rows] = 0, False
+        self.digits_of_all[rows], self.thinks_of_all[rows] = 0, False
 
     def token(self):
         """The pass to come reads one token more of every sequence."""
         self.rows, self.slot, self.longest = slice(None), 0, max(self.window) + 1
         self.grow(self.longest)
-        self.positions = torch.tensor(self.window, device=self.kv.device)[:, None]  # (R,1)
+        self.positions = torch.tensor(self.window, device=self.digits_of_all.device)[:, None]  # (R,1)
         even = min(self.window) == max(self.window)
         self.place, self.mask = self.window[0] if even else None, None
         if not even:
-            ahead = torch.arange(self.longest, device=self.kv.device) > self.positions
-            self.mask = torch.zeros(ahead.shape, dtype=self.kv.dtype, device=ahead.device).masked_fill(
+            ahead = torch.arange(self.longest, device=self.digits_of_all.device) > self.positions
+            self.mask = torch.zeros(ahead.shape, dtype=self.kv[0].dtype, device=ahead.device).masked_fill(
                 ahead, -torch.inf)[:, None, None]  # (R,1,1,T)
         self.picked = None  # all rows
         self.window = [n + 1 for n in self.window]
 
     def grow(self, t):
         """Make room for t tokens."""
-        room = self.kv.size(4)
+        room = self.kv[0].size(4)
         if t > room:
             more = min(max(2 * room, t, 64), max(self.T, t)) - room
-            self.kv = torch.cat((self.kv, self.kv.new_zeros(*self.kv.shape[:4], more, self.kv.size(5))), 4)
+            for l, kv in enumerate(self.kv):
+                self.kv[l] = F.pad(kv, (0, 0, 0, more))
 
     def keep(self, rows):
         """Go on with the sequences in the list rows alone."""
-        index = torch.tensor(rows, device=self.kv.device)
-        self.kv, self.all_digits, self.all_thinks = self.kv[:, :, index], self.all_digits[index], self.all_thinks[index]
+        index = torch.tensor(rows, device=self.digits_of_all.device)
+        for l, kv in enumerate(self.kv):
+            self.kv[l] = kv[:, :, index]
+        self.digits_of_all, self.thinks_of_all = self.digits_of_all[index], self.thinks_of_all[index]
         self.window = [self.window[i] for i in rows]
 
     def pick(self, index):
@@ -75,20 +80,20 @@ class KVCache:
     @property
     def digits(self):
         """(R,1) the place of the last token in its number, 0 of none, by which place ids go on."""
-        return self.all_digits[self.rows]
+        return self.digits_of_all[self.rows]
 
     @digits.setter
     def digits(self, value):
-        self.all_digits[self.rows] = value
+        self.digits_of_all[self.rows] = value
 
     @property
     def thinks(self):
         """(R,1) whether the think token has been read."""
-        return self.all_thinks[self.rows]
+        return self.thinks_of_all[self.rows]
 
     @thinks.setter
     def thinks(self, value):
-        self.all_thinks[self.rows] = value
+        self.thinks_of_all[self.rows] = value
 
     def put(self, slots, kv, index=None):
         """Write keys and values kv (...,2,R,nh,t,hs) of the pass's tokens, or of those of index (A,), into slots."""
@@ -106,7 +111,10 @@ class KVCache:
         """What the tokens of the pass see, (R,t,C), of the packed projection qkv (R,t,3C)."""
         R, t, C3 = qkv.shape
         q, k, v = qkv.view(R, t, 3, n_head, -1).permute(2, 0, 3, 1, 4)  # (R,nh,t,hs)
-        slot, self.slot = self.kv[self.slot], self.slot + 1  # (2,R,nh,T,hs)
+        l, i = divmod(self.slot, self.slots_per_loop)
+        if l + 1 == len(self.kv) < self.loops:  # here these tokens still move: from now on loops l and later differ
+            self.kv.append(self.kv[l].clone())
+        slot, self.slot = self.kv[l][i], self.slot + 1  # (2,R,nh,T,hs)
         if k_angle is None:
             self.put(slot, qkv.view(R, t, 3, n_head, -1)[:, :, 1:].permute(2, 0, 3, 1, 4))
         else:
@@ -122,14 +130,21 @@ class KVCache:
     def fill(self, model, h, x0, l, index=None):
         """Write what tokens owe that have halted by loop l, with states h (R,t,C): all of the pass's, or those of index
         (A,) of its rows."""
-        L, n_head = self.loops, self.kv.size(3)
-        if l == L:
+        last = len(self.kv)
+        if l == last:
             return
         if index is not None:
             h, x0 = h[index], x0[index]
-        owed = model.owed_keys(h, x0, l + 1, L)  # (L-l or 1,R,t,2C)
-        k, v = owed.unflatten(-1, (2, n_head, -1)).permute(3, 0, 1, 4, 2, 5)  # (L-l or 1,R,nh,t,hs)
-        k_angle = model.angles(h, L, self)[1]
+        owed = model.owed_keys(h, x0, l + 1, last)  # (last-l or 1,R,t,2C)
+        k, v = owed.unflatten(-1, (2, self.kv[0].size(3), -1)).permute(3, 0, 1, 4, 2, 5)  # (last-l or 1,R,nh,t,hs)
+        k_angle = model.angles(h, last, self)[1]
         if k_angle is not None:
             k = rotate_halves(k, k_angle if index is None else k_angle[index])
-        self.put(self.kv.unflatten(0, (L, self.slots_per_loop))[l:], torch.stack((k, v), 1)[:, None], index)
+        for slots, *kv in zip(self.kv[l:], k.expand(last - l, *k.shape[1:]), v.expand(last - l, *v.shape[1:]),
+                              strict=True):
+            self.put(slots, torch.stack(kv)[None], index)  # of all stages
+
+
+def looped(model):
+    """Whether a model loops, as opposed to a plain GPT."""
+    return hasattr(model, "loop")

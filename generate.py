@@ -8,17 +8,12 @@ from typing import NamedTuple
 import torch
 
 import think
-from cache import KVCache
+from cache import KVCache, looped
 from looplm_kernels import at_least_float32
 from think import MASK_FLOOR
 
 CACHE_BYTES = 2 ** 30  # of the sequences that are written at once, unless one alone takes more
 SPLITMIX = tuple(x - 2 ** 64 for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))  # as int64
-
-
-def looped(model):
-    """Whether a model loops, as opposed to a plain GPT."""
-    return hasattr(model, "loop")
 
 
 # reading -------------------------------------------------------------------------------------------------------------
