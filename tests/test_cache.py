@@ -1,10 +1,12 @@
 """Generation with cached keys and values, against reading every token's whole window again: token for token, loop for
 loop, in float64, where ties do not flip. Every run draws new models, prompts and settings."""
+import copy
 import itertools
+import math
 
 import pytest
 import torch
-from models import halfway, random_weights
+from models import EASY, halfway, random_weights
 
 import generate
 from looplm_kernels import RULES
@@ -125,3 +127,111 @@ def test_windows(reread):
         assert seen == [starts[m] for m in range(n, n + 10)]
     one = make(block_size=1, update="replace")
     assert written(one, [[1, 2, 3]], 3, reread=reread)[0][2] == [2, 3, 4]
+
+
+# ---- many sequences at once
+
+def near(model, given, tokens):
+    """Whether rounding may have decided what follows the tokens: a score within 1e-5 of its threshold, or two tokens
+    as likely as that."""
+    exact = copy.deepcopy(model).double()
+    idx = torch.tensor([given + tokens])
+    logits, record = generate.read_whole(exact, idx, trace=True, last=True)
+    gap = logits[0].topk(2).values.diff().abs().item()
+    return gap < 1e-5 or bool(((record["score"] - model.config.halt_threshold).abs() < 1e-5).any())
+
+
+@pytest.mark.parametrize("rule", ["confidence", "entropy", "kl", "delta", "gate"])
+def test_alone_and_in_a_batch(rule):
+    """float32: the products of another number of rows may round otherwise, but what is written is the same."""
+    model = make(**drawn(halt=rule, n_layer=1)).float()
+    given = prompts(9, 30)
+    together = written(model, given, 8, temperature=0)
+    for row, prompt in enumerate(given):
+        alone = written(model, [prompt], 8, temperature=0)[0][:2]
+        if alone == together[row][:2]:
+            continue
+        same = next(i for i, pair in enumerate(zip(zip(*alone, strict=True), zip(*together[row][:2], strict=True),
+                                                   strict=True)) if pair[0] != pair[1])
+        assert near(model, prompt, alone[0][:same])
+
+
+def test_draws_are_a_sequences_own(monkeypatch):
+    """Neither its neighbours nor the memory there is for them changes what a seed draws; its place among them does."""
+    model, given, seed = make(halt="confidence", pos="rope", update="replace"), prompts(4, 12), 2 ** 61 + 5
+    found = written(model, given, 12, seed=seed)
+    others = written(model, [[1], given[1], [2] * 20, given[3]], 12, seed=seed)
+    assert [found[i] for i in (1, 3)] == [others[i] for i in (1, 3)]
+    monkeypatch.setattr(generate, "CACHE_BYTES", 1)  # one after the other
+    assert written(model, given, 12, seed=seed) == found
+    same = written(model, [given[0]] * 3, 30, seed=seed)
+    assert len({tuple(tokens) for tokens, *_ in same.values()}) == 3
+    assert written(model, given, 12, seed=seed + 1) != found
+
+
+def test_noise_is_gumbels():
+    """Its mean and variance, and no correlation between seeds, sequences, tokens written and vocabulary."""
+    rows, noise = torch.arange(500), []
+    for seed, t in ((7, 0), (7, 1), (8, 0), (2 ** 62, 10 ** 6)):
+        noise.append(generate.gumbel_noise(seed, rows, t, 400).double())
+        assert noise[-1].mean() == pytest.approx(0.577216, abs=6 * 1.2825 / 447)
+        assert noise[-1].var() == pytest.approx(math.pi ** 2 / 6, abs=0.1)
+    noise += [noise[0].roll(1, 0), noise[0].roll(1, 1), noise[0].roll((1, -1), (0, 1))]
+    correlation = torch.corrcoef(torch.stack([x.flatten() for x in noise]))
+    assert (correlation - torch.eye(len(noise))).abs().max() < 6 / 447
+
+
+def test_each_sequence_ends_by_itself():
+    """By its stop token, or where its room ends; a prompt without room is only read."""
+    model = make(halt="none", update="replace", pos="rope")
+    given, room = prompts(5, 9), [6, 0, 9, 1, 6]
+    free = written(model, given, 9, temperature=0)
+    stop = free[0][0][2]
+    found, ends = written(model, given, room, temperature=0, stop=stop), {}
+    for burst in generate.write(model, given, room, temperature=0, stop=stop):
+        ends |= dict(zip(burst.rows, burst.done, strict=True))
+    assert all(ends.values())
+    for row, (tokens, *_) in found.items():
+        until = free[row][0][:room[row]]
+        assert tokens == (until[:until.index(stop) + 1] if stop in until else until)
+
+
+# ---- what it costs
+
+def count(model, monkeypatch):
+    """A list to which every loop adds how many tokens it computed."""
+    counted, loop = [], model.loop
+
+    def counting(h, *args):
+        counted.append(h.shape[0] * h.shape[1])
+        return loop(h, *args)
+    monkeypatch.setattr(model, "loop", counting)
+    return counted
+
+
+def test_a_token_costs_the_loops_it_takes(monkeypatch):
+    """Nothing is read twice before a window ends; many at once take at most twice the loops that their tokens do."""
+    model = make(halt="confidence", update="replace", pos="rope")
+    counted = count(model, monkeypatch)
+    prompt = torch.randint(V - 2, (7,)).tolist()
+    tokens, loops, *_ = written(model, [prompt], 20, temperature=1.0)[0]
+    assert PAD in tokens or counted[-sum(loops[1:]):] == [1] * sum(loops[1:])
+    assert sum(counted) <= len(prompt) * L + sum(max(1, l) for l in loops[1:])
+    counted.clear()
+    found = written(model, [[1], [2], [3], [4], [5], [6], [7], [8]], 20, temperature=1.0)
+    assert sum(counted) <= 2 * sum(max(1, l) for _, loops, *_ in found.values() for l in loops) + 8 * L
+    fixed = make(halt="none", pos="learned", update="replace")
+    counted = count(fixed, monkeypatch)
+    written(fixed, [prompt], BLOCK - 7, temperature=1.0)
+    assert sum(counted) == L * (BLOCK - 1)
+
+
+@pytest.mark.parametrize("step_encoding", ["none", "learned"])
+def test_memory(step_encoding):
+    """At most 2 C numbers a token, loop, stage and block, and no loop that nobody takes, where all are alike."""
+    model = make(halt="confidence", step_encoding=step_encoding, update="heun", pos="rope")
+    model.config.halt_threshold = EASY["confidence"]  # all halt in loop 1
+    cache = generate.KVCache(model, 3, 90)
+    generate.prefill(model, torch.randint(V, (3, 70)), cache)
+    generate.decode_one_token(model, torch.randint(V, (3, 1)), cache)
+    assert sum(kv.numel() for kv in cache.kv) == 3 * 90 * 2 * C * 2 * (2 if step_encoding == "none" else L)
