@@ -11,6 +11,7 @@ from models import random_weights
 
 import addition
 import dataset
+import generate
 import sample as sample_py
 from model_loop import LoopConfig, LoopGPT, from_checkpoint
 
@@ -309,6 +310,11 @@ def test_a_text_of_one_character(scripts):
     assert "0.0000" in scripts("evaluate.py", "--out_dir=one", "--eval_iters=2").out
 
 
+class Meta(SimpleNamespace):
+    """Of a text of the letters a, b, c, ...: what sample.py asks of it."""
+    kind, vocab = "text", [chr(97 + i) for i in range(20)]
+
+
 def read_again(model, vocab, sequence, prompt):
     """What a text's trace has to say: each token read as the last one of its window; the prompt's in one pass."""
     rows = []
@@ -328,10 +334,10 @@ def read_again(model, vocab, sequence, prompt):
 def test_a_trace_beyond_the_context(rng, prompt, reread, capsys, monkeypatch):
     """Of each token the pass that read it first, at positions of the whole text."""
     torch.manual_seed(int(rng.integers(2**31)))
-    vocab = [chr(97 + i) for i in range(20)]
+    vocab = Meta.vocab
     model = random_weights(LoopGPT(LoopConfig(vocab_size=20, block_size=8, n_embd=16, n_head=2, num_loops=4,
                                               halt="confidence", halt_threshold=0.5)))
-    meta = SimpleNamespace(kind="text", vocab=vocab)
+    meta = Meta()
     for key, value in dict(temperature=0.0, max_new_tokens=20, reread=reread,
                            start="".join(rng.choice(vocab, prompt))).items():
         monkeypatch.setattr(sample_py, key, value)
@@ -347,6 +353,54 @@ def test_a_trace_beyond_the_context(rng, prompt, reread, capsys, monkeypatch):
     line, = capsys.readouterr().out.splitlines()
     assert ("the first 8 tokens, which no pass read" in line) == (prompt == 13)
     assert "thought again" in line
+
+
+def test_text_appears_as_it_is_written(monkeypatch, capsys):
+    """The first sample token by token, the ones after it in their order, whatever their bursts."""
+    def work(*args):
+        for rows, tokens, done in (([0, 1], [[1], [2]], [False, False]), ([0, 1], [[3, 4], [5, 6]], [False, True]),
+                                   ([0], [[7]], [True]), ([2], [[8]], [True])):
+            yield generate.Burst(rows, tokens, None, [0] * len(rows), None, done)
+            printed.append(capsys.readouterr().out)
+    printed = []
+    for key, value in dict(start="a", num_samples=3, bursts=work).items():
+        monkeypatch.setattr(sample_py, key, value)
+    found = list(sample_py.samples(SimpleNamespace(learned_positions=True), Meta(), trace=False))
+    assert [s.written for s in found] == [[1, 3, 4, 7], [2, 5, 6], [8]]
+    assert printed == ["ab", "de", "h\n---------------\nacfg\n---------------\na"]
+    out = capsys.readouterr()
+    assert out.out == "i\n---------------\n"
+    assert re.fullmatch(r"8 tokens, [\d.]+ tokens/s, [\d.]+ ms a token\n", out.err)
+
+
+def test_half_a_character_waits(monkeypatch, capsys):
+    """Of an emoji that a byte-pair encoding cuts in two, nothing is printed before it is whole; at the end what is."""
+    pieces = [b"a", "🙂".encode()[:2], "🙂".encode()[2:], "🙂".encode()[:2]]
+    monkeypatch.setattr(sample_py, "decode", lambda meta, tokens: b"".join(pieces[t] for t in tokens).decode(
+        errors="replace"))
+    sequence, seen = sample_py.Sequence([0], None), []
+    for token in (1, 2, 3):
+        sequence.written.append(token)
+        sequence.complete = token == 3
+        sequence.print(None)
+        seen.append(capsys.readouterr().out)
+    assert seen == ["", "a🙂", "\ufffd\n---------------\n"]
+
+
+def test_problems_at_once_as_one_by_one(scripts, trained):
+    """What each says depends neither on the others nor on the cache; the line at the end counts loops and tokens."""
+    sample = ("sample.py", f"--checkpoint={trained['next']}", "--trace=True")
+    problems = ["1+2=", "98+7=", "555+66=", "3+4="]
+    run = scripts(*sample, "--start=" + " ".join(problems))
+    alone = [scripts(*sample, f"--start={p}") for p in problems[:2]]
+    assert run.out.startswith("".join(one.out for one in alone))
+    assert scripts(*sample, "--start=" + " ".join(problems), "--reread=True").out == run.out
+    tokens, mean, most = re.search(r"^(\d+) tokens, [\d.]+ tokens/s, [\d.]+ ms a token, ([\d.]+) of (\d+) loops, "
+                                   r"-?\d+% saved$", run.err, re.M).groups()
+    writes = [line.split() for line in run.out.splitlines() if re.match(r"  +\S+ +[^·\s]+ +\d+  ", line)]
+    assert len(writes) == int(tokens)
+    assert sum(int(row[2]) for row in writes) / len(writes) == pytest.approx(float(mean), abs=0.01)
+    assert int(most) == 3
 
 
 def test_text_samples(scripts):
