@@ -32,7 +32,7 @@ def make(**overrides):
     rule = model.config.halt
     if rule != "none":  # a rule that some tokens pass early, others late
         model.config.halt = "none"
-        halfway(model, torch.randint(V - 2, (4, 20)), rule)
+        halfway(model, torch.randint(V - 2, (20, min(20, model.config.block_size))), rule)
     return model
 
 
@@ -117,16 +117,14 @@ def test_a_plain_gpt(n_layer):
     assert all(loops == [] for _, loops, _, _ in found.values())
 
 
-@pytest.mark.parametrize("reread", [False, True])
-def test_windows(reread):
+def test_windows():
     """Where learned positions end, the window loses its first half of block_size, whatever the prompt's length."""
-    model = make(block_size=8, update="replace")
-    found = written(model, [[1] * n for n in (1, 8, 9, 30)], 10, temperature=0, reread=reread)
-    starts = {n: next(s for s in range(0, 99, 4) if n - s <= 8) for n in range(1, 40)}
-    for n, (_, _, seen, _) in zip((1, 8, 9, 30), found.values(), strict=True):
-        assert seen == [starts[m] for m in range(n, n + 10)]
+    model, lengths = make(**drawn(pos="learned", extra={}), block_size=8), (1, 5, 8, 9, 9, 12, 30)
+    found = assert_same(model, [torch.randint(V, (n,)).tolist() for n in lengths], 20, temperature=0)
+    for n, (_, _, seen, _) in zip(lengths, found.values(), strict=True):
+        assert seen == [next(s for s in range(0, 99, 4) if m - s <= 8) for m in range(n, n + 20)]
     one = make(block_size=1, update="replace")
-    assert written(one, [[1, 2, 3]], 3, reread=reread)[0][2] == [2, 3, 4]
+    assert assert_same(one, [[1, 2, 3]], 3)[0][2] == [2, 3, 4]
 
 
 # ---- many sequences at once
