@@ -220,11 +220,10 @@ def sample_token(logits, temperature, top_k, noise):
     return (logits + noise).argmax(-1)
 
 
-def next_token(model, idx, cache, numbers, t, seed, temperature, top_k):
-    """Read one token more, idx (R,1), of every sequence: the tokens (R,) drawn, the t-th ones of sequences numbers (R,),
-    and the loops (R,1), None of a plain GPT. The cache is ready for the pass."""
+def next_token(model, idx, cache, noise, temperature, top_k):
+    """Read one token more, idx (R,1), of every sequence: the tokens (R,) drawn by noise (R,V) or None, and the loops
+    (R,1), None of a plain GPT. The cache is ready for the pass."""
     logits, record = read(model, idx, cache)
-    noise = gumbel_noise(seed, numbers, t, logits.size(-1)) if temperature else None
     new = sample_token(at_least_float32(logits), temperature, top_k, noise)
     return new, None if record is None else record["loops"]
 
@@ -279,7 +278,8 @@ def write_together(model, prompts, rows, room, temperature, top_k, stop, seed, t
     reader = (Rereader if reread else Reader)(model, [list(prompts[i]) for i in rows], T)
     draw = functools.partial(next_token, temperature=temperature, top_k=top_k)
     ways = {} if reread else writers(way, model, trace, lambda name: StepWriter(
-        reader, draw, (temperature, top_k), stop, seed, name == "compiled", way != "auto"))
+        reader, draw, gumbel_noise if temperature else None, (temperature, top_k), stop, seed, name == "compiled",
+        way != "auto"))
     t, pace = 0, kept_for(model).pace if ways else {}
     numbers = torch.tensor(rows, device=model.lm_head.weight.device)
     try:
