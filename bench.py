@@ -3,6 +3,8 @@
     python bench.py                                     all tables, into results/bench_<gpu>.csv and .md
     python bench.py --quick=True                        fewer shapes
     python bench.py --tables=loop --only=64x128x16      some of it
+    python bench.py --decode=True                       writing instead, into results/decode_<gpu>.csv, .md and .png
+    python bench.py --decode=True --tables=text --checkpoints=out/a,out/b/ckpt_last.pt
     python bench.py --device=cpu                        tiny shapes in torch: that the script works, nothing else
 
 A time is the median over replays of a CUDA graph where the path can be one, in microseconds per call; a ratio is that
@@ -11,6 +13,9 @@ as a model makes them: what backend auto takes is held against both of its paths
 the L2 cache are rotated, but for the loop table, whose states and weights live there in use as well. Each group of
 cases has a process of its own: all get ready side by side (compilers take longest), then one after the other times, so
 that a group that fails or hangs costs its own rows only. Rows go to the CSV as they come.
+
+Tables of writing: decode, a token by every way; addition and text, the models of checkpoints, each written by the
+fastest way, with quality (exact match, loss), and its joules above and with idle power; start, a user's time.
 """
 import copy
 import functools
@@ -29,16 +34,22 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+import bench_decode
+import bench_models
+import figures
 import looplm_kernels as kernels
 import outputs
 import runtime
 from configurator import configure
 from model_loop import LoopConfig, LoopGPT
 
-tables = "halt,head,attention,loop"  # which tables, with commas
+tables = ""                     # which tables, with commas: halt,head,attention,loop; decode,addition,text,start
 only = ""                       # only cases whose name contains this, 64x128x16 for example
 quick = False                   # fewer shapes
-out = ""                        # the CSV; empty: results/bench_<gpu>.csv
+decode = False                  # writing instead of kernels
+checkpoints = ""                # writing: checkpoints or folders of runs, with commas; empty: those there are
+span = 10.0                     # >= 0: writing: seconds of each point of energy
+out = ""                        # the CSV; empty: results/bench_<gpu>.csv, results/decode_<gpu>.csv
 device = "auto"                 # auto, cuda; cpu: a dry run
 replays = 30                    # >= 1: timed replays of each path
 workers = 10                    # >= 1: groups that get ready side by side
@@ -62,6 +73,7 @@ class Path:
     run: object
     note: str
     calls: int = 1
+    times: int = 0              # timed runs; 0: replays
     loops: int = 0              # loops of a call, in the loop table
     against: tuple = ()         # (case, path) that its ratio is to; the case's first path by default
     bars: tuple = ()            # (quantity, "<=" or ">=", bound), quantities as in `row_of`
@@ -380,25 +392,30 @@ def loop_case(T, C, B, mode):
     return Case("loop", f"{T}x{C}x{B} {mode}", paths)
 
 
-CASES = dict(halt=halt_case, head=head_case, attention=attention_case, loop=loop_case)  # {table: maker of its cases}
+def decode_case(C, B, mode):
+    return bench_decode.micro_case(prepare, Case, machine(), C, B, mode)
+
+
+CASES = dict(halt=halt_case, head=head_case, attention=attention_case, loop=loop_case,
+             decode=decode_case)  # {table: maker of its cases}
 
 
 # timing --------------------------------------------------------------------------------------------------------------
-def clock(run):
-    """Median microseconds of run()."""
+def clock(run, times):
+    """Median microseconds of run(), called so many times."""
     until = time.perf_counter() + 0.05 * on_gpu()  # the clocks of an idle GPU take a while to rise
     run()
     while time.perf_counter() < until:
         run()
         torch.cuda.synchronize()
     if not on_gpu():
-        times = []
-        for _ in range(replays):
+        spans = []
+        for _ in range(times):
             start = time.perf_counter()
             run()
-            times.append(1e6 * (time.perf_counter() - start))
-        return statistics.median(times)
-    return 1e3 * kernels.gpu_milliseconds(run, replays, warm_up=0)
+            spans.append(1e6 * (time.perf_counter() - start))
+        return statistics.median(spans)
+    return 1e3 * kernels.gpu_milliseconds(run, times, warm_up=0)
 
 
 def verdicts(bars, seen):
@@ -413,10 +430,10 @@ def row_of(case, p, times, ceilings):
     row = dict(table=case.table, case=case.name, path=p.name, note=p.note)
     if p.run is None:
         return row | dict(bar=verdicts(p.bars, {}))
-    us = times[case.name, p.name] = clock(p.run) / p.calls
+    us = times[case.name, p.name] = clock(p.run, p.times or replays) / p.calls
     against = p.against or (case.name, case.paths[0].name)
     seen = dict(ratio=us / times[against] if against in times else math.nan, copy=math.nan,
-                per_loop=us / p.loops if p.loops else math.nan)
+                per_loop=us / p.loops if p.loops else math.nan, per_call=us)
     called = [t for (name, way), t in times.items() if name == case.name and way.startswith("called")]
     seen["best called"] = us / min(called, default=us)
     row.update(microseconds=round(us, 2), per_loop=round(us / p.loops, 2) if p.loops else "")
@@ -448,6 +465,15 @@ def measure_group(job, pipe):
 
 
 # the run -------------------------------------------------------------------------------------------------------------
+def chosen_tables():
+    """The tables that are asked for, a list. SystemExit for one that there is not."""
+    there = ["decode", "addition", "text", "start"] if decode else ["halt", "head", "attention", "loop"]
+    chosen = tables.split(",") if tables else there
+    if unknown := set(chosen) - set(there):
+        raise SystemExit(f"--tables={tables}: there is no table {', '.join(sorted(unknown))} here; {','.join(there)}")
+    return chosen
+
+
 def jobs():
     """Groups (table, shapes), the ceilings first."""
     halt, head, attention, loop = HALT, HEAD, ATTENTION[:3] if quick else ATTENTION, LOOP[:3] if quick else LOOP
@@ -456,12 +482,12 @@ def jobs():
         attention, loop = [(2, 2, 16, 32)], [(16, 64, 2)]
     groups = [("halt", halt), ("head", head), ("attention", attention)]
     groups += [("loop", [(*shape, mode)]) for shape in loop for mode in ("fixed", "adaptive")]
-    chosen = tables.split(",")
-    if unknown := set(chosen) - {table for table, _ in groups}:
-        raise SystemExit(f"--tables={tables}: there is no table {', '.join(sorted(unknown))}")
+    if decode:
+        groups = [("decode", shapes) for shapes in bench_decode.micro_shapes(on_gpu())]
+    chosen = chosen_tables()
     groups = [(table, [s for s in shapes if only in "x".join(map(str, s))]) for table, shapes in groups
               if table in chosen]
-    return [("ceiling", [()])] + [(table, shapes) for table, shapes in groups if shapes]
+    return [("ceiling", [()])] * (not decode) + [(table, shapes) for table, shapes in groups if shapes]
 
 
 def receive(process, pipe, until):
@@ -522,7 +548,7 @@ def versions():
 def markdown(rows):
     """The tables of the README: a line per case, its first path in microseconds, the others as multiples of that."""
     lines = []
-    for table in dict.fromkeys(row["table"] for row in rows if row["table"] != "ceiling"):
+    for table in dict.fromkeys(row["table"] for row in rows if row["table"] in CASES):
         cases, names = {}, {}
         for row in rows:
             if row["table"] == table:
@@ -545,6 +571,10 @@ def markdown(rows):
 
 
 def print_row(row):
+    if row["table"] not in ("ceiling", *CASES):  # of a model
+        print(" ".join(f"{k}={x}" if k not in ("table", "case") else str(x) for k, x in row.items() if x != ""),
+              flush=True)
+        return
     ratio = f"{row['ratio']:.2f}x {row['ratio_to']}" if "ratio" in row else ""
     print(f"{row['table']:<10}{row['case']:<20} {row.get('path', ''):<24}{row.get('microseconds', ''):>10}"
           f"{row.get('per_loop', ''):>9}  {ratio:<26}{row.get('bar', ''):<24} {row['note']}", flush=True)
@@ -553,21 +583,22 @@ def print_row(row):
 def main():
     globals().update(configure(__file__)[0])
     name, line = versions()
-    target = out or f"results/bench_{re.sub(r'[^a-z0-9]+', '_', name.lower().removeprefix('nvidia '))}.csv"
+    gpu = re.sub(r"[^a-z0-9]+", "_", name.lower().removeprefix("nvidia "))
+    target = out or f"results/{'decode' if decode else 'bench'}_{gpu}.csv"
     outputs.require_writable(target)
     groups, ceilings, rows = jobs(), {}, []
-    threads = max(1, 2 * os.cpu_count() // min(len(groups), workers))  # of each group's torch.compile
+    threads = max(1, 2 * os.cpu_count() // max(1, min(len(groups), workers)))  # of each group's torch.compile
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(threads))
     passing = tempfile.TemporaryDirectory()  # what auto measures beside other groups shall not be kept
     os.environ["XDG_CACHE_HOME"] = passing.name
     began = time.monotonic()
-    file = outputs.Table(target, COLUMNS)
+    file = outputs.Table(target, COLUMNS if not decode else dict.fromkeys((*COLUMNS, *bench_models.COLUMNS)))
 
     def emit(row):
         rows.append(row)
         if row["table"] == "ceiling" and "rate" in row:
             ceilings[row["case"]] = row["rate"]
-        file.add({k: row[k] for k in COLUMNS if k in row})
+        file.add({k: x for k, x in row.items() if k != "rate"})
         print_row(row)
 
     print(line)
@@ -575,10 +606,23 @@ def main():
     file.add(dict(table="run", note=line))
     for i in range(0, len(groups), workers):
         run_batch(groups[i:i + workers], ceilings, emit)
+        done, spent = min(i + workers, len(groups)), time.monotonic() - began
+        print(f"  {done} of {len(groups)} groups, {spent:.0f} s", flush=True)
+    lines = []
+    if decode:
+        lines = bench_decode.mixture_lines(rows)
+        print(*lines, sep="\n")
+        bench_models.model_rows(list(filter(None, checkpoints.split(","))), machine(),
+                                runtime.choose_dtype("auto", machine()), chosen_tables(), only, span, emit)
+        if "start" in chosen_tables():
+            bench_decode.start_rows(machine(), emit)
+        figures.draw_writing(rows, target.removesuffix(".csv") + ".png")
     known = outputs.provenance(machine(), seconds=round(time.monotonic() - began, 1))
     with outputs.one_line(target), outputs.whole_file(target.removesuffix(".csv") + ".md") as f:
-        f.write(f"`{known['command']}`: {line}\n{markdown(rows)}\n{outputs.provenance_line(known)}\n")
+        tables_of_all = markdown(rows) + bench_models.markdown(rows) + "".join(f"\n{x}\n" for x in lines)
+        f.write(f"`{known['command']}`: {line}\n{tables_of_all}\n{outputs.provenance_line(known)}\n")
     missed = sum(row.get("bar", "").count("MISSED") + row["note"].count("MISSED") for row in rows)
+    missed += sum(line.count("MISSED") for line in lines)
     failed = sum("WRONG" in row["note"] or "FAILED" in row["note"] for row in rows)
     print(f"{missed} bars missed, {failed} rows failed, {time.monotonic() - began:.0f} s; table: {target}")
     sys.exit(failed > 0)

@@ -110,6 +110,26 @@ def save(figure, path, title="", fontsize=9, dpi=110):
         figure.savefig(path, dpi=dpi, format=os.path.splitext(path)[1][1:] or "png")  # at this path and no other
 
 
+# ---- of bench.py
+
+@guarded
+def draw_writing(rows, path):
+    """Quality of models against the tokens that one sequence gets in a second; rows: of bench.py --decode=True."""
+    found = {task: [r for r in rows if r["table"] == task and "quality" in r] for task in ("addition", "text")}
+    found = {task: points for task, points in found.items() if points}
+    if not found:
+        return
+    figure, axes = new_figure(len(found), (5.5 * len(found), 4), share=False)
+    for ax, (task, points) in zip(axes, found.items(), strict=True):
+        for i, r in enumerate(points):
+            ax.plot(float(r["tokens_s_1"]), float(r["quality"]), "kos^Dv<>*X"[1 + i % 9], color=str(0.6 * (i % 2)),
+                    label=r["case"])
+        ax.set(xlabel="tokens/s, one sequence", xscale="log",
+               ylabel="exact match" if task == "addition" else "validation loss (nats per token)", title=task)
+        ax.legend(fontsize=7)
+    save(figure, path)
+
+
 # ---- of train.py and sample.py
 
 @guarded

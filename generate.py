@@ -215,7 +215,7 @@ def sample_token(logits, temperature, top_k, noise):
         return logits.argmax(-1)
     logits = logits / temperature
     if top_k:
-        kth = logits.topk(min(top_k, logits.size(-1))).values[:, [-1]]
+        kth = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]  # [:, [-1]] would come from the host
         logits = logits.masked_fill(logits < kth, MASK_FLOOR)  # equal ones all stay
     return (logits + noise).argmax(-1)
 

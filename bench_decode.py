@@ -1,0 +1,168 @@
+"""What writing costs, for bench.py --decode=True: a token by every way of writing, and a user's time.
+
+C width, B sequences, T tokens of each, V vocabulary, L loops.
+"""
+import copy
+import functools
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import torch
+
+import addition
+import generate
+import outputs
+import runtime
+from bench_models import DIGITS, TOKENS, V, fresh_text
+from model_loop import LoopConfig, LoopGPT
+
+MICRO = [(384, 1), (384, 16), (384, 64), (384, 256), (128, 1), (128, 16), (128, 256)]  # C, B
+MODES = {1: ("whole", "half", "mixture")}  # of how many loops tokens take, by B; else the first one
+
+
+# the first table: a token by every way -------------------------------------------------------------------------------
+def micro_model(C, L, T, mode):
+    """A model of one block with random weights, whose tokens take all L loops, half of them, or each its own number, in
+    the mean about half."""
+    torch.manual_seed(C)
+    config = LoopConfig(vocab_size=V, block_size=T, n_head=max(1, C // 64), n_embd=C, num_loops=L, halt="confidence")
+    model = LoopGPT(config).eval().requires_grad_(False)
+    config.halt_threshold = 2.0  # which no probability passes
+    if mode == "half":
+        config.halt_threshold, config.min_loops = 0.0, max(1, L // 2)
+    if mode == "mixture":
+        for p in model.parameters():  # as they are drawn, weights change a guess too little
+            p.data *= 3 if p.dim() > 1 else 1
+        idx = torch.randint(V, (4, T))
+        score = model.think(idx)[1]["confidence"].cummax(-1).values[..., max(0, L // 2 - 1)]
+        config.halt_threshold = score.median().item()
+    return model
+
+
+def gap(exact, prompt, tokens, temperature, seed):
+    """How far below the best one a written token stands, the mean over the tokens of the first sequence, by an exact
+    model that reads all of them at once: the same draw may round to another token, but to no worse one."""
+    place = exact.lm_head.weight.device
+    idx = torch.tensor([prompt + tokens[:-1]], device=place)
+    logits = generate.read_whole(exact, idx)[0][0, len(prompt) - 1:].float()  # (T,V)
+    noise = torch.cat([generate.gumbel_noise(seed, torch.zeros(1, dtype=torch.long, device=place), t, logits.size(1))
+                       for t in range(len(tokens))])
+    score = logits / temperature + noise
+    return (score.amax(1) - score.gather(1, torch.tensor(tokens, device=place)[:, None])[:, 0]).mean()
+
+
+def micro_shapes(gpu):
+    """The groups of shapes (C, B, mode) that a process takes."""
+    return [[(C, B, mode) for mode in MODES.get(B, ("whole",))]
+            for C, B in (MICRO if gpu else [(32, 1), (32, 4)])]
+
+
+def micro_ways():
+    """Ways of writing as paths: those that generate.py has, auto last."""
+    ways = [way for way in generate.WAYS if way != "auto"]
+    return [*sorted(ways, key=("kernel", "compiled", "graph", "eager").index), "auto"]
+
+
+def micro_case(prepare, Case, device, C, B, mode):
+    """The Case of bench.py for one way of taking loops: paths write until T tokens are there, a token is a call."""
+    gpu = device.startswith("cuda")
+    L, T = (12, TOKENS) if gpu else (3, 24)
+    exact = micro_model(C, L, T, mode).to(device)
+    model = copy.deepcopy(exact).bfloat16() if gpu else exact
+    wrote = {}
+
+    def write(way):
+        wrote[way] = [[] for _ in range(B)], []
+        for burst in generate.write(model, [[0]] * B, T - 1, seed=7, way=way):
+            for row, tokens in zip(burst.rows, burst.tokens, strict=True):
+                wrote[way][0][row] += tokens
+            wrote[way][1].extend(burst.loops[0])
+
+    def make(way):
+        for _ in range(2 if way == "auto" else 1):  # the second time it knows which is fast
+            write(way)
+        return functools.partial(write, way), (1 + gap(exact, [0], wrote[way][0][0], 1.0, 7),)
+    paths, right = [], (torch.ones((), device=device),)
+    own = "kernel" if B == 1 and "kernel" in generate.WAYS else "compiled"  # what the others are held against
+    against, asked = (f"C{C} B{B} whole", f"called: {own}"), {"auto": [("best called", "<=", 1.05)]}
+    if B == 1 and mode == "whole":
+        asked |= {"kernel": [("per_call", "<=", 130.0 if C == 384 else 80.0)],
+                  "compiled": [("ratio", ">=", 3.0 if C == 384 else 4.0)]}
+    elif mode == "half":
+        asked |= {"kernel": [("ratio", "<=", 0.6)]}
+    elif B == 16:
+        asked["auto"].append(("ratio", "<=", 0.5))
+    for way in micro_ways():
+        if way == "compiled" and mode != "whole":
+            continue  # it takes all loops in any case
+        paths.append(prepare(f"called: {way}", functools.partial(make, way), right, calls=T - 1,
+                             times=2 if way == "eager" else 5, against=against, bars=asked.get(way, [])))
+    if B == 1 and mode == "whole":
+        def reread():
+            for _ in generate.write(model, [[0]], T - 1, seed=7, reread=True):
+                pass
+        paths.append(prepare("eager, re-reading", lambda: (reread, right), right, calls=T - 1, times=1,
+                             against=against))
+    loops = wrote["auto"][1] if "auto" in wrote else []
+    for p in paths:
+        p.note += f", {statistics.mean(loops):.2f} loops" if loops else ""
+    return Case("decode", f"C{C} B{B} {mode}", paths)
+
+
+def mixture_lines(rows):
+    """What a mixture of loops costs beside its mean number of loops, from the times of 12 and of 6: lines to print."""
+    seen, lines = {(r["case"], r.get("path")): r for r in rows if r["table"] == "decode"}, []
+    for C in dict(MICRO):
+        for path in ("called: kernel", "called: auto"):
+            three = [seen.get((f"C{C} B1 {mode}", path), {}) for mode in MODES[1]]
+            if all(r.get("microseconds") for r in three):
+                whole, half, own = (float(r["microseconds"]) for r in three)
+                mean = float(three[2]["note"].rpartition(", ")[2].split()[0])
+                ratio = own / (half + (whole - half) * (mean - 6) / 6)
+                lines.append(f"C{C} mixture, {path}: {ratio:.2f} of what {mean:.2f} loops would cost, at most 1.15: "
+                             + ("met" if ratio <= 1.15 else "MISSED"))
+    return lines
+
+
+# a user's time -------------------------------------------------------------------------------------------------------
+def fresh_process(arguments, caches):
+    """Seconds that sample.py takes with these arguments and a folder for all caches, and what it writes."""
+    folders = {k: os.path.join(caches, k) for k in (
+        "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_TILE_CACHE_DIR", "XDG_CACHE_HOME", "CUDA_CACHE_PATH")}
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, os.path.join(outputs.ROOT, "sample.py"), *arguments], capture_output=True,
+                          encoding="utf-8", env=os.environ | folders, timeout=600)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+    return time.perf_counter() - began, done.stdout
+
+
+def start_rows(device, emit):
+    """A text of 255 tokens from a fresh process, caches empty and warm; additions from text to text."""
+    small = not device.startswith("cuda")
+    with tempfile.TemporaryDirectory() as folder:
+        path, problems = os.path.join(folder, "fresh.pt"), os.path.join(folder, "problems.txt")
+        model, vocab = fresh_text("train_loop_1x12", small), [chr(48 + i) for i in range(V)]
+        meta = dict(kind="text", vocab=vocab, vocab_size=V, dtype="uint16", tokens={}, sha256={})
+        runtime.save_checkpoint(path, dict(model=model.state_dict(), model_args=dict(vars(model.config)), meta=meta))
+        count, digits = (20, 2) if small else (1000, DIGITS)
+        a, _, b, _ = addition.problem_set(digits, count)
+        with open(problems, "w", encoding="utf-8") as f:
+            f.writelines(f"{addition.number_text(x)}+{addition.number_text(y)}=\n" for x, y in zip(a, b, strict=True))
+        text = [f"--checkpoint={path}", f"--device={device}", f"--max_new_tokens={20 if small else 255}", "--start=A"]
+        sums = [f"--checkpoint={os.path.join(outputs.ROOT, 'pretrained/addition.pt')}", f"--device={device}",
+                "--trace=False", f"--start=FILE:{problems}"]
+        for case, arguments, bound in (("a text, caches empty", text, 20), ("a text, caches warm", text, 5),
+                                       (f"{count} additions of {digits} digits, caches empty", sums, None),
+                                       (f"{count} additions of {digits} digits, caches warm", sums, None)):
+            try:
+                seconds, said = fresh_process(arguments, os.path.join(folder, "caches" + case[:3]))
+                note = f"{count - said.count('(wrong')} right" if bound is None else ""
+                bar = f"seconds <= {bound} " + ("met" if seconds <= bound else "MISSED") if bound else ""
+                emit(dict(table="start", case=case, seconds=round(seconds, 2), note=note, bar=bar))
+            except (RuntimeError, subprocess.TimeoutExpired) as e:
+                emit(dict(table="start", case=case, note=f"FAILED: {runtime.first_line(e)[:150]}"))
