@@ -1,0 +1,143 @@
+"""bench.py --decode=True: that its tables come together on a CPU, of tiny shapes."""
+import csv
+import math
+import types
+
+import pytest
+import torch
+from conftest import ROOT
+from test_cache import THINK, make
+
+import bench
+import bench_decode
+import bench_models
+import figures
+import generate
+from dataset import checkpoint_meta, model_facts
+from model_loop import LoopConfig, LoopGPT
+from runtime import load_checkpoint
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(bench_models, "BATCHES", (1, 2))
+    monkeypatch.setattr(bench, "announce", lambda name: None)
+
+
+def test_a_token_by_every_way(small):
+    """All ways write what the model says; the bars ask what the issue asks."""
+    case = bench_decode.micro_case(bench.prepare, bench.Case, "cpu", 16, 1, "whole")
+    ways = bench_decode.micro_ways()
+    assert [p.name for p in case.paths] == [*(f"called: {way}" for way in ways), "eager, re-reading"]
+    assert set(generate.WAYS) == set(ways)
+    assert all(p.run and p.note == "error 0e+00, 3.00 loops" for p in case.paths)
+    assert ("best called", "<=", 1.05) in {p.name: p for p in case.paths}["called: auto"].bars
+    half = bench_decode.micro_case(bench.prepare, bench.Case, "cpu", 16, 2, "half")
+    assert all(p.note.endswith(", 1.00 loops") for p in half.paths)
+
+
+def test_a_wrong_token_has_a_gap(small):
+    torch.manual_seed(0)
+    model = bench_decode.micro_model(16, 3, 24, "mixture")
+    tokens = next(iter([sum((b.tokens[0] for b in generate.write(model, [[0]], 20, seed=7)), [])]))
+    assert bench_decode.gap(model, [0], tokens, 1.0, 7) < 1e-5
+    tokens[10] = (tokens[10] + 1) % 65
+    assert bench_decode.gap(model, [0], tokens, 1.0, 7) > 0.05
+
+
+def test_what_a_mixture_costs():
+    def row(mode, microseconds, note=""):
+        return dict(table="decode", case=f"C384 B1 {mode}", path="called: auto", microseconds=microseconds, note=note)
+    rows = [row("whole", 120.0), row("half", 60.0), row("mixture", 92.0, "error 1e-03, 8.00 loops")]
+    line, = bench_decode.mixture_lines(rows)
+    assert line.startswith("C384 mixture, called: auto: 1.15 of what 8.00 loops would cost")
+    assert line.endswith("met")
+    rows[2]["microseconds"] = 93.0
+    assert bench_decode.mixture_lines(rows)[0].endswith("MISSED")
+    assert bench_decode.mixture_lines(rows[:2]) == []
+
+
+def test_the_tables_of_models(small, monkeypatch, tmp_path, capsys):
+    """An adder with a halt head, a text model of OUT's shapes without weights, and what is written of them."""
+    meta = checkpoint_meta(load_checkpoint(str(ROOT / "pretrained/addition.pt")))
+    config = LoopConfig(n_embd=16, n_head=2, num_loops=3, pos="place", halt_head="joint", tie_weights=False,
+                        **model_facts(meta))
+    torch.manual_seed(0)
+    adder = bench_models.addition_subject("adder", LoopGPT(config).eval(), meta, True)
+    text = bench_models.text_subject("train_gpt_1l", bench_models.fresh_text("train_gpt_1l", True), False, None, True)
+    monkeypatch.setattr(bench_models, "subjects", lambda *args: [adder, text])
+    before, rows = dict(vars(config)), []
+    bench_models.model_rows([], "cpu", "float32", ["addition", "text"], "", 0, rows.append)
+    assert vars(config) == before
+    names = [r["case"] for r in rows]
+    assert names[0] == "adder, depth 1"  # no weights that were trained: any depth is as good
+    assert [n.split()[1] for n in names[1:-1]] == ["confidence", "entropy", "delta", "kl", "gate"]
+    for row in rows:
+        assert all(row[k] > 0 for k in ("tokens_s_1", "tokens_s_2", "us_1", "first_ms", "loops"))
+        assert row["joules_1"] == ""
+        assert "energy counter" in row["note"]
+        assert float(row["flops"]) > 0
+    assert all(1 <= r["loops"] <= 3 for r in rows)
+    assert all(0 <= r["quality"] <= 1 for r in rows[:-1])
+    assert "quality" not in rows[-1]
+    assert "as they are drawn" in rows[-1]["note"]
+    assert "2 of 2, " in capsys.readouterr().out
+    lines = bench_models.markdown(rows).splitlines()
+    assert len(lines) == len(rows) + 2 * 3
+    assert figures.draw_writing(rows, str(tmp_path / "x.png"))
+
+
+def test_a_rule_is_held_against_the_best_depth_and_chance(small):
+    """The cheapest threshold that is as good; equally many loops at random."""
+    model = make(halt="confidence", pos="rope", update="replace", step_encoding="none").float()
+    X = torch.randint(10, (6, 12))
+    X[:, 0] = THINK
+    with bench_models.settings(model, halt="none"):
+        Y = model.logits(X).argmax(-1)  # so that the whole depth is right everywhere
+    s = bench_models.Subject("addition", "m", model, True, X, Y, [[1]], 4, None, 0.0)
+    found = {v[0].split()[1]: v for v in bench_models.variants(s)}
+    assert found["depth"][2] == 4
+    assert found["depth"][3] == 1.0
+    for rule in ("confidence", "entropy", "delta", "kl", "gate"):
+        name, _, _, quality, loops, at_random = found[rule]
+        assert 1 <= loops <= 4
+        assert (quality >= 1 - bench_models.MARGIN["addition"]) == (not name.endswith("depth"))
+        assert at_random <= 1
+
+
+def test_joules(monkeypatch):
+    assert "no energy counter" in bench_models.Meter("cpu").why_not
+    assert math.isnan(bench_models.Meter("cpu").joules())
+
+    class Library:
+        def __getattr__(self, name):
+            def call(*args):
+                if name == "nvmlDeviceGetTotalEnergyConsumption":
+                    args[1]._obj.value = 2500
+                return 0
+            return call
+    monkeypatch.setattr(bench_models.ctypes, "CDLL", lambda name: Library())
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: types.SimpleNamespace(uuid="x"))
+    assert bench_models.Meter("cuda").why_not == ""
+    assert bench_models.Meter("cuda").joules() == 2.5
+
+    def missing(name):
+        raise OSError("libnvidia-ml.so.1: not found")
+    monkeypatch.setattr(bench_models.ctypes, "CDLL", missing)
+    assert "no NVML" in bench_models.Meter("cuda").why_not
+
+
+@pytest.mark.full
+def test_the_whole_script(scripts):
+    """Groups in processes of their own, a row at a time."""
+    said = scripts("bench.py", "--decode=True", "--device=cpu", "--out=x/decode.csv", "--span=0", "--seconds=300",
+                   "--tables=decode,text,start")
+    assert "table: x/decode.csv" in said.out
+    with open(scripts.folder / "x/decode.csv", encoding="utf-8") as f:
+        rows = list(csv.DictReader(f))
+    assert {r["table"] for r in rows} == {"run", "decode", "text", "start"}
+    assert not any("FAILED" in r["note"] or "WRONG" in r["note"] for r in rows)
+    assert all(r["seconds"] for r in rows if r["table"] == "start")
+    text = (scripts.folder / "x/decode.md").read_text(encoding="utf-8")
+    assert text.startswith("`python bench.py --decode=True")
+    assert "| train_gpt_12l |" in text
