@@ -20,7 +20,7 @@ from cache import KVCache, looped
 from looplm_kernels import ERRORS, capture, first_line, product_dtype
 
 BURST = 8            # tokens from one look of the host to the next
-MAX_STEPS = 8        # of a model that are kept, the last used ones
+KEPT_BYTES = 2 ** 31  # of the steps of a model that are kept, the last used ones
 SHORTEST = 64        # room of the smallest step
 WORTH = 16           # tokens to come, from which on a step that is not there yet is worth its capture
 NOISE = 2 ** 24      # numbers of noise that are drawn at once, unless a token's are more
@@ -309,6 +309,7 @@ class StepWriter:
     def close(self):
         """Put the step where others find it."""
         if self.step is not None:
-            self.kept.steps[self.step_key], self.step = self.step, None
-            while len(self.kept.steps) > MAX_STEPS:
-                self.kept.steps.popitem(last=False)
+            steps = self.kept.steps
+            steps[self.step_key], self.step = self.step, None
+            while len(steps) > 1 and sum(kv.nbytes for step in steps.values() for kv in step.kv) > KEPT_BYTES:
+                steps.popitem(last=False)
