@@ -22,6 +22,7 @@ Weight-tied depth: Dehghani et al. 2019 (1807.03819); input injection and random
 drawn as sorted random subsets: Ruoss et al. 2023 (2305.16843).
 """
 import functools
+import math
 from dataclasses import dataclass, fields
 from types import UnionType
 from typing import get_args, get_origin
@@ -34,6 +35,7 @@ import think
 from configurator import class_settings, in_range
 from looplm_kernels import BACKENDS, INJECTS, RULES, LoopSpec, LoopTensors, forget_weights
 from model import GPT, GPTConfig, rope_angles
+from think import MASK_FLOOR
 
 CHOICES = dict(pos=("learned", "none", "rope", "place"), inject=INJECTS,
                step_encoding=("none", "learned", "sinusoid", "rope"), update=("replace", "euler", "heun", "rk4"),
@@ -42,6 +44,7 @@ CHOICES = dict(pos=("learned", "none", "rope", "place"), inject=INJECTS,
 
 # explicit Runge-Kutta: of each stage after the first, how many steps it stands along the slope before it, and how much
 # its own slope weighs, the first one's being 1 (Hairer, Norsett & Wanner 1993, II.1)
+MARGIN_WEIGHT = 0.1  # of the hinge in the loss; it is 0 once the gap is there
 STAGES = dict(replace=(), euler=(), heun=((1, 1),), rk4=((0.5, 2), (0.5, 2), (1, 1)))
 
 # settings that may differ after training
@@ -60,6 +63,8 @@ class LoopConfig(GPTConfig):
     place_subset: int = 16      # >= 0: ids a training row draws out of the table, sorted; 0 trains on 1, 2, 3, ...
     place_runs: float = 0.0     # >= 0, <= 1: share of training rows whose ids are consecutive, from a random one on
     place_next: bool = False    # a second table tells the place that follows: of '=' the first one, of symbols none
+    place_end: bool = False     # the '+' after a number has the place that would follow in it, so that its end is found
+    place_margin: float = 0.0   # >= 0: gap in loop 1 that a head which looks for a place keeps over the whole table
     place_scale: float = 0.02   # > 0: standard deviation of the place tables at the start
     inject: str = "add"         # what re-enters from loop 2 on: add h + x0; none h; concat W [h; x0]; decay a*h + b*x0
     step_encoding: str = "none"  # what tells the loops apart: none, learned, sinusoid, rope (rotates the query)
@@ -132,6 +137,10 @@ def check(config):
                          + (", and with place_next one place more" if config.place_next else ""))
     if config.place_next and config.pos != "place":
         raise ValueError(f"place_next tells the next of the places of pos 'place', not of {config.pos!r}")
+    if config.place_end and config.pos != "place":
+        raise ValueError(f"place_end gives '+' a place of pos 'place', not of {config.pos!r}")
+    if config.place_margin and not config.place_next:
+        raise ValueError("place_margin is a gap between places that are looked for by place_next, which is False")
     if config.place_runs and not config.place_subset:
         raise ValueError(f"place_runs {config.place_runs} is a share of rows that draw place_subset ids, "
                          "which must then be above 0")
@@ -267,6 +276,9 @@ class LoopGPT(GPT):
                              f"{', place_next takes one' if c.place_next else ''}: train with a larger one")
         if c.place_next:
             following = torch.where(own > 0, own + 1, 0 if c.think_token is None else (idx == c.think_token).long())
+        if c.place_end:
+            before = F.pad(own[:, :-1], (1, 0))
+            own = torch.where((own == 0) & (before > 0), before + 1, own)
         if random:
             subset = F.pad(self.random_places(B, idx.device), (1, 0))  # (B, 1 + place_subset), index 0 stays 0
             own, following = (k if k is None else subset.gather(1, k) for k in (own, following))
@@ -282,6 +294,28 @@ class LoopGPT(GPT):
         runs, start = torch.rand(2, B, 1, device=device)
         first = 1 + (start * (c.place_ids - c.place_subset + 1)).long()
         return torch.where(runs < c.place_runs, first + torch.arange(c.place_subset, device=device), subset)
+
+    def margin_loss(self):
+        """A hinge on the scores of loop 1: where a head looks for equal places, the right one leads all others of the
+        table by place_margin, though a training row holds few of them. Over digits drawn anew at every place.
+
+        A head counts by the probability that it gives to the right place now, once for the next place, where an answer
+        finds its digits, once for its own, where it finds the carry.
+        """
+        c, n = self.config, self.config.place_ids - 1
+        ids, block = torch.arange(1, n + 1, device=self.numbers.device), self.transformer.h[0]
+        tokens = self.numbers[torch.randint(len(self.numbers), (2, n), device=ids.device)]
+        x, s = self.transformer.wte(tokens) + self.place(ids) + self.place_next(ids + 1), self.step_encoding(1)
+        q, k, _ = block.attn.c_attn(block.ln_1(x if s is None else x + s)).view(2, n, 3, c.n_head, -1).unbind(2)
+        score = torch.einsum("ihd,jhd->hij", q[0], k[1]).float() / math.sqrt(q.size(-1))  # (nh,n,n)
+        loss = 0.0
+        for ahead in (0, 1):
+            of = score[:, :n - ahead]  # the last place has no next one
+            right = of.diagonal(ahead, 1, 2)  # (nh,n - ahead)
+            wrong = of.masked_fill(torch.ones_like(of[0], dtype=torch.bool).triu(ahead).tril(ahead), MASK_FLOOR)
+            looks = (right - of.logsumexp(-1)).exp().mean(-1).detach()  # (nh)
+            loss = loss + (looks * F.relu(c.place_margin - right + wrong.amax(-1)).mean(-1)).sum()
+        return loss
 
     def positions(self, idx):
         if self.config.pos == "place":
@@ -410,6 +444,8 @@ class LoopGPT(GPT):
         loss = 0.0 if keep else self.loss(logits, targets.expand(logits.shape[:-1]))
         if c.halt_head != "none":
             loss = loss + self.halt_loss(torch.stack(states), targets)
+        if c.place_margin and not keep:
+            loss = loss + MARGIN_WEIGHT * self.margin_loss()
         return logits[-1], loss
 
     def halt_logits(self, h, l):
