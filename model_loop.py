@@ -63,8 +63,8 @@ class LoopConfig(GPTConfig):
     place_subset: int = 16      # >= 0: ids a training row draws out of the table, sorted; 0 trains on 1, 2, 3, ...
     place_runs: float = 0.0     # >= 0, <= 1: share of training rows whose ids are consecutive, from a random one on
     place_next: bool = False    # a second table tells the place that follows: of '=' the first one, of symbols none
-    place_end: bool = False     # the '+' after a number has the place that would follow in it, so that its end is found
-    place_margin: float = 0.0   # >= 0: gap in loop 1 that a head which looks for a place keeps over the whole table
+    place_end: bool = False     # '+' has the place that would follow in the number before it: where it ends is found
+    place_margin: float = 0.0   # >= 0: gap in nats that heads learn to keep between all places of the table, in loop 1
     place_scale: float = 0.02   # > 0: standard deviation of the place tables at the start
     inject: str = "add"         # what re-enters from loop 2 on: add h + x0; none h; concat W [h; x0]; decay a*h + b*x0
     step_encoding: str = "none"  # what tells the loops apart: none, learned, sinusoid, rope (rotates the query)
@@ -137,10 +137,8 @@ def check(config):
                          + (", and with place_next one place more" if config.place_next else ""))
     if config.place_next and config.pos != "place":
         raise ValueError(f"place_next tells the next of the places of pos 'place', not of {config.pos!r}")
-    if config.place_end and config.pos != "place":
-        raise ValueError(f"place_end gives '+' a place of pos 'place', not of {config.pos!r}")
-    if config.place_margin and not config.place_next:
-        raise ValueError("place_margin is a gap between places that are looked for by place_next, which is False")
+    if (config.place_end or config.place_margin) and not config.place_next:
+        raise ValueError("place_end and place_margin serve to find the next place, of which place_next must tell")
     if config.place_runs and not config.place_subset:
         raise ValueError(f"place_runs {config.place_runs} is a share of rows that draw place_subset ids, "
                          "which must then be above 0")
@@ -259,6 +257,7 @@ class LoopGPT(GPT):
     def place_index(self, idx):
         """Rows of the place tables for tokens idx (B,T): of `place` a digit's index in its number from 1, '=' its own,
         else 0; of `place_next`, None without it, one more at a digit, 1 at '=', where the answer begins, else 0.
+        With place_end a symbol right after a number, '=' apart, has the index that would follow in it.
 
         Depends on earlier tokens only, since numbers are written least significant digit first. In training each
         row's indices 1, 2, 3, ... become a sorted random subset of the table, the same one for both.
@@ -296,11 +295,12 @@ class LoopGPT(GPT):
         return torch.where(runs < c.place_runs, first + torch.arange(c.place_subset, device=device), subset)
 
     def margin_loss(self):
-        """A hinge on the scores of loop 1: where a head looks for equal places, the right one leads all others of the
-        table by place_margin, though a training row holds few of them. Over digits drawn anew at every place.
+        """How far the heads of loop 1 are from telling all places of the table apart: a scalar, 0 if a head that looks
+        for equal places scores the right one place_margin above every other.
 
-        A head counts by the probability that it gives to the right place now, once for the next place, where an answer
-        finds its digits, once for its own, where it finds the carry.
+        A training row holds few ids, so the loss of its tokens leaves most pairs of them as they are. Here every id is
+        compared with every other, at digits drawn anew. A head counts by the probability that it gives to the right
+        place now: to the next one, where an answer finds its digits, and to its own, where it finds the carry.
         """
         c, n = self.config, self.config.place_ids - 1
         ids, block = torch.arange(1, n + 1, device=self.numbers.device), self.transformer.h[0]
