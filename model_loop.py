@@ -63,6 +63,7 @@ class LoopConfig(GPTConfig):
     place_subset: int = 16      # >= 0: ids a training row draws out of the table, sorted; 0 trains on 1, 2, 3, ...
     place_runs: float = 0.0     # >= 0, <= 1: share of training rows whose ids are consecutive, from a random one on
     place_next: bool = False    # a second table tells the place that follows: of '=' the first one, of symbols none
+    place_below: bool = False   # with place_next: it tells the place below, where a carry comes from, of the first none
     place_end: bool = False     # '+' has the place that would follow in the number before it: where it ends is found
     place_margin: float = 0.0   # >= 0: gap in nats that heads learn to keep between all places of the table, in loop 1
     place_scale: float = 0.02   # > 0: standard deviation of the place tables at the start
@@ -88,6 +89,11 @@ class LoopConfig(GPTConfig):
     think_token: int | None = None  # from this token on the answer is written
     number_tokens: tuple[int, ...] = ()  # tokens that place ids count: digits and slots
     longest_number: int = 0     # digits of the longest number in training
+
+    @property
+    def place_ahead(self):
+        """Places beyond the end of a number that are told of, 0 or 1: a number needs as many ids more."""
+        return int(self.place_end or self.place_next and not self.place_below)
 
 
 def loop_counts(num_loops):
@@ -130,15 +136,15 @@ def check(config):
     if config.pos == "place" and not config.number_tokens:
         raise ValueError("pos 'place' counts digits from the least significant one, which this dataset does not write "
                          "first; use learned, rope or none")
-    ids, needed = config.place_subset or config.place_ids, config.longest_number + config.place_next
+    ids, needed = config.place_subset or config.place_ids, config.longest_number + config.place_ahead
     if config.pos == "place" and not needed <= ids <= config.place_ids:
         raise ValueError(f"place_subset {config.place_subset} must be 0 or at most place_ids {config.place_ids}, and "
                          f"the smaller one reach the {config.longest_number} digits of the longest number in training"
-                         + (", and with place_next one place more" if config.place_next else ""))
+                         + (", and with place_next one place more" if config.place_ahead else ""))
     if config.place_next and config.pos != "place":
         raise ValueError(f"place_next tells the next of the places of pos 'place', not of {config.pos!r}")
-    if (config.place_end or config.place_margin) and not config.place_next:
-        raise ValueError("place_end and place_margin serve to find the next place, of which place_next must tell")
+    if (config.place_below or config.place_end or config.place_margin) and not config.place_next:
+        raise ValueError("place_below, place_end and place_margin are about the other place that place_next tells of")
     if config.place_runs and not config.place_subset:
         raise ValueError(f"place_runs {config.place_runs} is a share of rows that draw place_subset ids, "
                          "which must then be above 0")
@@ -256,7 +262,8 @@ class LoopGPT(GPT):
 
     def place_index(self, idx):
         """Rows of the place tables for tokens idx (B,T): of `place` a digit's index in its number from 1, '=' its own,
-        else 0; of `place_next`, None without it, one more at a digit, 1 at '=', where the answer begins, else 0.
+        else 0; of `place_next`, None without it, one more at a digit, 1 at '=', where the answer begins, else 0; with
+        place_below one less at a digit, else 0.
         With place_end a symbol right after a number, '=' apart, has the index that would follow in it.
 
         Depends on earlier tokens only, since numbers are written least significant digit first. In training each
@@ -267,14 +274,15 @@ class LoopGPT(GPT):
         last_symbol = torch.where(torch.isin(idx, self.numbers), -1, t).cummax(1).values
         own, following = t - last_symbol, None  # (B,T) 1, 2, 3, ... along a number; 0 at symbols
         random = self.training and c.place_subset > 0
-        largest = (c.place_subset if random else c.place_ids) - c.place_next
+        largest = (c.place_subset if random else c.place_ids) - c.place_ahead
         known = self.training and c.longest_number  # then check() has seen to it, and nothing need cross to the host
         if T > largest and not known and (longest := int(own.max())) > largest:
             key = "place_subset" if random else "place_ids"
-            raise ValueError(f"a number of {longest} digits, but {key} is {largest + c.place_next}"
-                             f"{', place_next takes one' if c.place_next else ''}: train with a larger one")
+            raise ValueError(f"a number of {longest} digits, but {key} is {largest + c.place_ahead}"
+                             f"{', place_next takes one' if c.place_ahead else ''}: train with a larger one")
         if c.place_next:
-            following = torch.where(own > 0, own + 1, 0 if c.think_token is None else (idx == c.think_token).long())
+            first = 0 if c.place_below or c.think_token is None else (idx == c.think_token).long()
+            following = torch.where(own > 0, own - 1 if c.place_below else own + 1, first)
         if c.place_end:
             before = F.pad(own[:, :-1], (1, 0))
             own = torch.where((own == 0) & (before > 0), before + 1, own)
@@ -300,19 +308,21 @@ class LoopGPT(GPT):
 
         A training row holds few ids, so the loss of its tokens leaves most pairs of them as they are. Here every id is
         compared with every other, at digits drawn anew. A head counts by the probability that it gives to the right
-        place now: to the next one, where an answer finds its digits, and to its own, where it finds the carry.
+        place now: to the one that place_next tells, and to its own.
         """
-        c, n = self.config, self.config.place_ids - 1
+        c, n = self.config, self.config.place_ids - self.config.place_ahead
+        step = -1 if c.place_below else 1
         ids, block = torch.arange(1, n + 1, device=self.numbers.device), self.transformer.h[0]
         tokens = self.numbers[torch.randint(len(self.numbers), (2, n), device=ids.device)]
-        x, s = self.transformer.wte(tokens) + self.place(ids) + self.place_next(ids + 1), self.step_encoding(1)
+        x, s = self.transformer.wte(tokens) + self.place(ids) + self.place_next(ids + step), self.step_encoding(1)
         q, k, _ = block.attn.c_attn(block.ln_1(x if s is None else x + s)).view(2, n, 3, c.n_head, -1).unbind(2)
         score = torch.einsum("ihd,jhd->hij", q[0], k[1]).float() / math.sqrt(q.size(-1))  # (nh,n,n)
         loss = 0.0
-        for ahead in (0, 1):
-            of = score[:, :n - ahead]  # the last place has no next one
-            right = of.diagonal(ahead, 1, 2)  # (nh,n - ahead)
-            wrong = of.masked_fill(torch.ones_like(of[0], dtype=torch.bool).triu(ahead).tril(ahead), MASK_FLOOR)
+        for ahead in (0, step):
+            of = score[:, max(0, -ahead):n - max(0, ahead)]  # the last place has no next one, the first none below
+            at = max(0, ahead)
+            right = of.diagonal(at, 1, 2)
+            wrong = of.masked_fill(torch.ones_like(of[0], dtype=torch.bool).triu(at).tril(at), MASK_FLOOR)
             looks = (right - of.logsumexp(-1)).exp().mean(-1).detach()  # (nh)
             loss = loss + (looks * F.relu(c.place_margin - right + wrong.amax(-1)).mean(-1)).sum()
         return loss
