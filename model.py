@@ -13,7 +13,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-import think
+import generate
 from looplm_kernels import attention, rotate_halves
 from think import MASK_FLOOR
 
@@ -34,9 +34,9 @@ class GPTConfig:
 
 
 def rope_angles(positions, hs, base=10000.0):
-    """Rotary angles of positions (T,) for heads of hs channels -> (T, hs/2), float32. Su et al. 2021 (2104.09864)."""
+    """Rotary angles of positions (...) for heads of hs channels: (...,hs/2), float32. Su et al. 2021 (2104.09864)."""
     frequency = base ** (-torch.arange(0, hs, 2, device=positions.device, dtype=torch.float32) / hs)
-    return positions[:, None].float() * frequency
+    return positions[..., None].float() * frequency
 
 
 class CausalSelfAttention(nn.Module):
@@ -51,11 +51,13 @@ class CausalSelfAttention(nn.Module):
         self.config = config  # its settings may change after training: backend, log_scale
         self.flash = True  # False takes the manual path: slower, but one can look at the attention weights
 
-    def forward(self, x, q_angle=None, k_angle=None):
+    def forward(self, x, q_angle=None, k_angle=None, cache=None):
         B, T, C = x.shape
         qkv = self.c_attn(x)  # (B,T,3C)
-        if 0 < self.config.log_scale < T:
-            qkv = scale_queries_by_log_keys(qkv, self.config.log_scale)
+        if 0 < self.config.log_scale < (T if cache is None else cache.longest):
+            qkv = scale_queries_by_log_keys(qkv, self.config.log_scale, None if cache is None else cache.positions)
+        if cache is not None:
+            return self.c_proj(cache.attend(qkv, self.n_head, q_angle, k_angle, self.config.backend))
         if self.flash and not torch.is_grad_enabled() and not self.training:
             return self.c_proj(attention(qkv, self.n_head, q_angle, k_angle, self.config.backend))
         q, k, v = (y.view(B, T, self.n_head, -1).transpose(1, 2) for y in qkv.split(C, 2))  # (B,nh,T,hs)
@@ -72,14 +74,16 @@ class CausalSelfAttention(nn.Module):
         return self.resid_dropout(self.c_proj(y))
 
 
-def scale_queries_by_log_keys(qkv, trained_length):
+def scale_queries_by_log_keys(qkv, trained_length, positions=None):
     """qkv (B,T,3C) with the queries that see more than trained_length keys scaled by log(keys) / log(trained_length).
 
     Otherwise attention flattens with length (Chiang & Cholak 2022, 2202.12172). Causal: token t only uses t.
+    positions (B,T): where the tokens stand; None: 0, 1, 2, ...
     """
     T, C = qkv.size(1), qkv.size(2) // 3
-    scale = torch.arange(1, T + 1, device=qkv.device).log() / math.log(trained_length)  # (T)
-    return torch.cat((qkv[..., :C] * scale.clamp(min=1).to(qkv.dtype)[:, None], qkv[..., C:]), -1)
+    positions = torch.arange(T, device=qkv.device) if positions is None else positions
+    scale = (positions + 1).log() / math.log(trained_length)  # (T) or (B,T)
+    return torch.cat((qkv[..., :C] * scale.clamp(min=1).to(qkv.dtype)[..., None], qkv[..., C:]), -1)
 
 
 def attention_weights(q, k):
@@ -111,8 +115,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = MLP(config)
 
-    def forward(self, x, q_angle=None, k_angle=None):
-        x = x + self.attn(self.ln_1(x), q_angle, k_angle)
+    def forward(self, x, q_angle=None, k_angle=None, cache=None):
+        x = x + self.attn(self.ln_1(x), q_angle, k_angle, cache)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -149,16 +153,22 @@ class GPT(nn.Module):
         n = sum(p.numel() for p in self.parameters())
         return n - self.transformer.wpe.weight.numel() if non_embedding and self.learned_positions else n
 
-    def positions(self, idx):
+    def cache_slots(self):
+        """How often a token's keys and values are computed: in so many loops, and so many times in each."""
+        return 1, self.config.n_layer
+
+    def positions(self, idx, cache=None):
         """What is added to the token embeddings: (T,C) or (B,T,C), or None. ValueError if they end before T."""
+        if cache is not None and cache.positions is not None:
+            return self.transformer.wpe(cache.positions)
         T = idx.size(1)
         if T > self.config.block_size:
             raise ValueError(f"{T} tokens, but the learned positions end at block_size {self.config.block_size}")
         return self.transformer.wpe(torch.arange(T, device=idx.device))
 
-    def embed(self, idx):
-        """Tokens idx (B,T) int64 -> x0 (B,T,C)."""
-        x, p = self.transformer.wte(idx), self.positions(idx)
+    def embed(self, idx, cache=None):
+        """Tokens idx (B,T) int64 -> x0 (B,T,C). They follow those that the cache knows, a KVCache of generate.py."""
+        x, p = self.transformer.wte(idx), self.positions(idx, cache)
         return self.transformer.drop(x if p is None else x + p)
 
     def readout(self, h):
@@ -225,6 +235,6 @@ class GPT(nn.Module):
         """Share of the GPU's peak (FLOP/s) that an iteration of dt seconds reaches."""
         return self.flops_per_token(T, num_loops) * T * sequences_per_iter / dt / peak_flops
 
-    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, stop=None):
-        """think.generate of this model."""
-        return think.generate(self, idx, max_new_tokens, temperature, top_k, stop)
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, stop=None, reread=False):
+        """generate.generate of this model."""
+        return generate.generate(self, idx, max_new_tokens, temperature, top_k, stop, reread)

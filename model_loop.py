@@ -260,7 +260,11 @@ class LoopGPT(GPT):
             self.transformer.eval()  # the halt head learns what the frozen model does without dropout
         return self
 
-    def place_index(self, idx):
+    def cache_slots(self):
+        evaluations = 1 + len(STAGES[self.config.update])
+        return think.most_loops(self.config, self.trained_loops), evaluations * self.config.n_layer
+
+    def place_index(self, idx, cache=None):
         """Rows of the place tables for tokens idx (B,T): of `place` a digit's index in its number from 1, '=' its own,
         else 0; of `place_next`, None without it, one more at a digit, 1 at '=', where the answer begins, else 0; with
         place_below one less at a digit, else 0.
@@ -268,11 +272,16 @@ class LoopGPT(GPT):
 
         Depends on earlier tokens only, since numbers are written least significant digit first. In training each
         row's indices 1, 2, 3, ... become a sorted random subset of the table, the same one for both.
+        A number goes on where that of the cache ends.
         """
         c, (B, T) = self.config, idx.shape
         t = torch.arange(T, device=idx.device)
-        last_symbol = torch.where(torch.isin(idx, self.numbers), -1, t).cummax(1).values
+        digits_before = 0 if cache is None else cache.digits
+        last_symbol = torch.where(torch.isin(idx, self.numbers), -1 - digits_before, t).cummax(1).values
         own, following = t - last_symbol, None  # (B,T) 1, 2, 3, ... along a number; 0 at symbols
+        before = torch.cat((own.new_zeros(B, 1) + digits_before, own[:, :-1]), 1)  # of the token before
+        if cache is not None:
+            cache.digits, T = own[:, -1:], cache.longest
         random = self.training and c.place_subset > 0
         largest = (c.place_subset if random else c.place_ids) - c.place_ahead
         known = self.training and c.longest_number  # then check() has seen to it, and nothing need cross to the host
@@ -284,7 +293,6 @@ class LoopGPT(GPT):
             first = 0 if c.place_below or c.think_token is None else (idx == c.think_token).long()
             following = torch.where(own > 0, own - 1 if c.place_below else own + 1, first)
         if c.place_end:
-            before = F.pad(own[:, :-1], (1, 0))
             own = torch.where((own == 0) & (before > 0), before + 1, own)
         if random:
             subset = F.pad(self.random_places(B, idx.device), (1, 0))  # (B, 1 + place_subset), index 0 stays 0
@@ -327,11 +335,11 @@ class LoopGPT(GPT):
             loss = loss + (looks * F.relu(c.place_margin - right + wrong.amax(-1)).mean(-1)).sum()
         return loss
 
-    def positions(self, idx):
+    def positions(self, idx, cache=None):
         if self.config.pos == "place":
-            own, following = self.place_index(idx)
+            own, following = self.place_index(idx, cache)
             return self.place(own) if following is None else self.place(own) + self.place_next(following)
-        return super().positions(idx) if self.learned_positions else None  # rope acts in the attention
+        return super().positions(idx, cache) if self.learned_positions else None  # rope acts in the attention
 
     def step_encoding(self, l):
         """s_l (C), or None where the step encoding adds nothing to the state."""
@@ -347,14 +355,17 @@ class LoopGPT(GPT):
             return self.step_scale * wave.to(self.step_scale.dtype)
         return None
 
-    def angles(self, T, l, device):
-        """Rotations of the queries and the keys in loop l, (T, hs/2) or (1, hs/2) each, or None."""
+    def angles(self, u, l, cache=None):
+        """Rotations of the queries and the keys of u (B,T,C) in loop l: (T,hs/2), (1,hs/2) or (B,1,T,hs/2) each, or
+        None."""
         q = k = None
         hs = self.config.n_embd // self.config.n_head
         if self.config.pos == "rope":
-            q = k = rope_angles(torch.arange(T, device=device), hs)
+            known = cache is not None and cache.positions is not None
+            at = cache.positions[:, None] if known else torch.arange(u.size(1), device=u.device)
+            q = k = rope_angles(at, hs)
         if self.config.step_encoding == "rope":  # of q alone: rotating both alike would cancel in q.k
-            step = rope_angles(torch.full((1,), l - 1, device=device), hs)
+            step = rope_angles(torch.full((1,), l - 1, device=u.device), hs)
             q = step if q is None else q + step
         return q, k
 
@@ -366,21 +377,22 @@ class LoopGPT(GPT):
             return self.step_gate(torch.cat((h, x0), -1)).sigmoid()
         return self.config.alpha
 
-    def run_blocks(self, u, l):
+    def run_blocks(self, u, l, cache=None):
         """u + s_l, which is what the blocks read, and what they make of it, for u (B,T,C) in loop l."""
         s = self.step_encoding(l)
         u = candidate = u if s is None else u + s
         for block in self.transformer.h:
-            candidate = block(candidate, *self.angles(u.size(1), l, u.device))
+            candidate = block(candidate, *self.angles(u, l, cache), cache)
         return u, candidate
 
-    def loop(self, h, x0, l, active=None):
+    def loop(self, h, x0, l, active=None, cache=None):
         """Loop l (from 1) of every token: states h (B,T,C) -> new states (B,T,C). active (B,T): which have not halted.
+        cache: the tokens before these, where h does not begin with the first one; takes their keys and values.
 
         Every Runge-Kutta stage evaluates G at that stage's own input u. s_l and alpha are fixed for the whole step.
         Halted tokens do not move between stages: others must see their frozen state.
         """
-        u, candidate = self.run_blocks(h if l == 1 else self.inject(h, x0), l)  # loop 1 reads x0 once: h is x0 there
+        u, candidate = self.run_blocks(h if l == 1 else self.inject(h, x0), l, cache)  # h is x0 in loop 1: read once
         new = candidate
         if self.config.update != "replace":
             alpha, slope = self.alpha(h, x0), candidate - u
@@ -391,11 +403,23 @@ class LoopGPT(GPT):
                     moved = torch.where(active[..., None], moved, 0.0)
                 # Later stages inject x0 even in loop 1, where the first stage did not. So with an injection the very
                 # first step is only first-order accurate.
-                u, candidate = self.run_blocks(self.inject(h + moved, x0), l)
+                u, candidate = self.run_blocks(self.inject(h + moved, x0), l, cache)
                 slope = candidate - u
                 total, weights = total + weight * slope, weights + weight
             new = h + alpha / weights * total
         return self.loop_norm(new) if self.config.loop_norm else new
+
+    def owed_keys(self, h, x0, first, last):
+        """What halted tokens owe in loops first..last: keys and values (loops,B,T,2C) of their states h (B,T,C), not
+        rotated; one loop that serves all where no step encoding is added. Of a model with one block: inside several,
+        a halted token goes on moving with its context. All stages are alike, since it stands still between them.
+        """
+        block, C = self.transformer.h[0], h.size(-1)
+        u, steps = self.inject(h, x0)[None], [self.step_encoding(l) for l in range(first, last + 1)]
+        if steps[0] is not None:
+            u = u + torch.stack(steps)[:, None, None]
+        bias = block.attn.c_attn.bias
+        return F.linear(block.ln_1(u), block.attn.c_attn.weight[C:], bias if bias is None else bias[C:])
 
     def flops_per_token(self, T, num_loops=1):
         return super().flops_per_token(T, num_loops * (1 + len(STAGES[self.config.update])))
@@ -427,12 +451,10 @@ class LoopGPT(GPT):
         num_loops: loops to take (default: those trained with, the largest of a list). Training goes through all of
         them; in eval mode tokens halt by config.halt, or after exact_loops (B,T), which overrides every rule.
         """
-        c = self.config
         if self.training:
             return self.training_loss(idx, targets, num_loops)
-        adaptive = c.halt != "none" or c.prompt_loops or c.think_loops or exact_loops is not None
         record = None
-        if adaptive or trace:
+        if self.halts or trace or exact_loops is not None:
             h, record = self.think(idx, num_loops, trace, exact_loops)
         else:
             h = self.last_state(idx, num_loops)
@@ -478,6 +500,12 @@ class LoopGPT(GPT):
     def loss_per_loop(self, idx, targets, num_loops=None):
         """The loss (L,) that the readout after each loop would have, no token halting."""
         return torch.stack([self.loss(self.readout(h), targets) for h in self.states(idx, num_loops)])
+
+    @property
+    def halts(self):
+        """Whether tokens may take different loops."""
+        c = self.config
+        return c.halt != "none" or bool(c.prompt_loops or c.think_loops)
 
     def halting_plan(self, idx, L):
         """think.halting_plan by this model's settings."""

@@ -3,20 +3,26 @@
     python sample.py --out_dir=out/demo_addition --start="123+456="
     python sample.py --checkpoint=out/x/ckpt_last.pt --start="1+2= 999+1=" --halt=entropy --halt_threshold=0.1
     python sample.py --out_dir=out/train_loop_1x12 --start="ROMEO:" --num_samples=3 --trace=True
-    python sample.py --start=FILE:prompts.txt --trace_file=trace.jsonl --trace_png=trace.png
+    python sample.py --start=FILE:prompts.txt --trace_file=trace.png
 
-Addition problems are written as people write them; several are parted by spaces, commas or lines.
+Addition problems are written as people write them; several are parted by spaces, commas or lines. All problems and
+samples are written at once, what each says does not depend on the others, and they are printed in their order. Where
+learned positions end, at block_size, a text goes on with the second half of what it has read.
 """
 import json
 import math
 import re
+import sys
+import time
 
 import torch
 
 import addition
 import figures
+import generate
 import outputs
 import runtime
+import think
 from checkpoint import inference_settings, open_model
 from configurator import configure, open_text, say_without_effect
 from dataset import decode, encode
@@ -29,10 +35,10 @@ num_samples = 1                 # >= 1: samples of each prompt
 max_new_tokens = 200            # >= 0: text: tokens to write
 temperature: float | None = None  # 0 or >= 1e-6: 0 takes the likeliest token; None: 0.8 for text, 0 for addition
 top_k = 200                     # >= 0: text: only the likeliest so many tokens can be drawn; 0: all
-seed = 1337                     # >= 0: of the draws
+seed = 1337                     # >= 0: of the draws, which are each sample's own
 trace: bool | None = None       # print the thinking trace; None: of addition only
-trace_file = ""                 # also write the trace as JSON lines, one per token
-trace_png = ""                  # also draw it as a heat map
+trace_file = ""                 # also write the trace: name.jsonl has a line per token, name.png is a heat map
+reread = False                  # read every token's whole window again, instead of keeping keys and values: to compare
 device = "auto"                 # auto, cpu, cuda
 dtype = "float32"               # float32, or bfloat16 by autocast
 
@@ -80,26 +86,84 @@ def read_prompts(meta):
     return found
 
 
-@torch.no_grad()
-def write(model, meta, prompt, problem):
-    """The whole sequence after a prompt, and the tokens that each of its positions wrote (None in the prompt)."""
-    idx, n = torch.tensor([prompt], device=model.lm_head.weight.device), len(prompt)
-    if problem is None:
-        out = model.generate(idx, max_new_tokens, 0.8 if temperature is None else temperature, top_k)[0].tolist()
-        return out, [None] * (n - 1) + out[n:] + [None]
-    if meta.track == "slots":
-        said = model.logits(idx)[0].argmax(-1).tolist()
-        return prompt, [s if t == addition.ID[addition.SLOT] else None for t, s in zip(prompt, said, strict=True)]
-    longest = int(max(problem[1][0], problem[3][0])) + 3
-    out = model.generate(idx, longest, temperature or 0, top_k, stop=addition.ID[addition.END])[0].tolist()
-    return out[:-1], [None] * (n - 1) + out[n:]
+class Sequence:
+    """A prompt (tokens), its problem (addition) or None, and what is written after it or into its slots."""
+
+    def __init__(self, prompt, problem):
+        self.prompt, self.problem, self.complete = prompt, problem, False
+        self.written, self.printed = [], 0  # tokens, and how many of prompt and written have been printed
+        self.thought = []  # the trace: a dict of plain values for each token read, None for NaN
+
+    def take(self, meta, tokens, start, record):
+        """Tokens written, and the trace of those that were read for it: a dict of think.think, or None."""
+        self.written += tokens
+        if record is None:
+            return
+        n, reads, slots = len(self.prompt), self.prompt, is_slots(meta)
+        if slots:
+            places, end = [t for t in range(n) if reads[t] == addition.ID[addition.SLOT]], n
+        else:
+            reads, places = reads + self.written, range(n - 1, n + len(self.written))
+            end = len(reads) - bool(tokens)  # the last one is not read yet
+        writes = dict(zip(places, self.written, strict=False))
+        record = {k: x.tolist() for k, x in record.items()}
+        for i, t in enumerate(range(end - len(record["loops"]), end)):
+            row = dict(position=t, context_start=start, reads=show(meta, reads[t]),
+                       writes=show(meta, writes[t]) if t in writes else None, loops=record["loops"][i],
+                       prediction=[show(meta, p) for p in record["prediction"][i]])
+            for key in ("entropy", "confidence", "delta"):
+                row[key] = [None if math.isnan(x) else round(x, 6) for x in record[key][i]]
+            self.thought.append(row)
+
+    def print(self, meta):
+        """Print what has come since the last time: text as it comes, an answer once it is complete."""
+        if self.problem:
+            if self.complete:
+                print(self.title(meta), flush=True)
+            return
+        tokens = (self.prompt + self.written)[self.printed:]
+        text = decode(meta, tokens)
+        if self.complete or not text.endswith("\ufffd"):  # a character of which a token has only a part waits
+            self.printed += len(tokens)
+            print(text, end="\n---------------\n" if self.complete else "", flush=True)
+
+    def title(self, meta):
+        """The line of the answer, "" for text."""
+        return answer_line(meta, self.problem, self.written) if self.problem else ""
+
+
+def is_slots(meta):
+    """Whether answers stand in slots, all read out at once."""
+    return meta.kind == "rows" and meta.track == "slots"
+
+
+def into_slots(model, sequences, trace):
+    """As generate.write, for prompts with slots: each is read once."""
+    for i, sequence in enumerate(sequences):
+        idx = torch.tensor([sequence.prompt], device=model.lm_head.weight.device)
+        logits, record = generate.read_whole(model, idx, trace)
+        slots = [t for t, token in enumerate(sequence.prompt) if token == addition.ID[addition.SLOT]]
+        loops = None if record is None else [record["loops"][0, slots].tolist()]
+        record = [{k: x[0] for k, x in record.items()}] if trace else None
+        yield generate.Burst([i], [logits[0, slots].argmax(-1).tolist()], loops, [0], record, [True])
+
+
+def bursts(model, meta, sequences, trace):
+    """What is written after the prompts of sequences: yields a generate.Burst whenever there is something."""
+    if is_slots(meta):
+        return into_slots(model, sequences, trace)
+    degree, stop = 0.8 if temperature is None else temperature, None
+    room = [max_new_tokens] * len(sequences)
+    if meta.kind == "rows":
+        degree, stop = temperature or 0, addition.ID[addition.END]
+        room = [int(max(s.problem[1][0], s.problem[3][0])) + 3 for s in sequences]
+    return generate.write(model, [s.prompt for s in sequences], room, degree, top_k, stop, seed, trace, reread)
 
 
 def answer_line(meta, problem, written):
     """123+456=579, and the right sum beside an answer that is not right token for token, end symbol included."""
     a, la, b, lb = problem
     x, y = (int(addition.number_text(d[0][:n[0]])) for d, n in ((a, la), (b, lb)))
-    written = [w for w in written if w is not None]
     row = addition.write_rows(*problem, addition.row_length(a.shape[1], meta.track), meta.track, meta.plain)
     right = written == row[addition.answer_mask(row)].tolist()
     return f"{x}+{y}={addition.number_text(written, meta.plain)}" + ("" if right else f"   (wrong: {x + y})")
@@ -125,34 +189,6 @@ def print_trace(rows, largest):
               f"{last:>5}  {guesses}".rstrip())
 
 
-def passes(sequence, written, context):
-    """The passes by which generate wrote a sequence, each over `context` tokens at most, as (start, end, own): over the
-    positions start to end, of which the last `own` are shown. Up to the context's end the tokens of one are those of
-    all before it; from there on every token was written from another window.
-    """
-    prompt = 1 + next((t for t, w in enumerate(written) if w is not None), len(sequence) - 1)
-    start = max(0, prompt - context)
-    end = min(start + context, len(sequence))
-    return [(start, end, end - start)] + [(e - context, e, 1) for e in range(end + 1, len(sequence) + 1)]
-
-
-def trace_rows(model, meta, sequence, written, number):
-    """The trace of one sequence as dicts of plain values, one per token, of the pass that wrote what stands there; None
-    for NaN. number: of the sequence."""
-    context, rows = model.config.block_size if model.learned_positions else len(sequence), []
-    for start, end, own in passes(sequence, written, context):
-        _, record = model.think(torch.tensor([sequence[start:end]], device=model.lm_head.weight.device))
-        record = {k: v[0, -own:].cpu() for k, v in record.items()}
-        for i, t in enumerate(range(end - own, end)):
-            row = dict(sample=number, position=t, context_start=start, reads=show(meta, sequence[t]),
-                       writes=None if written[t] is None else show(meta, written[t]),
-                       loops=int(record["loops"][i]), prediction=[show(meta, p) for p in record["prediction"][i]])
-            for key in ("entropy", "confidence", "delta"):
-                row[key] = [None if math.isnan(x) else round(x, 6) for x in record[key][i].tolist()]
-            rows.append(row)
-    return rows
-
-
 def write_trace(rows, first):
     """Write the trace of a sequence as JSON lines, in the place of what stood in trace_file or, if not first, after it.
     Raises OSError."""
@@ -162,11 +198,10 @@ def write_trace(rows, first):
 
 def say_what_no_trace_shows(rows):
     """A line on what the trace of a sequence beyond the context leaves out; no line if it leaves out nothing."""
-    first, last = rows[0]["context_start"], rows[-1]
+    first, last = rows[0]["context_start"], rows[-1]["context_start"]
     left = [f"the first {first} tokens, which no pass read"] * (first > 0)
-    if last["context_start"] > first:
-        size = last["position"] + 1 - last["context_start"]
-        left += [f"from position {first + size} on, what each pass made of the {size - 1} tokens before its last one"]
+    if last > first:
+        left += ["what was thought again of earlier tokens, each time half of the context had to go"]
     if left:
         print(f"trace: not shown, as the context ends at block_size: {'; '.join(left)}")
 
@@ -178,40 +213,66 @@ def what_is_drawn(traces):
         part.append(f"the first {figures.TRACES} of {len(traces)} sequences")
     if longest > figures.TOKENS:
         part.append(f"the first {figures.TOKENS} of up to {longest} tokens")
-    return f" ({', '.join(part)}; --trace_file=FILE has all)" if part else ""
+    return f" ({', '.join(part)}; --trace_file=FILE.jsonl has all)" if part else ""
 
 
-def samples(model, meta):
-    """Write after every prompt, num_samples times each, and print it: yields (sequence, tokens written, title).
-
-    The title is the line of the answer, "" for text.
-    """
-    prompts = read_prompts(meta)
+def require_places(model, prompts):
+    """SystemExit for a number that is too long, before the first answer is written."""
     for prompt, problem in prompts:
         if problem and not model.learned_positions:
-            try:  # numbers that are too long should fail before the first answer is written
+            try:
                 model.embed(torch.tensor([prompt], device=model.lm_head.weight.device))
             except ValueError as e:
                 raise SystemExit(f"--start: {e}") from None
-    for prompt, problem in prompts:
-        for _ in range(num_samples):
-            try:
-                sequence, written = write(model, meta, prompt, problem)
-            except ValueError as e:
-                raise SystemExit(f"sample.py: {e}") from None
-            title = answer_line(meta, problem, written) if problem else ""
-            print(title if problem else decode(meta, sequence) + "\n---------------")
-            yield sequence, written, title
+
+
+def samples(model, meta, trace):
+    """Write after every prompt, num_samples times each, and print it: yields each Sequence once it is complete, in the
+    order of the prompts. Ends with a line on speed and loops."""
+    prompts = read_prompts(meta)
+    require_places(model, prompts)
+    sequences = [Sequence(*prompt) for prompt in prompts for _ in range(num_samples)]
+    seconds, tokens, steps, loops, at = 0.0, 0, 0, [], 0
+    work = bursts(model, meta, sequences, trace)
+    while at < len(sequences):
+        before = time.perf_counter()
+        try:
+            burst = next(work)
+        except ValueError as e:
+            raise SystemExit(f"sample.py: {e}") from None
+        seconds, steps = seconds + time.perf_counter() - before, steps + max(map(len, burst.tokens))
+        tokens, loops = tokens + sum(map(len, burst.tokens)), loops + sum(burst.loops or [], [])
+        for i, row in enumerate(burst.rows):
+            sequences[row].complete = burst.done[i]
+            sequences[row].take(meta, burst.tokens[i], burst.start[i], burst.trace and burst.trace[i])
+        while at < len(sequences):
+            sequences[at].print(meta)
+            if not sequences[at].complete:
+                break
+            yield sequences[at]
+            at += 1
+    say_speed(model, seconds, tokens, steps, loops)
+
+
+def say_speed(model, seconds, tokens, steps, loops):
+    """A line on what writing took. steps: tokens one after the other; loops: of the tokens that wrote, [] of a GPT. On
+    stderr, since what is written does not depend on it."""
+    if tokens:
+        line = f"{tokens} tokens, {tokens / seconds:.1f} tokens/s, {1000 * seconds / steps:.2f} ms a token"
+        if loops:
+            mean, most = sum(loops) / len(loops), think.most_loops(model.config, model.trained_loops)
+            line += f", {mean:.2f} of {most} loops, {1 - mean / most:.0%} saved"
+        print(line, file=sys.stderr, flush=True)
 
 
 def say_idle_settings(model, meta):
     """One line on keys of the command line that do nothing here."""
-    rows, slots = meta.kind == "rows", meta.kind == "rows" and meta.track == "slots"
+    rows, slots = meta.kind == "rows", is_slots(meta)
     greedy = not (temperature or temperature is None and not rows)
     say_without_effect(
         *idle_settings(model.config),
         (rows, "an answer has an end", "max_new_tokens"),
-        (slots, "the slots are read out at once, nothing is drawn", "temperature", "top_k", "seed"),
+        (slots, "the slots are read out at once, nothing is drawn", "temperature", "top_k", "seed", "reread"),
         (greedy, "temperature is 0, nothing is drawn", "top_k", "seed"),
         (checkpoint, "checkpoint is given", "out_dir"))
 
@@ -219,36 +280,40 @@ def say_idle_settings(model, meta):
 def main():
     settings, further, given = configure(__file__, inference_settings())
     globals().update(settings)
+    if trace_file and not trace_file.endswith((".jsonl", ".png")):
+        raise SystemExit(f"--trace_file={trace_file}: take a name that ends in .jsonl, a line per token, or in .png, a "
+                         "heat map")
     machine = runtime.choose_device(device)
     overrides = {k: v for k, v in further.items() if k in given}
     model, meta, _, path = open_model(checkpoint, out_dir, machine, overrides)
     printing, looped = meta.kind == "rows" if trace is None else trace, isinstance(model, LoopGPT)
-    if (trace or trace_file or trace_png) and not looped:
+    if (trace or trace_file) and not looped:
         raise SystemExit(f"{path} is a plain GPT, which has no loops to trace")
     say_idle_settings(model, meta)
-    tracing, largest = looped and bool(trace_file or trace_png or printing), math.log(max(2, meta.vocab_size))
-    runtime.seed_torch(seed)
+    tracing, largest = looped and bool(trace_file or printing), math.log(max(2, meta.vocab_size))
     traces, titles, kept = [], [], 0
-    if trace_file:
+    lines = trace_file.endswith(".jsonl")
+    if lines:
         outputs.require_writable(trace_file)
     with runtime.autocast(machine, runtime.choose_dtype(dtype, machine)), torch.no_grad():
-        for sequence, written, title in samples(model, meta):
-            if tracing:
-                traces.append(trace_rows(model, meta, sequence, written, len(traces)))
-                titles.append(title)
-                if trace_file:
-                    with outputs.going_on(trace_file):
-                        write_trace(traces[-1], first=not kept)
-                        kept += 1
-                if printing:
-                    print_trace(traces[-1], largest)
-                say_what_no_trace_shows(traces[-1])
-    if trace_png and figures.draw_traces(traces, titles, largest, trace_png):
-        print(f"heat map: {trace_png}{what_is_drawn(traces)}")
-    if trace_file and kept < len(traces):
+        for sequence in samples(model, meta, tracing):
+            if not tracing:
+                continue
+            traces.append([dict(sample=len(traces), **row) for row in sequence.thought])
+            titles.append(sequence.title(meta))
+            if lines:
+                with outputs.going_on(trace_file):
+                    write_trace(traces[-1], first=not kept)
+                    kept += 1
+            if printing:
+                print_trace(traces[-1], largest)
+            say_what_no_trace_shows(traces[-1])
+    if lines and kept < len(traces):
         raise SystemExit(f"{trace_file} has {kept} of {len(traces)} traces, since it could not be written")
-    if trace_file:
+    if lines:
         print(f"trace: {trace_file}")
+    elif trace_file and figures.draw_traces(traces, titles, largest, trace_file):
+        print(f"heat map: {trace_file}{what_is_drawn(traces)}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Inference of any model: the halting plan, the adaptive loop in torch, the trace, Anderson acceleration, generation.
+"""Inference of any model: the halting plan, the adaptive loop in torch, the trace, Anderson acceleration.
 
 Functions over a model that is given to them; this file imports none. What a looped model brings:
 
     config                  the settings of LoopConfig
     embed(idx)              tokens (B,T) -> x0 (B,T,C)
-    loop(h, x0, l, active)  states (B,T,C) before loop l -> after it
+    loop(h, x0, l, active, cache)  states (B,T,C) before loop l -> after it
     readout(h)              states (...,C) -> logits (...,V)
     halt_logits(h, l)       the halt head's log-odds (B,T), for rule gate
     alpha(h, x0)            step size, by which delta is divided
@@ -33,12 +33,20 @@ TIKHONOV = 1e-4  # of anderson, relative to a diagonal of ones
 
 
 # when tokens halt ----------------------------------------------------------------------------------------------------
-def halting_plan(config, idx, L):
-    """HaltingPlan of tokens idx (B,T) for L loops: prompt and answer apart, by the settings in config."""
+def most_loops(config, L):
+    """The loops that any token may take, of L asked for: prompt_loops and think_loops may ask for more."""
+    return max(config.think_loops or L, config.prompt_loops or L)
+
+
+def halting_plan(config, idx, L, thinks_before=False):
+    """HaltingPlan of tokens idx (B,T) for L loops: prompt and answer apart, by the settings in config.
+
+    thinks_before (B,1): whether a think token stands before idx.
+    """
     c = config
     active = torch.ones_like(idx, dtype=torch.bool) if c.pad_token is None else idx != c.pad_token  # (B,T)
     # the think token itself writes the first token of the answer
-    thinks = torch.zeros_like(active) if c.think_token is None else (idx == c.think_token).cumsum(1) > 0
+    thinks = torch.zeros_like(active) if c.think_token is None else (idx == c.think_token).cumsum(1) + thinks_before > 0
     never = float("inf") if RULES[c.halt].above else float("-inf")
     usual = RULES[c.halt].threshold if c.halt_threshold is None else c.halt_threshold
     read = never if c.prompt_loops else usual
@@ -46,7 +54,7 @@ def halting_plan(config, idx, L):
     write = never if c.think_loops else write
     threshold = torch.where(thinks, write, read).float()
     limit = torch.where(thinks, c.think_loops or L, c.prompt_loops or L)
-    return HaltingPlan(active, threshold, limit, max(c.think_loops or L, c.prompt_loops or L), c.halt)
+    return HaltingPlan(active, threshold, limit, most_loops(c, L), c.halt)
 
 
 def fixed_plan(idx, L):
@@ -78,21 +86,21 @@ def accelerate(model, h, new, l, history):
     return anderson(h, new, history, m) if m else new
 
 
-def fixed_depth(model, x0, L):
+def fixed_depth(model, x0, L, cache=None):
     """The states (B,T,C) after L loops from x0 (B,T,C) on, no token halting."""
     h, history = x0, []
     for l in range(1, L + 1):
-        h = accelerate(model, h, model.loop(h, x0, l), l, history)
+        h = accelerate(model, h, model.loop(h, x0, l, None, cache), l, history)
     return h
 
 
-def halting_loop(model, x0, plan, l, state, history, backend, readout=False):
+def halting_loop(model, x0, plan, l, state, history, backend, readout=False, cache=None):
     """Loop l of the active tokens: the State after it, the candidate states (B,T,C), and the scores (B,T).
 
-    readout: whether logits are needed whatever the rule.
+    readout: whether logits are needed whatever the rule. cache: as LoopGPT.loop takes it.
     """
     c, rule = model.config, plan.rule
-    step = model.loop(state.h, x0, l, state.active)  # (B,T,C)
+    step = model.loop(state.h, x0, l, state.active, cache)  # (B,T,C)
     new = accelerate(model, state.h, step, l, history)
     logits = model.readout(new) if readout or RULES[rule].needs_logits else None
     gate = model.halt_logits(new, l).float().sigmoid() if rule == "gate" else None
@@ -153,18 +161,22 @@ def trace_row(h, new, logits, active, score, last):
     return row
 
 
-def traced(model, x0, plan, last):
+def traced(model, x0, plan, last, cache=None):
     """As adaptive, with the whole trace: the states (B,T,C) and the dict of `think`.
 
     last (B,T): the arg-max of x0. Pads never run a loop, so the trace shows it for them.
+    cache: as LoopGPT.loop takes it.
     """
     history, rows, state = [], [], start(x0, plan)
     for l in range(1, plan.L + 1):
         before = state
-        state, new, score = halting_loop(model, x0, plan, l, before, history, model.config.backend, readout=True)
+        state, new, score = halting_loop(model, x0, plan, l, before, history, model.config.backend, readout=True,
+                                         cache=cache)
         rows.append(trace_row(before.h, new, state.logits, before.active, score, last))
         last = rows[-1]["prediction"]
-        if not state.active.any():
+        if (cache is None or cache.ends_early) and not state.active.any():
+            if cache is not None:
+                cache.fill(model, state.h, x0, l)
             break
     silent = {key: torch.full_like(x, torch.nan) for key, x in rows[0].items() if key != "prediction"}
     rows += [dict(silent, prediction=last)] * (plan.L - len(rows))  # loops that nobody took
@@ -197,6 +209,11 @@ def think(model, idx, L, trace=True, exact_loops=None):
     if exact_loops is not None:
         plan = plan._replace(active=plan.active & (exact_loops > 0), limit=exact_loops,
                              L=max(1, int(exact_loops.max())), rule="none")
+    return follow(model, idx, plan, trace)
+
+
+def follow(model, idx, plan, trace):
+    """think by a HaltingPlan of tokens idx (B,T)."""
     x0 = model.embed(idx)
     last = model.readout(x0).argmax(-1) if trace else None
     done = adaptive_loop(model.loop_spec(), x0, plan, last, trace, model.config.backend)
@@ -227,31 +244,3 @@ def anderson(h, new, history, m):
         gram = df @ df.mT + TIKHONOV * torch.eye(df.size(-2), device=h.device, dtype=df.dtype)
         weight = torch.linalg.solve_ex(gram, df @ f[..., None])[0]  # (B,T,m,1); _ex asks the device for no check
     return (g - (weight * dg).sum(-2)).to(h.dtype)
-
-
-# generation ----------------------------------------------------------------------------------------------------------
-def sample_token(logits, temperature, top_k):
-    """One token (B,1) of logits (B,V), float32: the arg-max at temperature 0, else drawn from the top_k likeliest."""
-    if temperature == 0:
-        return logits.argmax(-1, keepdim=True)
-    logits = logits / temperature
-    if top_k:
-        kth = logits.topk(min(top_k, logits.size(-1))).values[:, [-1]]
-        logits = logits.masked_fill(logits < kth, MASK_FLOOR)  # equal ones all stay
-    return torch.multinomial(logits.softmax(-1), 1)
-
-
-@torch.no_grad()
-def generate(model, idx, max_new_tokens, temperature=1.0, top_k=None, stop=None):
-    """Append up to max_new_tokens to idx (B,T). temperature 0 takes the arg-max, top_k 0 or None draws from all;
-    ends once every row has had the token `stop` (a row goes on until the last one has it)."""
-    stopped = torch.zeros(idx.size(0), dtype=torch.bool, device=idx.device)
-    for _ in range(max_new_tokens):
-        # learned positions end at block_size; all others go on
-        context = idx[:, -model.config.block_size:] if model.learned_positions else idx
-        new = sample_token(model(context)[0][:, -1].float(), temperature, top_k)
-        idx = torch.cat((idx, new), 1)
-        stopped |= new[:, 0] == stop if stop is not None else False
-        if stopped.all():
-            break
-    return idx

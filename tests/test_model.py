@@ -215,18 +215,22 @@ def test_forward_returns_that_loss():
 
 
 def greedy(model, idx, n):
-    """Arg-max continuation, with at most block_size tokens of context."""
+    """Arg-max continuation; a context of block_size tokens loses its first half when it is full."""
+    start = 0
     for _ in range(n):
-        context = idx[:, -model.config.block_size:]
+        while idx.size(1) - start > model.config.block_size:
+            start += model.config.block_size // 2
+        context = idx[:, start:]
         idx = torch.cat((idx, model(context, context)[0][:, -1:].argmax(-1)), 1)
     return idx
 
 
-def test_generate_arg_max_also_beyond_the_block_size():
+@pytest.mark.parametrize("reread", [False, True])
+def test_generate_arg_max_also_beyond_the_block_size(reread):
     model, idx = make(block_size=9), tokens(3)
     expected = greedy(model, idx, 8)
-    assert torch.equal(model.generate(idx, 8, temperature=0), expected)
-    assert torch.equal(model.generate(idx, 8, top_k=1), expected)
+    assert torch.equal(model.generate(idx, 8, temperature=0, reread=reread), expected)
+    assert torch.equal(model.generate(idx, 8, top_k=1, reread=reread), expected)
 
 
 @pytest.mark.parametrize("temperature", [0, 1.0])
@@ -246,7 +250,7 @@ def test_generate_ends_once_every_row_has_had_the_stop_token(temperature):
         for rows in (1, 2):
             n = int(at[:rows].max())
             expected = torch.cat((idx, script[:, :n]), 1)[:rows]
-            assert torch.equal(model.generate(idx[:rows], V, temperature=temperature, stop=stop), expected)
+            assert torch.equal(model.generate(idx[:rows], V, temperature, stop=stop, reread=True), expected)
     assert model.generate(idx, 4, temperature=temperature).size(1) == T + 4
 
 

@@ -11,6 +11,7 @@ from models import random_weights
 
 import addition
 import dataset
+import generate
 import sample as sample_py
 from model_loop import LoopConfig, LoopGPT, from_checkpoint
 
@@ -199,8 +200,10 @@ def test_halting_settings_of_a_run_override_the_checkpoint(scripts, trained):
 @pytest.mark.parametrize("track", ["next", "slots"])
 def test_trace_file_and_picture(scripts, trained, track):
     """The trace says what the model's own dict says, labelled by what is read and written."""
-    run = scripts("sample.py", f"--checkpoint={trained[track]}", "--start=7+5=", "--trace_file=t.jsonl",
-                  "--trace_png=t.png")
+    sample = ("sample.py", f"--checkpoint={trained[track]}", "--start=7+5=")
+    run = scripts(*sample, "--trace_file=t.jsonl")
+    assert scripts(*sample, "--trace_file=t.png").out == run.out.replace("trace: t.jsonl", "heat map: t.png")
+    assert "--trace_file=t.gif" in scripts(*sample, "--trace_file=t.gif", status=None).err
     rows = [json.loads(line) for line in (scripts.folder / "t.jsonl").read_text(encoding="utf-8").splitlines()]
     reads, writes = "".join(r["reads"] for r in rows), "".join(r["writes"] or "" for r in rows)
     assert reads.startswith("7+5=")
@@ -222,7 +225,7 @@ def test_trace_file_and_picture(scripts, trained, track):
 
 
 def test_a_heat_map_says_what_it_leaves_out(scripts, trained):
-    sample = ("sample.py", f"--checkpoint={trained['slots']}", "--trace=False", "--trace_png=t.png")
+    sample = ("sample.py", f"--checkpoint={trained['slots']}", "--trace=False", "--trace_file=t.png")
     assert "t.png (the first 6 of 8 sequences; --trace_file" in scripts(
         *sample, "--start=" + ",".join(f"{n}+1" for n in range(8))).out
     assert scripts(*sample, "--start=1+1 2+2").out.endswith("heat map: t.png\n")
@@ -301,41 +304,103 @@ def test_a_text_of_one_character(scripts):
     scripts("data/shakespeare_char/prepare.py", "--input=one.txt", "--out_dir=data/one")
     scripts("train.py", "--device=cpu", "--dataset=one", "--n_embd=16", "--n_head=2", "--block_size=16",
             "--num_loops=2", "--batch_size=4", "--max_iters=2", "--eval_iters=1", "--halt=entropy", "--out_dir=one")
-    run = scripts("sample.py", "--out_dir=one", "--max_new_tokens=5", "--trace=True", "--trace_png=one.png")
+    run = scripts("sample.py", "--out_dir=one", "--max_new_tokens=5", "--trace=True", "--trace_file=one.png")
     assert "aaaaaa" in run.out
     assert (scripts.folder / "one.png").exists()
     assert "0.0000" in scripts("evaluate.py", "--out_dir=one", "--eval_iters=2").out
 
 
+class Meta(SimpleNamespace):
+    """Of a text of the letters a, b, c, ...: what sample.py asks of it."""
+    kind, vocab = "text", [chr(97 + i) for i in range(20)]
+
+
+def read_again(model, vocab, sequence, prompt):
+    """What a text's trace has to say: each token read as the last one of its window; the prompt's in one pass."""
+    rows = []
+    for n in range(prompt, len(sequence)):
+        start = next(s for s in range(0, n, 4) if n - s <= 8)
+        _, record = model.think(torch.tensor([sequence[start:n]]))
+        for t in range(start if n == prompt else n - 1, n):
+            rows.append(dict(position=t, context_start=start, reads=vocab[sequence[t]],
+                             writes=vocab[sequence[t + 1]] if t >= prompt - 1 else None,
+                             loops=int(record["loops"][0, t - start]),
+                             prediction=[vocab[p] for p in record["prediction"][0, t - start]]))
+    return rows
+
+
 @pytest.mark.parametrize("prompt", [3, 8, 13])
-def test_a_trace_beyond_the_context(scripts, rng, prompt, capsys, monkeypatch):
-    """Positions as they are, and of each token the pass that wrote it, by reading every prefix's window again."""
+@pytest.mark.parametrize("reread", [False, True])
+def test_a_trace_beyond_the_context(rng, prompt, reread, capsys, monkeypatch):
+    """Of each token the pass that read it first, at positions of the whole text."""
     torch.manual_seed(int(rng.integers(2**31)))
-    vocab = [chr(97 + i) for i in range(20)]
+    vocab = Meta.vocab
     model = random_weights(LoopGPT(LoopConfig(vocab_size=20, block_size=8, n_embd=16, n_head=2, num_loops=4,
                                               halt="confidence", halt_threshold=0.5)))
-    meta = SimpleNamespace(kind="text", vocab=vocab)
-    monkeypatch.setattr(sample_py, "temperature", 0.0)
-    monkeypatch.setattr(sample_py, "max_new_tokens", 20)
-    sequence, written = sample_py.write(model, meta, rng.integers(0, 20, prompt).tolist(), None)
-    rows = sample_py.trace_rows(model, meta, sequence, written, 0)
-    first = max(0, prompt - 8)
-    assert [r["position"] for r in rows] == [*range(first, prompt + 20)]
-    for r in rows:
-        t = r["position"]
-        assert r["reads"] == vocab[sequence[t]]
-        _, record = model.think(torch.tensor([sequence[max(first, t - 7):t + 1]]))
-        assert r["loops"] == record["loops"][0, -1]
-        assert r["prediction"] == [vocab[p] for p in record["prediction"][0, -1]]
-        assert r["context_start"] == max(first, t - 7)
-        if prompt - 1 <= t < len(sequence) - 1:
-            assert r["prediction"][-1] == r["writes"] == vocab[sequence[t + 1]]
-        else:
-            assert r["writes"] is None
-    sample_py.say_what_no_trace_shows(rows)
+    meta = Meta()
+    for key, value in dict(temperature=0.0, max_new_tokens=20, reread=reread,
+                           start="".join(rng.choice(vocab, prompt))).items():
+        monkeypatch.setattr(sample_py, key, value)
+    sequence, = sample_py.samples(model, meta, trace=True)
+    tokens, seen = sequence.prompt + sequence.written, sequence.thought
+    assert len(tokens) == prompt + 20
+    assert capsys.readouterr().out == "".join(vocab[t] for t in tokens) + "\n---------------\n"
+    for row, want in zip(seen, read_again(model, vocab, tokens, prompt), strict=True):
+        assert {k: row[k] for k in want} == want
+        if row["writes"]:
+            assert row["prediction"][-1] == row["writes"]
+    sample_py.say_what_no_trace_shows(seen)
     line, = capsys.readouterr().out.splitlines()
-    assert ("the first 5 tokens, which no pass read" in line) == (prompt == 13)
-    assert f"from position {first + 8} on, what each pass made of the 7 tokens before" in line
+    assert ("the first 8 tokens, which no pass read" in line) == (prompt == 13)
+    assert "thought again" in line
+
+
+def test_text_appears_as_it_is_written(monkeypatch, capsys):
+    """The first sample token by token, the ones after it in their order, whatever their bursts."""
+    def work(*args):
+        for rows, tokens, done in (([0, 1], [[1], [2]], [False, False]), ([0, 1], [[3, 4], [5, 6]], [False, True]),
+                                   ([0], [[7]], [True]), ([2], [[8]], [True])):
+            yield generate.Burst(rows, tokens, None, [0] * len(rows), None, done)
+            printed.append(capsys.readouterr().out)
+    printed = []
+    for key, value in dict(start="a", num_samples=3, bursts=work).items():
+        monkeypatch.setattr(sample_py, key, value)
+    found = list(sample_py.samples(SimpleNamespace(learned_positions=True), Meta(), trace=False))
+    assert [s.written for s in found] == [[1, 3, 4, 7], [2, 5, 6], [8]]
+    assert printed == ["ab", "de", "h\n---------------\nacfg\n---------------\na"]
+    out = capsys.readouterr()
+    assert out.out == "i\n---------------\n"
+    assert re.fullmatch(r"8 tokens, [\d.]+ tokens/s, [\d.]+ ms a token\n", out.err)
+
+
+def test_half_a_character_waits(monkeypatch, capsys):
+    """Of an emoji that a byte-pair encoding cuts in two, nothing is printed before it is whole; at the end what is."""
+    pieces = [b"a", "🙂".encode()[:2], "🙂".encode()[2:], "🙂".encode()[:2]]
+    monkeypatch.setattr(sample_py, "decode", lambda meta, tokens: b"".join(pieces[t] for t in tokens).decode(
+        errors="replace"))
+    sequence, seen = sample_py.Sequence([0], None), []
+    for token in (1, 2, 3):
+        sequence.written.append(token)
+        sequence.complete = token == 3
+        sequence.print(None)
+        seen.append(capsys.readouterr().out)
+    assert seen == ["", "a🙂", "\ufffd\n---------------\n"]
+
+
+def test_problems_at_once_as_one_by_one(scripts, trained):
+    """What each says depends neither on the others nor on the cache; the line at the end counts loops and tokens."""
+    sample = ("sample.py", f"--checkpoint={trained['next']}", "--trace=True")
+    problems = ["1+2=", "98+7=", "555+66=", "3+4="]
+    run = scripts(*sample, "--start=" + " ".join(problems))
+    alone = [scripts(*sample, f"--start={p}") for p in problems[:2]]
+    assert run.out.startswith("".join(one.out for one in alone))
+    assert scripts(*sample, "--start=" + " ".join(problems), "--reread=True").out == run.out
+    tokens, mean, most = re.search(r"^(\d+) tokens, [\d.]+ tokens/s, [\d.]+ ms a token, ([\d.]+) of (\d+) loops, "
+                                   r"-?\d+% saved$", run.err, re.M).groups()
+    writes = [line.split() for line in run.out.splitlines() if re.match(r"  +\S+ +[^·\s]+ +\d+  ", line)]
+    assert len(writes) == int(tokens)
+    assert sum(int(row[2]) for row in writes) / len(writes) == pytest.approx(float(mean), abs=0.01)
+    assert int(most) == 3
 
 
 def test_text_samples(scripts):
