@@ -289,6 +289,7 @@ def row_of(s, name, changes, L, quality, loops, at_random, meter, span, short):
 def model_rows(checkpoints, device, dtype, tables, only, span, emit):
     """Measure all models of the chosen tables; emit(row) for each."""
     small, meter = not device.startswith("cuda"), Meter(device)
+    generate.CACHE_BYTES = max(generate.CACHE_BYTES, 2 ** 32)  # so that the largest batch is written together
     meter.rest(0 if small else 3)
     began, done = time.perf_counter(), 0
     with torch.no_grad(), runtime.autocast(device, dtype):
