@@ -98,8 +98,8 @@ class Step:
         self.run, self.draw_noise = (graph.replay for graph in graphs)
 
     def fill_noise(self):
-        """The noise of the next tokens. Apart from the step: compiled along with it, other tokens were drawn (torch
-        2.13, on a CPU)."""
+        """The noise of the next tokens. Apart from the step: torch 2.13's code of it for a CPU, once compiled, spoils
+        memory."""
         if self.make_noise:
             t = (self.t + torch.arange(self.burst, device=self.t.device))[:, None].expand(-1, self.R).flatten()
             self.noise.copy_(self.make_noise(self.seed, self.numbers.repeat(self.burst), t, self.noise.size(2)).view(

@@ -178,3 +178,22 @@ def test_the_compiler_takes_a_step_whole(monkeypatch):
     monkeypatch.setattr(static.Step, "prepare", prepare)
     assert {i: x[:2] for i, x in written(model, [[1, 2], [3]], 11, way="graph").items()} == {
         i: x[:2] for i, x in eager.items()}
+
+
+# ---- on a GPU
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("way", ["graph", "compiled", "auto"])
+def test_graphs_on_a_gpu(way, bursts):
+    """Captured and compiled, the steps write what the reader writes; float64 has no ties."""
+    for halt, pos, step_encoding in (("confidence", "learned", "none"), ("kl", "next", "learned"),
+                                     ("none", "rope", "rope")):
+        model = make(**drawn(halt=halt, pos=pos, step_encoding=step_encoding, n_layer=1, update="replace", extra={}))
+        model, given = model.cuda(), prompts(5, 20)
+        options = dict(temperature=1.0, top_k=7, stop=5, seed=int(torch.randint(2 ** 40, ())))
+        bursts.clear()
+        eager, steps = (written(model, given, 40, way=w, **options) for w in ("eager", way))
+        assert {i: x[:2] for i, x in eager.items()} == {i: x[:2] for i, x in steps.items()}
+        assert bursts
+    assert not static.StepWriter.failed
