@@ -271,6 +271,15 @@ def fastest(ways, pace, R):
     return fresh[0] if fresh else min(tried, key=lambda name: tried[name][1])
 
 
+def read_and_draw(reader, trace, temperature, top_k, seed, numbers, t):
+    """The t-th token of sequences numbers (R,) by a Reader: tokens, and loops, as a writer's burst has them, and the
+    records of the trace."""
+    logits, loops, records = reader.next(trace)
+    noise = gumbel_noise(seed, numbers, t, logits.size(-1)) if temperature else None
+    new = sample_token(at_least_float32(logits), temperature, top_k, noise)
+    return ([[x] for x in new.tolist()], loops), records
+
+
 def write_together(model, prompts, rows, room, temperature, top_k, stop, seed, trace, reread, way="auto"):
     """write of the prompts `rows` alone, which fit into memory together; room: tokens that each may get."""
     rows = sorted(rows, key=lambda i: len(prompts[i]))
@@ -284,20 +293,15 @@ def write_together(model, prompts, rows, room, temperature, top_k, stop, seed, t
     numbers = torch.tensor(rows, device=model.lm_head.weight.device)
     try:
         while rows:
-            began, R, name, made = time.perf_counter(), rows_with_room(len(rows)), "eager", None
-            if t and ways:
-                name = fastest(ways, pace, R) if way == "auto" else way
-                if name != "eager":
-                    made = ways[name].burst(rows, t, [room[i] - t for i in rows])
+            began, R, made, records = time.perf_counter(), rows_with_room(len(rows)), None, None
+            name = "eager" if not t or not ways else fastest(ways, pace, R) if way == "auto" else way
+            if name != "eager":
+                made = ways[name].burst(rows, t, [room[i] - t for i in rows])
             if made is None:
-                logits, loops, records = reader.next(trace)
-                noise = gumbel_noise(seed, numbers, t, logits.size(-1)) if temperature else None
-                new = sample_token(at_least_float32(logits), temperature, top_k, noise)
-                made, name = ([[x] for x in new.tolist()], loops), "eager"
-            else:
-                records = None
+                name = "eager"
+                made, records = read_and_draw(reader, trace, temperature, top_k, seed, numbers, t)
             (written, loops), n = made, len(made[0][0])
-            if t and ways:
+            if t:  # the first one reads the prompt
                 times, least = pace.get((name, R), (0, math.inf))
                 pace[name, R] = times + 1, min(least, (time.perf_counter() - began) / n)
             new = [x[:room[i] - t] for x, i in zip(written, rows, strict=True)]  # nothing of prompts only read

@@ -223,7 +223,7 @@ class StepWriter:
         when it has run for long; forced: also where the few tokens to come are not worth it."""
         self.reader, self.draw, self.make_noise, self.key = reader, draw, make_noise, key
         self.compiled, self.forced, self.stop = compiled, forced, -1 if stop is None else stop
-        self.seed, self.step = seed, None
+        self.seed, self.step, self.kept = seed, None, kept_for(reader.model)
 
     def window(self):
         """Tokens of each sequence's window, of which no pass has read the last one."""
@@ -235,7 +235,7 @@ class StepWriter:
 
         numbers: which they are among the prompts; t: tokens written of each; left: that each may still write.
         """
-        model, longest, tokens = self.reader.model, max(self.window()), ()
+        model, longest = self.reader.model, max(self.window())
         n = min(BURST, max(left))
         if model.learned_positions:
             n = min(n, model.config.block_size + 1 - longest)  # then the window moves
@@ -267,7 +267,6 @@ class StepWriter:
             T = min(T, -(-c.block_size // 8) * 8)  # attention wants its keys by 8
         if cache.later_alike and model.halts:  # one to spare, for the next token may take more
             loops = min(loops, rows_with_room(reader.most + 1) + 1)
-        self.kept = kept_for(model)
         enough = [k[2] for k in self.kept.steps if k[2] >= loops and k == (R, T, k[2], self.key)]
         key, way = (R, T, min(enough, default=loops), self.key), "compiled" if self.compiled else "graph"
         step = self.kept.steps.pop(key, None)  # no other writer shall take it meanwhile
