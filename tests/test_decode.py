@@ -1,0 +1,135 @@
+"""Writing in one launch (kernels/decode.py), on the stand-in, against the cache in torch."""
+import itertools
+
+import cutile_cpu
+import pytest
+import torch
+from cutile_cpu import load_kernels
+
+import generate
+from cache import KVCache
+from looplm_kernels import RULES
+from model_loop import LoopConfig, LoopGPT
+
+K = load_kernels()
+V, N = 13, 3
+
+
+def loop_model(seed=0, C=64, heads=2, **settings):
+    torch.manual_seed(seed)
+    rule = settings.get("halt", "none")
+    config = LoopConfig(**dict(dict(
+        vocab_size=V, block_size=32, n_layer=1, n_head=heads, n_embd=C, num_loops=3, pos="learned",
+        halt_head="joint" if rule == "gate" else "none"), **settings))
+    model = LoopGPT(config)
+    for p in model.parameters():  # louder than at the start of a training, so that loops matter
+        if p.dim() > 1:
+            torch.nn.init.normal_(p, std=0.2)
+    return model.bfloat16().eval()
+
+
+def by_cache(model, prompts, n, temperature, top_k, noise, end):
+    """What the cache in torch writes after prompts (R,t): tokens and loops (R,n), -1 after the end, and how close the
+    closest decision was: of a score to its threshold, of a token to the next best."""
+    R, L, c = len(prompts), model.trained_loops, model.config
+    cache = KVCache(model, R, 32)
+    logits, _ = generate.prefill(model, prompts[:, :-1], cache) if prompts.size(1) > 1 else (None, None)
+    idx, tokens, loops, margin = prompts[:, -1:], [], [], float("inf")
+    ended = torch.zeros(R, dtype=torch.bool)
+    for t in range(n):
+        if t == 0 and prompts.size(1) == 1:
+            logits, record = generate.prefill(model, idx, cache, trace=True)
+        else:
+            logits, record = generate.decode_one_token(model, idx, cache, trace=True)
+        plan = generate.reading_plan(model, idx)
+        if plan.rule != "none":
+            distance = (record["score"] - plan.threshold[..., None]).abs()[:, :, c.min_loops - 1:L - 1][~ended]
+            margin = min(margin, distance[~distance.isnan()].min().item() if (~distance.isnan()).any() else margin)
+        pick = logits.float() / (temperature or 1.0)
+        if top_k:
+            pick = pick.masked_fill(pick < pick.topk(top_k).values[:, [-1]], -1e20)
+        pick = pick + (noise[t] if temperature else 0)
+        two = pick.topk(2).values[~ended]
+        margin = min(margin, (two[:, 0] - two[:, 1]).min().item()) if len(two) else margin
+        idx = pick.argmax(-1, keepdim=True)
+        tokens.append(idx[:, 0].masked_fill(ended, -1))
+        loops.append(record["loops"][:, -1].masked_fill(ended, -1))
+        ended = ended | (idx[:, 0] == end)
+    return torch.stack(tokens, 1), torch.stack(loops, 1), margin
+
+
+def by_kernel(model, prompts, n, temperature, top_k, noise, end):
+    """The same by the kernel on the stand-in."""
+    R, t = prompts.shape
+    L, c, hs = model.trained_loops, model.config, model.config.n_embd // model.config.n_head
+    cache = KVCache(model, R, 32)
+    kv = torch.zeros(L, 2, R, c.n_head, 32, hs, dtype=torch.bfloat16)
+    if t > 1:
+        generate.prefill(model, prompts[:, :-1], cache)
+        kv = cache.dense(L, 32)
+    at = torch.full((R,), t - 1)
+    places = model.positions(torch.zeros(R, t - 1 + n, dtype=torch.long))
+    places = torch.zeros(R, n, c.n_embd) if places is None else places.expand(R, -1, -1)[:, t - 1:].contiguous()
+    plan = generate.reading_plan(model, torch.zeros(R, n, dtype=torch.long))
+    limit = plan.limit if not plan.fixed else torch.full((R, n), plan.limit)
+    ends = torch.arange(V) == end
+    return K.decode.decode_n_tokens(model.loop_spec(), model.transformer.wte.weight, kv, L, prompts[:, -1], at, places,
+                                    torch.ones(R, n), plan.threshold, limit, noise if temperature else None, ends,
+                                    temperature, top_k or 0)
+
+
+@torch.no_grad()
+def check(seed, R=1, t=3, temperature=0.0, top_k=None, end=-1, order="forward", tolerance=0.05, **settings):
+    """Tokens and loops are the cache's, on inputs on which no decision is close; what the cache gave."""
+    for attempt in itertools.count():
+        assert attempt < 300, "no inputs without a close decision"
+        model = loop_model(1000 * seed + attempt, **settings)
+        prompts = torch.randint(V, (R, t))
+        noise = torch.stack([generate.gumbel_noise(seed + attempt, torch.arange(R), i, V) for i in range(N)])
+        right = by_cache(model, prompts, N, temperature, top_k, noise, end)
+        if right[2] > tolerance:
+            break
+    with cutile_cpu.schedule(order, seed):
+        tokens, loops = by_kernel(model, prompts, N, temperature, top_k, noise, end)
+    assert tokens.tolist() == right[0].tolist()
+    assert loops.tolist() == right[1].tolist()
+    return right
+
+
+@pytest.mark.third
+@pytest.mark.parametrize("halt", RULES)
+@pytest.mark.parametrize("more", [dict(), dict(inject="none"), dict(inject="decay", update="euler", alpha=0.5),
+                                  dict(update="euler", loop_norm=True, min_loops=2)], ids=str)
+def test_writes_what_the_cache_writes(halt, more, rng):
+    typical = dict(confidence=0.5, entropy=1.0, delta=0.7, kl=0.2, gate=0.5, none=None)
+    check(int(rng.integers(2 ** 20)), halt=halt, halt_threshold=typical[halt], t=int(rng.integers(1, 6)), **more)
+
+
+@pytest.mark.parametrize("sizes", [dict(C=128, heads=2), dict(C=384, heads=3)], ids=str)
+def test_wider_states(sizes, rng):
+    """More tiles of a row than one, and of different widths."""
+    check(int(rng.integers(2 ** 20)), halt="confidence", halt_threshold=0.5, **sizes)
+
+
+def test_sequences_side_by_side_draw_and_end(rng):
+    """Each has its own noise, and leaves after its own end."""
+    seed, ends = int(rng.integers(2 ** 20)), 0
+    for end in range(V):  # some token that is written before the last place
+        right = check(seed, R=3, temperature=1.3, top_k=5, end=end, tolerance=0.02, halt="entropy", halt_threshold=1.0,
+                      order="random")
+        ends = (right[0][:, :-1] == end).sum()
+        if ends:
+            break
+    assert ends
+
+
+def test_a_limit_of_its_own_for_every_token(rng):
+    """Wait-to-think: prompt and answer take loops of their own."""
+    check(int(rng.integers(2 ** 20)), think_token=3, prompt_loops=1, think_loops=3)
+
+
+def test_who_waits_in_vain_gives_up(monkeypatch):
+    monkeypatch.setattr(K.decode, "POLLS", 3)
+    model = loop_model()
+    with pytest.raises(RuntimeError, match="in vain"):
+        by_kernel(model, torch.zeros(1, 1, dtype=torch.long), N, 0.0, None, None, -1)
