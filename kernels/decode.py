@@ -11,11 +11,6 @@ A sequence has a group of blocks that stay for all of its tokens, each with a ro
 A loop takes two exchanges, attention and MLP. Each block adds up the shares of the others for itself, in the same
 order, so all hold the same state, to the bit. While the judge reads out loop l, the others already attend in loop
 l + 1. If the token halts, what they computed are the keys and values that its frozen state owes to later tokens.
-
-There is no barrier. A share is float32 numbers whose two lowest bits are the number of the exchange, modulo 4. Who
-reads asks until all have arrived; each number vouches for itself, so nothing has to be ordered. There are two buffers
-in turn: who writes the third share has seen that all have read the first. (NCCL's protocol LL sends a flag with every
-number alike.)
 """
 from dataclasses import dataclass
 from typing import Any
@@ -25,118 +20,28 @@ import torch
 from kernels import tile
 from kernels.backend import product_dtype, why_not_tensors
 from kernels.block import delta_of_tiles, layer_norm
+from kernels.exchange import (
+    ENDS,
+    NEW,
+    NEW_SCORE,
+    OLD,
+    OLD_SCORE,
+    OLD_TOTAL,
+    STOPS,
+    TOKEN,
+    Exchange,
+    await_attention,
+    await_mlp,
+    publish,
+    publish_row,
+    tag,
+)
 from kernels.halt import CONFIDENCE, DELTA, ENTROPY, GATE, KL, NUMBER, halts_on_tiles
 from kernels.loop import LOOP_VOCABULARY, pack_weights
-from kernels.tile import APPROX, FLOOR, LN2, LOG2E, NAN, ZERO, Const, constants, ct, finite, gelu, next_power_of_2
+from kernels.tile import FLOOR, LN2, LOG2E, NAN, ZERO, Const, constants, ct, finite, gelu, next_power_of_2
 
 ROLES = MLP, KEY, VALUE, PAST, JUDGE = range(5)
-STOPS, ENDS, TOKEN = 4, 8, 4  # of the judge's word: the token has halted; it was the last; where the next one stands
 POLLS = 1 << 22  # before a block gives up: seconds
-NEW, OLD = range(2)  # shares of the attention
-NEW_SCORE, OLD_SCORE, OLD_TOTAL = range(3)  # softmax statistics of a head
-
-
-# what blocks tell each other -----------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Exchange:
-    """Buffers of int32, zeros at first; R sequences; NH heads."""
-    parts: Any    # (2,R,2,NH,C) shares of the attention, from new and from old keys
-    stats: Any    # (2,R,3,NH) scores of new and old keys, base 2, and the total of the old weights
-    slices: Any   # (2,R,4C/FT,C) shares of the MLP
-    words: Any    # (2,R) what the judge says
-    written: Any  # (R,NH) keys and values of how many tokens are in the cache
-    state: Any    # (2,) blocks that have started; whether one has given up
-
-
-def tag(turn):
-    """What the numbers of an exchange end in: `turn` counts from 2, so that zeros belong to none."""
-    return (turn >> 1) & 3
-
-
-def publish(buffer, at, x, turn):
-    """Store a float32 tile for the others."""
-    bits = (ct.bitcast(x, ct.int32) & -4) | tag(turn)
-    ct.store(buffer, at, bits, allow_tma=False, check_bounds=False,
-             memory_order=ct.MemoryOrder.RELAXED, memory_scope=ct.MemoryScope.DEVICE)
-
-
-def peek(buffer, at, shape):
-    """A tile of a buffer as it is now."""
-    return ct.load(buffer, at, shape, allow_tma=False, check_bounds=False,
-                   memory_order=ct.MemoryOrder.RELAXED, memory_scope=ct.MemoryScope.DEVICE)
-
-
-def number(bits):
-    """The float32 tile of published bits; the tag is worth 2^-22 of it."""
-    return ct.bitcast(bits, ct.float32)
-
-
-def gather_missing(missing, late, THREADS):
-    """missing (1,THREADS) or late (1,W), whose lowest two bits are set where a number has not arrived.
-
-    A tile narrower than the block is held by several threads, each of which has loaded it for itself: they may have
-    seen different values. Only a maximum over a tile with an element for every thread is the same for all.
-    """
-    if ct.static_eval(late.shape[1] == THREADS):
-        return missing | late
-    return missing | ct.max(late & 3, axis=1, keepdims=True)
-
-
-def await_attention(u, b, turn, polls, x, p):
-    """Once all shares are there, u plus the attention of all heads, the judge's word, and the polls that are left.
-    u is returned as it is if the word says that the token has halted."""
-    slot, going, word, y = turn & 1, 1, 0, u
-    while going > 0:
-        said = peek(x.words, (slot, b), (1, 1))
-        missing = ct.zeros((1, p.THREADS), ct.int32)
-        weight = ()
-        for h in ct.static_iter(range(p.NH)):
-            new = ct.reshape(peek(x.stats, (slot, b, NEW_SCORE, h), (1, 1, 1, 1)), (1, 1))
-            old = ct.reshape(peek(x.stats, (slot, b, OLD_SCORE, h), (1, 1, 1, 1)), (1, 1))
-            total = ct.reshape(peek(x.stats, (slot, b, OLD_TOTAL, h), (1, 1, 1, 1)), (1, 1))
-            missing = missing | (new ^ tag(turn)) | (old ^ tag(turn)) | (total ^ tag(turn))
-            top = ct.maximum(number(new), number(old))
-            new = ct.exp2(number(new) - top, flush_to_zero=True)
-            old = ct.exp2(number(old) - top, flush_to_zero=True)
-            scale = ct.truediv(1.0, new + old * number(total), rounding_mode=APPROX)
-            weight += ((new * scale, old * scale),)
-        y = ()
-        for t in ct.static_iter(range(len(p.TILES))):
-            i, W = p.TILES[t]
-            late, sum_of_heads = ct.zeros((1, W), ct.int32), u[t]
-            for h in ct.static_iter(range(p.NH)):
-                new = ct.reshape(peek(x.parts, (slot, b, NEW, h, i), (1, 1, 1, 1, W)), (1, W))
-                old = ct.reshape(peek(x.parts, (slot, b, OLD, h, i), (1, 1, 1, 1, W)), (1, W))
-                late = late | (new ^ tag(turn)) | (old ^ tag(turn))
-                sum_of_heads = sum_of_heads + number(new) * weight[h][NEW] + number(old) * weight[h][OLD]
-            y += (sum_of_heads,)
-            missing = gather_missing(missing, late, p.THREADS)
-        waits = ct.where((said & 3) != tag(turn), 2, ct.where((said & STOPS) > 0, 0, ct.minimum(missing & 3, 1)))
-        going, word, polls = ct.max(waits), said.item(), polls - 1
-        if polls < 0:
-            going, word = 0, STOPS + ENDS
-    return y, word, polls
-
-
-def await_mlp(y, b, turn, polls, x, p):
-    """Once all shares are there, y plus those of all slices, and the polls that are left."""
-    slot, going, new = turn & 1, 1, y
-    while going > 0:
-        missing = ct.zeros((1, p.THREADS), ct.int32)
-        new = ()
-        for t in ct.static_iter(range(len(p.TILES))):
-            i, W = p.TILES[t]
-            late, total = ct.zeros((1, W), ct.int32), y[t]
-            for j in ct.static_iter(range(p.SLICES)):
-                share = ct.reshape(peek(x.slices, (slot, b, j, i), (1, 1, 1, W)), (1, W))
-                late = late | (share ^ tag(turn))
-                total = total + number(share)
-            new += (total,)
-            missing = gather_missing(missing, late, p.THREADS)
-        going, polls = ct.max(missing & 3), polls - 1
-        if polls < 0:
-            going = 0
-    return new, polls
 
 
 # products of one row -------------------------------------------------------------------------------------------------
@@ -300,13 +205,6 @@ def attend_past(q, k, v, at, x, b, r, wproj, turn, p):
     publish_row(x.parts, (turn & 1, b, OLD, r), (1, 1, 1, 1), expand(times(weight, v), wproj), turn, p)
     publish(x.stats, (turn & 1, b, OLD_SCORE, r), ct.reshape(top, (1, 1, 1, 1)), turn)
     publish(x.stats, (turn & 1, b, OLD_TOTAL, r), ct.reshape(ct.sum(weight, axis=1, keepdims=True), (1, 1, 1, 1)), turn)
-
-
-def publish_row(buffer, at, ones, xs, turn, p):
-    """publish of a row of C channels, tiles (1,W); ones: as load_row has it."""
-    for t in ct.static_iter(range(len(p.TILES))):
-        i, W = p.TILES[t]
-        publish(buffer, at + (i,), ct.reshape(xs[t], ones + (W,)), turn)
 
 
 def write_past(s, which, x, l, end, at, b, r, p):
@@ -513,14 +411,14 @@ def why_not_decode_kernel(spec, R, T):
     """What the decode kernel does not do of a model and R sequences of T tokens, "" if it does all."""
     c, hs = spec.config, spec.config.n_embd // spec.config.n_head
     blocks = R * blocks_per_sequence(c)
-    asks = {"n_layer above 1": c.n_layer > 1, "biases": c.bias,
+    asks = {"n_layer above 1": c.n_layer > 1, "biases": c.bias, "training": spec.training,
             f"n_embd {c.n_embd}": c.n_embd not in (64, 128, 256, 384),
-            f"heads of {hs} channels": hs & (hs - 1) or not 16 <= hs <= 128, "rope": "rope" in (c.pos, c.step_encoding),
-            f"step encoding {c.step_encoding!r}": c.step_encoding != "none",
-            f"injection {c.inject!r}": c.inject == "concat", f"update {c.update!r}": c.update not in ("replace", "euler"), "alpha 'gate'": c.alpha == "gate",
-            "Anderson acceleration": c.anderson > 0, f"a vocabulary of {c.vocab_size}": c.vocab_size > LOOP_VOCABULARY,
-            "more than 256 tokens": T > 256, f"weights in {str(product_dtype(spec.head))[6:]}":
-                product_dtype(spec.head) != torch.bfloat16, "training": spec.training,
+            f"heads of {hs} channels": hs & (hs - 1) or not 16 <= hs <= 128,
+            "rope": "rope" in (c.pos, c.step_encoding), "a step encoding": c.step_encoding != "none",
+            f"injection {c.inject!r}": c.inject == "concat", "alpha 'gate'": c.alpha == "gate",
+            f"update {c.update!r}": c.update not in ("replace", "euler"), "Anderson acceleration": c.anderson > 0,
+            f"a vocabulary of {c.vocab_size}": c.vocab_size > LOOP_VOCABULARY, "more than 256 tokens": T > 256,
+            f"weights in {str(product_dtype(spec.head))[6:]}": product_dtype(spec.head) != torch.bfloat16,
             f"{R} sequences at once": blocks > tile.gpu(spec.head.device).multi_processor_count}
     what = next((what for what, asked in asks.items() if asked), "")
     return f"the decode kernel does not do {what}" if what else why_not_tensors(spec.head)
