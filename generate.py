@@ -12,7 +12,7 @@ from cache import KVCache, looped
 from looplm_kernels import at_least_float32
 from think import MASK_FLOOR
 
-CACHE_BYTES = 2 ** 30  # of the sequences that are written at once, unless one alone takes more
+CACHE_BYTES = 2 ** 30  # that sequences written at once may take, unless one alone takes more
 SPLITMIX = tuple(x - 2 ** 64 for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))  # as int64
 
 
@@ -102,12 +102,6 @@ def decode_one_token(model, idx, cache, trace=False):
     return read(model, idx, cache, trace)
 
 
-def runs(values):
-    """The runs of equal values, as slices with their value."""
-    edges = [i for i in range(len(values) + 1) if i in (0, len(values)) or values[i] != values[i - 1]]
-    return [(slice(a, b), values[a]) for a, b in zip(edges, edges[1:], strict=False)]
-
-
 class Reader:
     """What R sequences (lists of tokens) say next, by the cache; sorted by length, the shortest first."""
 
@@ -121,7 +115,14 @@ class Reader:
         return torch.tensor(sequences, device=self.model.lm_head.weight.device)
 
     def windows(self):
+        """Where each sequence's window begins."""
         return [window_start(self.model, len(x)) for x in self.sequences]
+
+    def alike(self, values):
+        """Slices of the sequences of equal length, which a pass can read together, with the first one's value each."""
+        lengths = [len(x) for x in self.sequences]
+        edges = [i for i, n in enumerate(lengths) if i == 0 or n != lengths[i - 1]] + [len(lengths)]
+        return [(slice(a, b), values[a]) for a, b in zip(edges, edges[1:], strict=False)]
 
     def next(self, trace=False):
         """Logits (R,V) after all sequences, the loops of their last tokens as lists of one (None of a GPT), and with
@@ -129,17 +130,16 @@ class Reader:
         starts, before = self.windows(), self.starts
         self.starts = starts
         if not before:
-            return self.gather([prefill(self.model, self.tensor([x[starts[rows.start]:] for x in self.sequences[rows]]),
-                                        self.cache, rows, trace) for rows, _ in runs(list(map(len, self.sequences)))],
-                               trace)
-        for rows, (start, moved) in runs([(a, a > b) for a, b in zip(starts, before, strict=True)]):
-            for part, n in runs([len(x) for x in self.sequences[rows]]) if moved else ():
-                part = slice(rows.start + part.start, rows.start + part.stop)
-                self.cache.prompt(part, 0)
-                if n - 1 > start:  # all but the new token, which is read with those of the others
-                    prefill(self.model, self.tensor([x[start:-1] for x in self.sequences[part]]), self.cache, part)
-        return self.gather([decode_one_token(self.model, self.tensor([x[-1:] for x in self.sequences]), self.cache,
-                                             trace)], trace)
+            return self.gather([prefill(self.model, self.tensor([x[start:] for x in self.sequences[rows]]), self.cache,
+                                        rows, trace) for rows, start in self.alike(starts)], trace)
+        for rows, start in self.alike(starts):
+            if start > before[rows.start]:  # all but the new token are read again; it comes with those of the others
+                windows = [x[start:-1] for x in self.sequences[rows]]
+                self.cache.prompt(rows, 0)
+                if windows[0]:
+                    prefill(self.model, self.tensor(windows), self.cache, rows)
+        newest = self.tensor([x[-1:] for x in self.sequences])
+        return self.gather([decode_one_token(self.model, newest, self.cache, trace)], trace)
 
     def gather(self, parts, trace):
         """What `next` returns, of the results of several passes."""
@@ -168,8 +168,8 @@ class Rereader(Reader):
 
     def next(self, trace=False):
         fresh, self.starts, parts = not self.starts, self.windows(), []
-        for rows, _ in runs([len(x) for x in self.sequences]):
-            idx = self.tensor([x[self.starts[rows.start]:] for x in self.sequences[rows]])
+        for rows, start in self.alike(self.starts):
+            idx = self.tensor([x[start:] for x in self.sequences[rows]])
             logits, record = read_whole(self.model, idx, trace, last=True)
             if record is not None and not fresh:
                 record = {k: x[:, -1:] for k, x in record.items()}
@@ -255,12 +255,14 @@ def write(model, prompts, max_new_tokens, temperature=1.0, top_k=None, stop=None
     where positions end.
     """
     room = max_new_tokens if isinstance(max_new_tokens, list) else [max_new_tokens] * len(prompts)
-    slots = math.prod(model.cache_slots())
-    number = 2 * slots * model.config.n_embd * model.lm_head.weight.element_size()  # bytes a token
+    numbers = 2 * math.prod(model.cache_slots()) * model.config.n_embd  # of a token
+    if looped(model) and (model.halts or trace):
+        numbers += 4 * model.config.vocab_size  # a prompt's readouts, and what is scored of them
+    size = numbers * model.lm_head.weight.element_size()
     longest = max((len(p) + n for p, n in zip(prompts, room, strict=True)), default=0)
     if model.learned_positions:
         longest = min(longest, model.config.block_size)
-    together = max(1, CACHE_BYTES // max(1, number * longest))
+    together = max(1, CACHE_BYTES // max(1, size * longest))
     for first in range(0, len(prompts), together):
         rows = range(first, min(first + together, len(prompts)))
         yield from write_together(model, prompts, rows, room, temperature, top_k, stop, seed, trace, reread)

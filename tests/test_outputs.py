@@ -295,10 +295,11 @@ def test_a_full_disk_for_tables_and_traces(scripts, finished):
                   "--csv_file=/dev/full", status=1)
     assert "digits" in run.out
     assert run.err.splitlines()[-1] == "/dev/full has 0 of 2 rows, since it could not be written"
-    run = scripts("sample.py", "--out_dir=finished", "--start=1+2= 3+4=", "--trace_file=/dev/full", status=1)
+    (scripts.folder / "full.jsonl").symlink_to("/dev/full")
+    run = scripts("sample.py", "--out_dir=finished", "--start=1+2= 3+4=", "--trace_file=full.jsonl", status=1)
     assert "1+2=" in run.out
     assert "3+4=" in run.out
-    assert run.err.splitlines()[-1] == "/dev/full has 0 of 2 traces, since it could not be written"
+    assert run.err.splitlines()[-1] == "full.jsonl has 0 of 2 traces, since it could not be written"
 
 
 def test_a_reader_that_is_gone_costs_no_checkpoint(scripts):
