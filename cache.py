@@ -18,6 +18,7 @@ class KVCache:
 
     A pass begins with `prompt` or `token`; then every attention layer calls `attend`, in the order of the slots.
     """
+    static = False  # whether a pass asks the host nothing, as StaticCache of static.py
 
     def __init__(self, model, R, T):
         """T: tokens there may be at most. Memory: 2 C T numbers a sequence, times the loops, times the Runge-Kutta
@@ -27,10 +28,10 @@ class KVCache:
         self.loops, self.slots_per_loop = model.cache_slots()
         self.T, self.window = T, [0] * R  # tokens that each sequence may have, and has
         self.ends_early = c.n_layer == 1
-        few = looped(model) and self.ends_early and model.step_encoding(1) is None
+        self.later_alike = looped(model) and self.ends_early and model.step_encoding(1) is None
         # zeros, since what is masked still takes part in a sum, with weight 0
         self.kv = [torch.zeros(self.slots_per_loop, 2, R, c.n_head, 0, c.n_embd // c.n_head, device=weight.device,
-                               dtype=product_dtype(weight)) for _ in range(1 if few else self.loops)]
+                               dtype=product_dtype(weight)) for _ in range(1 if self.later_alike else self.loops)]
         self.digits_of_all = torch.zeros(R, 1, dtype=torch.long, device=weight.device)
         self.thinks_of_all = torch.zeros(R, 1, dtype=torch.bool, device=weight.device)
 

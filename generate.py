@@ -2,7 +2,10 @@
 
 R sequences (rows), t tokens of each read by a pass, V vocabulary, C width.
 """
+import functools
 import math
+import sys
+import time
 from typing import NamedTuple
 
 import torch
@@ -10,6 +13,7 @@ import torch
 import think
 from cache import KVCache, looped
 from looplm_kernels import at_least_float32
+from static import StepWriter, kept_for, rows_with_room
 from think import MASK_FLOOR
 
 CACHE_BYTES = 2 ** 30  # that sequences written at once may take, unless one alone takes more
@@ -46,6 +50,9 @@ def read(model, idx, cache, trace=False):
         cache.thinks = cache.thinks | (idx == model.config.think_token).any(1, keepdim=True)
     if trace:
         h, record = think.traced(model, x0, plan, model.readout(x0).argmax(-1), cache)
+    elif model.halts and cache.static:
+        h, loops = think.all_loops(model, x0, plan._replace(L=cache.loops), cache)
+        record = dict(loops=loops)
     elif model.halts:
         h, record = adaptive(model, x0, plan, cache)
     else:
@@ -104,6 +111,7 @@ def decode_one_token(model, idx, cache, trace=False):
 
 class Reader:
     """What R sequences (lists of tokens) say next, by the cache; sorted by length, the shortest first."""
+    most = 0  # loops that a token which wrote has taken
 
     def __init__(self, model, sequences, T):
         """T: tokens a sequence may have at most."""
@@ -147,12 +155,14 @@ class Reader:
         if records[0] is None:
             return torch.cat(logits), None, None
         rows = [{k: x[i] for k, x in r.items()} for r in records for i in range(len(r["loops"]))] if trace else None
-        return torch.cat(logits), torch.cat([r["loops"][:, -1:] for r in records]).tolist(), rows
+        loops = torch.cat([r["loops"][:, -1:] for r in records]).tolist()
+        self.most = max(self.most, *map(max, loops))
+        return torch.cat(logits), loops, rows
 
     def append(self, tokens):
-        """Take one token more of every sequence."""
-        for sequence, token in zip(self.sequences, tokens, strict=True):
-            sequence.append(token)
+        """Take lists of as many tokens more of every sequence."""
+        for sequence, new in zip(self.sequences, tokens, strict=True):
+            sequence += new
 
     def keep(self, rows):
         """Go on with the sequences in the list rows alone."""
@@ -190,8 +200,9 @@ def mix(x):
 
 def gumbel_noise(seed, rows, t, V):
     """Gumbel noise (R,V) float32 of the t-th tokens that sequences rows (R,) int64 write: a hash of these numbers and
-    the seed, so that a draw depends neither on its neighbours nor on what else was drawn."""
-    key = mix(mix(seed + (rows + 1) * SPLITMIX[0]) + torch.full_like(rows, t + 1) * SPLITMIX[0])[:, None]
+    the seed, so that a draw depends neither on its neighbours nor on what else was drawn. seed, t: numbers, or tensors
+    of one."""
+    key = mix(mix(seed + (rows + 1) * SPLITMIX[0]) + (torch.zeros_like(rows) + t + 1) * SPLITMIX[0])[:, None]
     bits = mix(key + torch.arange(1, V + 1, device=rows.device) * SPLITMIX[0]) >> 41 & (1 << 23) - 1
     return -(-((bits.float() + 0.5) / 2 ** 23).log()).log()  # 23 bits and a half: neither 0 nor 1 in float32
 
@@ -209,6 +220,15 @@ def sample_token(logits, temperature, top_k, noise):
     return (logits + noise).argmax(-1)
 
 
+def next_token(model, idx, cache, numbers, t, seed, temperature, top_k):
+    """Read one token more, idx (R,1), of every sequence: the tokens (R,) drawn, the t-th ones of sequences numbers (R,),
+    and the loops (R,1), None of a plain GPT. The cache is ready for the pass."""
+    logits, record = read(model, idx, cache)
+    noise = gumbel_noise(seed, numbers, t, logits.size(-1)) if temperature else None
+    new = sample_token(at_least_float32(logits), temperature, top_k, noise)
+    return new, None if record is None else record["loops"]
+
+
 class Burst(NamedTuple):
     """Tokens that some sequences have got, one each or several: lists with an entry for each of these sequences."""
     rows: list    # which: their places among the prompts
@@ -220,37 +240,94 @@ class Burst(NamedTuple):
     done: list    # whether that was the end
 
 
-def write_together(model, prompts, rows, room, temperature, top_k, stop, seed, trace, reread):
+# ways of writing -----------------------------------------------------------------------------------------------------
+WAYS = ("auto", "graph", "compiled", "eager")  # of the tokens after a prompt
+TRIES = dict(eager=3)  # times that a way is tried before it is judged, 2 if it is not named: the first one sets up
+
+
+def writers(way, model, trace, make):
+    """The writers that a way of writing may use beside the reader: {way: writer}, of make(way).
+
+    A writer has burst and close, as StepWriter has them. auto: where it is a GPU, and the kernels are not chosen by
+    name. A way that is asked for by name and cannot be costs a line on stderr.
+    """
+    if way not in WAYS:
+        raise ValueError(f"way {way!r} is none of {', '.join(WAYS)}")
+    why_not = ("a trace is kept" if trace else
+               "deterministic algorithms are asked for" if torch.are_deterministic_algorithms_enabled() else "")
+    if way == "eager" or why_not:
+        if way in ("graph", "compiled"):
+            print(f"writing: token by token, without a graph, since {why_not}", file=sys.stderr)
+        return {}
+    if way != "auto":
+        return {way: make(way)}
+    return {"graph": make("graph")} if model.lm_head.weight.is_cuda and model.config.backend == "auto" else {}
+
+
+def fastest(ways, pace, R):
+    """Of the ways {name: writer} and eager the one to take for R sequences: one that was tried too seldom to be judged,
+    eager first, then the fastest. pace: {(way, R): (times tried, least seconds a token)}."""
+    tried = {name: pace.get((name, R), (0, 0.0)) for name in ("eager", *ways)}
+    fresh = [name for name, (times, _) in tried.items() if times < TRIES.get(name, 2)]
+    return fresh[0] if fresh else min(tried, key=lambda name: tried[name][1])
+
+
+def write_together(model, prompts, rows, room, temperature, top_k, stop, seed, trace, reread, way="auto"):
     """write of the prompts `rows` alone, which fit into memory together; room: tokens that each may get."""
     rows = sorted(rows, key=lambda i: len(prompts[i]))
     T = max(len(prompts[i]) + room[i] for i in rows)
     reader = (Rereader if reread else Reader)(model, [list(prompts[i]) for i in rows], T)
-    t, numbers = 0, torch.tensor(rows, device=model.lm_head.weight.device)
-    while rows:
-        logits, loops, records = reader.next(trace)
-        noise = gumbel_noise(seed, numbers, t, logits.size(-1)) if temperature else None
-        new = sample_token(at_least_float32(logits), temperature, top_k, noise).tolist()
-        t += 1
-        done = [x == stop or t >= room[i] for x, i in zip(new, rows, strict=True)]
-        nothing = [room[i] == 0 for i in rows]  # such prompts are only read
-        yield Burst(rows, *([[] if none else x for x, none in zip(values, nothing, strict=True)] if values else None
-                            for values in ([[x] for x in new], loops)), reader.starts, records, done)
-        reader.append(new)
-        if any(done):
-            going = [i for i, end in enumerate(done) if not end]
-            rows = [rows[i] for i in going]
-            if rows:
-                reader.keep(going)
-                numbers = torch.tensor(rows, device=numbers.device)
+    draw = functools.partial(next_token, temperature=temperature, top_k=top_k)
+    ways = {} if reread else writers(way, model, trace, lambda name: StepWriter(
+        reader, draw, (temperature, top_k), stop, seed, name == "compiled", way != "auto"))
+    t, pace = 0, kept_for(model).pace if ways else {}
+    numbers = torch.tensor(rows, device=model.lm_head.weight.device)
+    try:
+        while rows:
+            began, R, name, made = time.perf_counter(), rows_with_room(len(rows)), "eager", None
+            if t and ways:
+                name = fastest(ways, pace, R) if way == "auto" else way
+                if name != "eager":
+                    made = ways[name].burst(rows, t, [room[i] - t for i in rows])
+            if made is None:
+                logits, loops, records = reader.next(trace)
+                noise = gumbel_noise(seed, numbers, t, logits.size(-1)) if temperature else None
+                new = sample_token(at_least_float32(logits), temperature, top_k, noise)
+                made, name = ([[x] for x in new.tolist()], loops), "eager"
+            else:
+                records = None
+            (written, loops), n = made, len(made[0][0])
+            if t and ways:
+                times, least = pace.get((name, R), (0, math.inf))
+                pace[name, R] = times + 1, min(least, (time.perf_counter() - began) / n)
+            new = [x[:room[i] - t] for x, i in zip(written, rows, strict=True)]  # nothing of prompts only read
+            new = [x[:x.index(stop) + 1] if stop in x else x for x in new]
+            t += n
+            done = [stop in x or t >= room[i] for x, i in zip(new, rows, strict=True)]
+            yield Burst(rows, new, loops and [l[:len(x)] for l, x in zip(loops, new, strict=True)], reader.starts,
+                        records, done)
+            reader.append(written)
+            if any(done):
+                going = [i for i, end in enumerate(done) if not end]
+                rows = [rows[i] for i in going]
+                if rows:
+                    reader.keep(going)
+                    numbers = torch.tensor(rows, device=numbers.device)
+    finally:
+        for writer in ways.values():
+            writer.close()
 
 
 @torch.no_grad()
-def write(model, prompts, max_new_tokens, temperature=1.0, top_k=None, stop=None, seed=0, trace=False, reread=False):
+def write(model, prompts, max_new_tokens, temperature=1.0, top_k=None, stop=None, seed=0, trace=False, reread=False,
+          way="auto"):
     """Write on after every prompt (a list of tokens): yields a Burst whenever tokens are there.
 
     max_new_tokens: of each prompt, a number or a list; temperature, top_k: as sample_token has them; stop: the token
     with which a sequence ends; seed: of the draws, which depend on it and on the place of a prompt among the others;
-    trace: also what was thought; reread: read every token's whole window again instead of keeping keys and values.
+    trace: also what was thought; reread: read every token's whole window again instead of keeping keys and values;
+    way: of the tokens after the first, one of WAYS: eager reads one after the other; graph replays a CUDA graph of a
+    step, where there is a GPU, compiled the compiled step's; auto takes what has been fastest for so many sequences.
     Sequences are written together, as many as CACHE_BYTES hold, and leave the rest once they are complete. ValueError
     where positions end.
     """
@@ -265,7 +342,7 @@ def write(model, prompts, max_new_tokens, temperature=1.0, top_k=None, stop=None
     together = max(1, CACHE_BYTES // max(1, size * longest))
     for first in range(0, len(prompts), together):
         rows = range(first, min(first + together, len(prompts)))
-        yield from write_together(model, prompts, rows, room, temperature, top_k, stop, seed, trace, reread)
+        yield from write_together(model, prompts, rows, room, temperature, top_k, stop, seed, trace, reread, way)
 
 
 @torch.no_grad()

@@ -34,6 +34,7 @@ import think
 from configurator import class_settings, in_range
 from looplm_kernels import BACKENDS, INJECTS, RULES, LoopSpec, LoopTensors, forget_weights
 from model import GPT, GPTConfig, rope_angles
+from static import forget_steps
 
 CHOICES = dict(pos=("learned", "none", "rope", "place"), inject=INJECTS,
                step_encoding=("none", "learned", "sinusoid", "rope"), update=("replace", "euler", "heun", "rk4"),
@@ -243,6 +244,7 @@ class LoopGPT(GPT):
     def train(self, mode=True):
         super().train(mode)
         forget_weights(self)
+        forget_steps(self)
         if self.config.halt_head == "after":
             self.transformer.eval()  # the halt head learns what the frozen model does without dropout
         return self
@@ -262,13 +264,15 @@ class LoopGPT(GPT):
         c, (B, T) = self.config, idx.shape
         t = torch.arange(T, device=idx.device)
         symbol_before = -1 if cache is None else -1 - cache.digits
-        last_symbol = torch.where(torch.isin(idx, self.numbers), symbol_before, t).cummax(1).values
+        digit = (idx[..., None] == self.numbers).any(-1)  # torch.isin may sort, which no CUDA graph captures
+        last_symbol = torch.where(digit, symbol_before, t).cummax(1).values
         own, following = t - last_symbol, None  # (B,T) 1, 2, 3, ... along a number; 0 at symbols
         if cache is not None:
             cache.digits, T = own[:, -1:], cache.longest
         random = self.training and c.place_subset > 0
         largest = (c.place_subset if random else c.place_ids) - c.place_next
-        known = self.training and c.longest_number  # then check() has seen to it, and nothing need cross to the host
+        # then check() or who writes has seen to it, and nothing need cross to the host
+        known = self.training and c.longest_number if cache is None else cache.static
         if T > largest and not known and (longest := int(own.max())) > largest:
             key = "place_subset" if random else "place_ids"
             raise ValueError(f"a number of {longest} digits, but {key} is {largest + c.place_next}"

@@ -140,14 +140,14 @@ def adaptive(model, x0, plan):
     return state.h, state.loops
 
 
-def all_loops(model, x0, plan):
+def all_loops(model, x0, plan, cache=None):
     """As adaptive, but it never asks the host whether a token is still active: what a CUDA graph can capture. The
-    loops are None at a fixed depth."""
+    loops are None at a fixed depth. cache: as LoopGPT.loop takes it."""
     if plan.fixed:
-        return fixed_depth(model, x0, plan.L), None
+        return fixed_depth(model, x0, plan.L, cache), None
     history, state = [], start(x0, plan)
     for l in range(1, plan.L + 1):
-        state, _, _ = halting_loop(model, x0, plan, l, state, history, "torch")
+        state, _, _ = halting_loop(model, x0, plan, l, state, history, "torch", cache=cache)
     return state.h, state.loops
 
 
