@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 import think
+from burst import KernelWriter
 from cache import KVCache, looped
 from looplm_kernels import at_least_float32
 from static import StepWriter, kept_for, rows_with_room
@@ -201,8 +202,8 @@ def mix(x):
 def gumbel_noise(seed, rows, t, V):
     """Gumbel noise (R,V) float32 of the t-th tokens that sequences rows (R,) int64 write: a hash of these numbers and
     the seed, so that a draw depends neither on its neighbours nor on what else was drawn. seed, t: numbers, or tensors
-    of one."""
-    key = mix(mix(seed + (rows + 1) * SPLITMIX[0]) + (torch.zeros_like(rows) + t + 1) * SPLITMIX[0])[:, None]
+    of one; t (n,1) gives (n,R,V)."""
+    key = mix(mix(seed + (rows + 1) * SPLITMIX[0]) + (torch.zeros_like(rows) + t + 1) * SPLITMIX[0])[..., None]
     bits = mix(key + torch.arange(1, V + 1, device=rows.device) * SPLITMIX[0]) >> 41 & (1 << 23) - 1
     return -(-((bits.float() + 0.5) / 2 ** 23).log()).log()  # 23 bits and a half: neither 0 nor 1 in float32
 
@@ -221,8 +222,8 @@ def sample_token(logits, temperature, top_k, noise):
 
 
 def next_token(model, idx, cache, numbers, t, seed, temperature, top_k):
-    """Read one token more, idx (R,1), of every sequence: the tokens (R,) drawn, the t-th ones of sequences numbers (R,),
-    and the loops (R,1), None of a plain GPT. The cache is ready for the pass."""
+    """Read one token more, idx (R,1), of every sequence: the tokens (R,) drawn, the t-th of sequences numbers (R,), and
+    the loops (R,1), None of a plain GPT. The cache is ready for the pass."""
     logits, record = read(model, idx, cache)
     noise = gumbel_noise(seed, numbers, t, logits.size(-1)) if temperature else None
     new = sample_token(at_least_float32(logits), temperature, top_k, noise)
@@ -241,7 +242,7 @@ class Burst(NamedTuple):
 
 
 # ways of writing -----------------------------------------------------------------------------------------------------
-WAYS = ("auto", "graph", "compiled", "eager")  # of the tokens after a prompt
+WAYS = ("auto", "kernel", "graph", "compiled", "eager")  # of the tokens after a prompt
 TRIES = dict(eager=3)  # times that a way is tried before it is judged, 2 if it is not named: the first one sets up
 
 
@@ -278,8 +279,13 @@ def write_together(model, prompts, rows, room, temperature, top_k, stop, seed, t
     T = max(len(prompts[i]) + room[i] for i in rows)
     reader = (Rereader if reread else Reader)(model, [list(prompts[i]) for i in rows], T)
     draw = functools.partial(next_token, temperature=temperature, top_k=top_k)
-    ways = {} if reread else writers(way, model, trace, lambda name: StepWriter(
-        reader, draw, (temperature, top_k), stop, seed, name == "compiled", way != "auto"))
+    def make(name):
+        if name == "kernel":
+            return KernelWriter(reader, lambda numbers, t, n: gumbel_noise(
+                seed, numbers, torch.arange(t, t + n, device=numbers.device)[:, None], model.config.vocab_size),
+                temperature, top_k, stop, way != "auto")
+        return StepWriter(reader, draw, (temperature, top_k), stop, seed, name == "compiled", way != "auto")
+    ways = {} if reread else writers(way, model, trace, make)
     t, pace = 0, kept_for(model).pace if ways else {}
     numbers = torch.tensor(rows, device=model.lm_head.weight.device)
     try:

@@ -431,10 +431,11 @@ def exchange_buffers(c, R, device):
     return tuple(torch.zeros(shape, dtype=torch.int32, device=device) for shape in shapes)
 
 
-def decode_n_tokens(spec, embedding, kv, L, token, first, places, scale, threshold, limit, noise, ends, temperature=0,
-                    top_k=0):
-    """Read N tokens of each of R sequences one after the other, each but the first of them written after the one
-    before it: what they wrote, tokens (R,N) and loops (R,N) int64. After a token that `ends` a sequence they are -1.
+def decode_n_tokens(n, spec, embedding, kv, L, token, first, places, scale, threshold, limit, noise, ends,
+                    temperature=0, top_k=0):
+    """Read n tokens of each of R sequences one after the other, each but the first of them written after the one
+    before it: what they wrote, tokens (R,N) and loops (R,N) int64, n <= N. After a token that `ends` a sequence, and
+    after n, they are -1.
 
     spec: LoopSpec; embedding (V,C); kv (L,2,R,nh,T,hs) bfloat16: the cache, up to the tokens `first`, to which those
     read are added; token (R,) int64: what is read first; first (R,): where it stands; places (R,N,C): what positions
@@ -453,7 +454,7 @@ def decode_n_tokens(spec, embedding, kv, L, token, first, places, scale, thresho
     noise = torch.zeros(N, R, c.vocab_size, device=device) if noise is None else noise
     sequences = (kv.view(-1, *kv.shape[-2:]), token.int()[:, None], first.int()[:, None], places.float().contiguous(),
                  scale, threshold, limit.int(), noise, ends.int()[None], tokens, loops)
-    numbers = (N, L, c.vocab_size, c.min_loops, alpha, gate_b, 1 / temperature if temperature else 1.0, top_k)
+    numbers = (n, L, c.vocab_size, c.min_loops, alpha, gate_b, 1 / temperature if temperature else 1.0, top_k)
     exchange, sizes = exchange_buffers(c, R, device), decode_sizes(c, kv.shape[-2], top_k)
     tile.launch(looplm_decode_kernel, (R * blocks_per_sequence(c),), (
         weights, sequences, numbers, exchange, constants(sizes)), device, num_worker_warps=sizes.THREADS // 32)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from cutile_cpu import load_kernels
 
+import burst
 import generate
 import kernels.decode
 from cache import KVCache
@@ -78,7 +79,7 @@ def by_kernel(model, prompts, n, temperature, top_k, noise, end):
     limit = torch.full((R, n), plan.limit, device=device) if plan.fixed else plan.limit
     decode = kernels.decode if prompts.is_cuda else STAND_IN
     return decode.decode_n_tokens(
-        model.loop_spec(), model.transformer.wte.weight, cache.dense(L, 32), L, prompts[:, -1], at,
+        n, model.loop_spec(), model.transformer.wte.weight, cache.dense(L, 32), L, prompts[:, -1], at,
         places.expand(R, -1, -1)[:, t - 1:], torch.ones(R, n, device=device), plan.threshold, limit,
         noise if temperature else None, torch.arange(V, device=device) == end, temperature, top_k or 0)
 
@@ -142,6 +143,38 @@ def test_who_waits_in_vain_gives_up(monkeypatch):
     model = loop_model()
     with pytest.raises(RuntimeError, match="in vain"):
         by_kernel(model, torch.zeros(1, 1, dtype=torch.long), N, 0.0, None, None, -1)
+
+
+def written(model, prompts, way, **settings):
+    """Tokens and loops of all that `write` writes after prompts, in bursts if the way is the kernel's."""
+    tokens, loops, longest = [[] for _ in prompts], [[] for _ in prompts], 0
+    for got in generate.write(model, prompts, seed=5, way=way, **settings):
+        for row, new, took in zip(got.rows, got.tokens, got.loops, strict=True):
+            tokens[row] += new
+            loops[row] += took
+            longest = max(longest, len(new))
+    assert (longest > 1) == (way == "kernel")
+    return tokens, loops
+
+
+PLACES = dict(pos="place", place_ids=40, place_next=True, number_tokens=[0, 1, 2, 3, 4, 5], think_token=7, pad_token=8,
+              log_scale=4)
+
+
+@on_both
+@pytest.mark.parametrize("settings", [dict(pos="learned", block_size=8), PLACES], ids=["window", "place"])
+def test_writing_in_bursts(settings, device, monkeypatch, rng):
+    """As token by token: where windows move, symbols stand amid digits, and sequences end."""
+    if device == "cpu":
+        monkeypatch.setattr(burst, "decode_n_tokens", STAND_IN.decode_n_tokens)
+        monkeypatch.setattr(burst, "BURST", 4)
+    given = dict(max_new_tokens=[9, 3, 6], temperature=1.0, top_k=6, stop=9)
+    for _ in range(8):  # some inputs have a close decision
+        model = loop_model(int(rng.integers(2 ** 20)), device=device, halt="confidence", halt_threshold=0.5, **settings)
+        right, ours = (written(model, [[1, 2, 7], [3, 4, 0, 7], [1, 7]], way, **given) for way in ("eager", "kernel"))
+        if right == ours:
+            break
+    assert right == ours
 
 
 @on_gpu
