@@ -146,18 +146,17 @@ def test_who_waits_in_vain_gives_up(monkeypatch):
 
 
 def written(model, prompts, way, **settings):
-    """Tokens and loops of all that `write` writes after prompts, in bursts if the way is the kernel's."""
+    """Tokens and loops of all that `write` writes after prompts, and the most tokens that it wrote at once."""
     tokens, loops, longest = [[] for _ in prompts], [[] for _ in prompts], 0
     for got in generate.write(model, prompts, seed=5, way=way, **settings):
         for row, new, took in zip(got.rows, got.tokens, got.loops, strict=True):
             tokens[row] += new
             loops[row] += took
             longest = max(longest, len(new))
-    assert (longest > 1) == (way == "kernel")
-    return tokens, loops
+    return tokens, loops, longest
 
 
-PLACES = dict(pos="place", place_ids=40, place_next=True, number_tokens=[0, 1, 2, 3, 4, 5], think_token=7, pad_token=8,
+PLACES = dict(pos="place", place_ids=40, place_next=True, number_tokens=[0, 1, 2, 3, 4, 5, 6, 10, 11, 12], think_token=7, pad_token=8,
               log_scale=4)
 
 
@@ -172,9 +171,10 @@ def test_writing_in_bursts(settings, device, monkeypatch, rng):
     for _ in range(8):  # some inputs have a close decision
         model = loop_model(int(rng.integers(2 ** 20)), device=device, halt="confidence", halt_threshold=0.5, **settings)
         right, ours = (written(model, [[1, 2, 7], [3, 4, 0, 7], [1, 7]], way, **given) for way in ("eager", "kernel"))
-        if right == ours:
+        if right[:2] == ours[:2] and ours[2] > 1:
             break
-    assert right == ours
+    assert right[:2] == ours[:2]
+    assert ours[2] > 1
 
 
 @on_gpu
