@@ -156,8 +156,8 @@ def written(model, prompts, way, **settings):
     return tokens, loops, longest
 
 
-PLACES = dict(pos="place", place_ids=40, place_next=True, number_tokens=[0, 1, 2, 3, 4, 5, 6, 10, 11, 12], think_token=7, pad_token=8,
-              log_scale=4)
+PLACES = dict(pos="place", place_ids=40, place_next=True, number_tokens=[0, 1, 2, 3, 4, 5, 6, 10, 11, 12],
+              think_token=7, pad_token=8, log_scale=4)
 
 
 @on_both
