@@ -75,7 +75,7 @@ class KernelWriter:
             n = min(n, c.block_size + 1 - longest)  # then the window moves
         cache = self.reader.cache if self.kv is None else self.cache
         if getattr(c, "pos", "") == "place":  # the reader says which number is too long
-            n = min(n, c.place_ids - c.place_next - int(cache.digits_of_all.max()) - 1)
+            n = min(n, c.place_ids - c.place_ahead - int(cache.digits_of_all.max()) - 1)
         if c.pad_token is not None and any(x[-1] == c.pad_token for x in self.reader.sequences):
             n = 0  # pads take no loop
         if c.think_token is not None and not cache.thinks_of_all.all():

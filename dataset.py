@@ -23,8 +23,10 @@ from configurator import open_text
 
 TINYSHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 # what the folders of addition were made with
-VARIANTS = {"demo": " --max_digits=3", "parallel": " --track=slots", "padded": " --track=slots --max_places=12",
-            "zeros": " --zeros=shorter --few_rows=0.25", "few": " --few_rows=0.25", "shorter": " --zeros=shorter"}
+VARIANTS = {"demo": " --max_digits=3", "parallel": " --track=slots",
+            "padded": " --track=slots --max_places=12", "zeros": " --zeros=shorter --few_rows=0.25",
+            "slots": " --track=slots --zeros=shorter --few_rows=0.25", "few": " --few_rows=0.25",
+            "shorter": " --zeros=shorter"}
 DTYPES = {"uint16": np.uint16, "uint32": np.uint32}  # of the token files; the second where ids need it
 GPT2_TOKENS = 50257
 PADDING = 1024  # a model may have fewer ids than this that no token has

@@ -4,6 +4,7 @@
     python evaluate.py --checkpoint=out/x/ckpt_last.pt --digits=[4,8,12] --problems=2000 --halt=entropy \
         --halt_threshold=0.1 --control=True
     python evaluate.py --out_dir=out/demo_addition --digits=[1,2,3,4,5,6] --frontier=True --plot=True
+    python evaluate.py --checkpoint=pretrained/addition.pt --problems_file=problems.txt
 
 A problem is solved if every token of its answer, the end symbol included, is the arg-max given the right ones before
 it; that holds exactly when greedy decoding writes the answer, and takes one forward pass. Intervals are 95% (Wilson).
@@ -29,7 +30,7 @@ import figures
 import outputs
 import runtime
 from checkpoint import inference_settings, open_model
-from configurator import configure, say_without_effect
+from configurator import configure, open_text, say_without_effect
 from dataset import get_batch, open_dataset, sequence_length, trained_on
 from intervals import mean_interval, share_interval, spearman
 from looplm_kernels import RULES
@@ -40,6 +41,7 @@ out_dir = "out"                 # where train.py wrote
 digits: list[int] = [1, 2, 3, 4, 5, 6, 7, 8]  # >= 1: addition: digit counts, both operands have exactly so many
 kinds = "uniform,hard"          # addition: the kinds of problems to measure, of addition.KINDS, or all
 problems = 2000                 # >= 1: addition: problems per digit count and kind
+problems_file = ""              # addition: a file of problems to measure, a+b a line; digits then only if given
 grid = 0                        # >= 0: addition: also all pairs of lengths 1..grid, with problems / 10 each
 control = False                 # addition: also the random control of the halting rule
 frontier = False                # addition: also accuracy against loops of every rule, with problems / 4 per digit count
@@ -99,12 +101,28 @@ def kinds_asked():
     return asked
 
 
-def test_batch(meta, n, m, kind, count):
-    """Problems of exactly n and m digits: inputs and targets (N,T), and the longest carry chain (N,) of each."""
-    problem = addition.with_zeros(addition.problem_set(n, count, kind, m), meta.zeros)
-    rows = addition.write_rows(*problem, addition.row_length(max(n, m), meta.track), meta.track, meta.plain)
-    X, Y = map(torch.from_numpy, addition.inputs_and_targets(rows, meta.track))
-    return X, Y, torch.from_numpy(addition.chain_lengths(problem[0], problem[2]))
+def test_batch(meta, problem):
+    """A problem a, la, b, lb of addition.py, or many: inputs and targets (N,T), as the dataset writes them."""
+    problem = addition.with_zeros(problem, meta.zeros)
+    rows = addition.write_rows(*problem, addition.row_length(problem[0].shape[1], meta.track), meta.track, meta.plain)
+    return map(torch.from_numpy, addition.inputs_and_targets(rows, meta.track))
+
+
+def read_problems(path):
+    """The problems of a file, a+b a line, whatever their lengths: a, la, b, lb. SystemExit that names the line if one
+    is none; empty lines are skipped."""
+    found = []
+    with open_text(path) as f:
+        for number, line in enumerate(f, 1):
+            try:
+                found += [addition.read_problem(line.strip())] if line.strip() else []
+            except ValueError as e:
+                raise SystemExit(f"--problems_file={path}: line {number}: {e}") from None
+    if not found:
+        raise SystemExit(f"--problems_file={path}: no problem in it; write one a line, as 123+456")
+    longest = max(a.shape[1] for a, *_ in found)
+    wide = [np.pad(x, ((0, 0), (0, longest - x.shape[1]))) if x.ndim > 1 else x for p in found for x in p]
+    return tuple(np.concatenate(wide[i::4]) for i in range(4))
 
 
 def prompt_and_answer_masks(model, X, Y):
@@ -118,25 +136,35 @@ def exact_match(said, Y):
     return ((said == Y) | (Y < 0)).all(1)
 
 
-def measure(model, meta, n, m, kind, count):
-    """One row of the table, for operands of exactly n and m digits; with the loops of every problem, None of a GPT."""
-    X, Y, chain = test_batch(meta, n, m, "uniform" if kind == "grid" else kind, count)
+def measure(model, meta, problem, key, **row):
+    """One row of the table, which begins as told, for problems a, la, b, lb; with the loops of each, None of a GPT.
+
+    key: integers that seed the random control.
+    """
+    X, Y = test_batch(meta, problem)
     said, loops = predictions(model, X)
     solved = exact_match(said, Y)
-    row = dict(kind=kind, n=n, m=m, problems=count) | share_interval(solved)
+    row |= dict(problems=len(X)) | share_interval(solved)
     if loops is None:
         return row, None
     prompt, answer = prompt_and_answer_masks(model, X, Y)
     per_problem = {"loops_prompt": (loops * prompt).sum(1) / prompt.sum(1),
                    "loops_answer": (loops * answer).sum(1) / answer.sum(1),
                    "loops_most": (loops * answer).amax(1).float()}
-    row.update({key: x.mean().item() for key, x in per_problem.items()})
+    row.update({k: x.mean().item() for k, x in per_problem.items()})
     row.update(mean_interval(per_problem["loops_most"][solved].double().numpy(), "loops_most_solved"))
     if control:
-        which = addition.KINDS.index("uniform" if kind == "grid" else kind)
-        again, _ = predictions(model, X, random_loops(loops, (prompt, answer), n, m, which))
+        again, _ = predictions(model, X, random_loops(loops, (prompt, answer), *key))
         row["accuracy_random"] = share_interval(exact_match(again, Y))["accuracy"]
+    chain = torch.from_numpy(addition.chain_lengths(problem[0], problem[2]))
     return row, per_problem | dict(solved=solved, chain=chain)
+
+
+def measure_kind(model, meta, n, m, kind, count):
+    """measure of `count` problems of a kind, or of the grid, with operands of exactly n and m digits."""
+    of = "uniform" if kind == "grid" else kind
+    problem = addition.problem_set(n, count, of, m)
+    return measure(model, meta, problem, (n, m, addition.KINDS.index(of)), kind=kind, n=n, m=m)
 
 
 def chain_rows(done):
@@ -178,7 +206,7 @@ def frontier_rows(model, meta, table):
     table."""
     c, sets = model.config, []
     for n in digits:
-        X, Y, _ = test_batch(meta, n, n, "uniform", max(1, problems // 4))
+        X, Y = test_batch(meta, addition.problem_set(n, max(1, problems // 4)))
         sets.append((n, X, Y, *prompt_and_answer_masks(model, X, Y)))
     points = [("fixed", l) for l in range(1, model.trained_loops + 1)]
     points += [(name, at) for name, rule in RULES.items() for at in rule.grid
@@ -272,25 +300,41 @@ def print_grid(rows):
         print(f"{n + 1:>5}" + "".join(f"{100 * r['accuracy']:>6.0f}" for r in rows[n * grid:][:grid]))
 
 
-def check_lengths(model, meta):
-    """ValueError that names digits or grid if numbers are longer than the model has positions for."""
-    for key, n in (("digits", max(digits, default=0)), ("grid", grid)):
-        if n:
-            X, *_ = test_batch(meta, n, n, "hard", 1)  # 99..9 + 1: the sum is longer, too
-            try:
-                model.embed(X.to(model.lm_head.weight.device))
-            except ValueError as e:
-                raise ValueError(f"--{key} goes up to {n} digits: {e}") from None
+def check_lengths(model, meta, of_file):
+    """ValueError that names the key if numbers are longer than the model has positions for; of_file: the problems of
+    the file, or None."""
+    asked = [(f"--{key} goes up to", n, addition.problem_set(n, 1, "hard", n))  # 99..9 + 1: the sum is longer, too
+             for key, n in (("digits", max(digits, default=0)), ("grid", grid)) if n]
+    if of_file:
+        n = of_file[0].shape[1]
+        first = int(np.maximum(of_file[1], of_file[3]).argmax())
+        asked.append((f"--problems_file={problems_file} has numbers of", n, [x[first:first + 1] for x in of_file]))
+    for words, n, problem in asked:
+        X, _ = test_batch(meta, problem)
+        try:
+            model.embed(X.to(model.lm_head.weight.device))
+        except ValueError as e:
+            raise ValueError(f"{words} {n} digits: {e}") from None
+
+
+def print_file(row):
+    """One line on the problems of a file."""
+    loops = ""
+    if "loops_prompt" in row:  # not of a plain GPT
+        loops = f", loops: prompt {row['loops_prompt']:.2f} answer {row['loops_answer']:.2f}"
+    print(f"{problems_file}: {round(row['accuracy'] * row['problems']):,} of {row['problems']:,} right, "
+          f"{100 * row['accuracy']:.2f}% ({100 * row['low']:.2f}-{100 * row['high']:.2f}){loops}")
 
 
 def addition_tables(model, meta, table):
     """Add all rows of an addition model to the table, and print them."""
-    check_lengths(model, meta)
+    of_file = read_problems(problems_file) if problems_file else None
+    check_lengths(model, meta, of_file)
     asked, done = kinds_asked(), []
     pairs = [(n, n, kind, problems) for n in digits for kind in asked]
     cells = [(n, m, "grid", max(1, problems // 10)) for n in range(1, grid + 1) for m in range(1, grid + 1)]
     for p in progress(pairs + cells, "evaluating", "set"):
-        done.append(measure(model, meta, *p))
+        done.append(measure_kind(model, meta, *p))
         table.add(done[-1][0])
     of_grid, done = [row for row, _ in done[len(pairs):]], done[:len(pairs)]
     if digits:
@@ -302,6 +346,10 @@ def addition_tables(model, meta, table):
         print_correlation([r for r, _ in first], [p for _, p in first], within)
     if grid:
         print_grid(of_grid)
+    if of_file:
+        row, _ = measure(model, meta, of_file, (len(addition.KINDS),), kind="file")
+        table.add(row)
+        print_file(row)
     if frontier:
         print_frontier(frontier_rows(model, meta, table))
 
@@ -365,6 +413,8 @@ def main():
     """Measure, write, print; returns the model and the rows of the table."""
     settings, further, given = configure(__file__, inference_settings())
     globals().update(settings)
+    if problems_file and "digits" not in given:
+        globals().update(digits=[])
     kinds_asked()  # a wrong one should fail now
     machine = runtime.choose_device(device)
     number = runtime.choose_dtype(dtype, machine)
@@ -374,7 +424,8 @@ def main():
         raise SystemExit("frontier and plot need a looped model of the addition task, and digits")
     say_without_effect(
         *idle_settings(model.config, every_rule=frontier),
-        (meta.kind != "rows", "the data is a text", "digits", "kinds", "problems", "grid", "control"),
+        (meta.kind != "rows", "the data is a text", "digits", "kinds", "problems", "problems_file", "grid",
+         "control"),
         (not is_looped(model), "a plain GPT has no halting rule", "control"),
         (not (control or frontier), "there is no random control", "seed"),
         (checkpoint, "checkpoint is given", "out_dir"))

@@ -22,6 +22,7 @@ Weight-tied depth: Dehghani et al. 2019 (1807.03819); input injection and random
 drawn as sorted random subsets: Ruoss et al. 2023 (2305.16843).
 """
 import functools
+import math
 from dataclasses import dataclass, fields
 from types import UnionType
 from typing import get_args, get_origin
@@ -35,6 +36,7 @@ from configurator import class_settings, in_range
 from looplm_kernels import BACKENDS, INJECTS, RULES, LoopSpec, LoopTensors, forget_weights
 from model import GPT, GPTConfig, rope_angles
 from static import forget_steps
+from think import MASK_FLOOR
 
 CHOICES = dict(pos=("learned", "none", "rope", "place"), inject=INJECTS,
                step_encoding=("none", "learned", "sinusoid", "rope"), update=("replace", "euler", "heun", "rk4"),
@@ -43,6 +45,7 @@ CHOICES = dict(pos=("learned", "none", "rope", "place"), inject=INJECTS,
 
 # explicit Runge-Kutta: of each stage after the first, how many steps it stands along the slope before it, and how much
 # its own slope weighs, the first one's being 1 (Hairer, Norsett & Wanner 1993, II.1)
+MARGIN_WEIGHT = 0.1  # of the hinge in the loss; it is 0 once the gap is there
 STAGES = dict(replace=(), euler=(), heun=((1, 1),), rk4=((0.5, 2), (0.5, 2), (1, 1)))
 
 # settings that may differ after training
@@ -61,6 +64,9 @@ class LoopConfig(GPTConfig):
     place_subset: int = 16      # >= 0: ids a training row draws out of the table, sorted; 0 trains on 1, 2, 3, ...
     place_runs: float = 0.0     # >= 0, <= 1: share of training rows whose ids are consecutive, from a random one on
     place_next: bool = False    # a second table tells the place that follows: of '=' the first one, of symbols none
+    place_below: bool = False   # with place_next: it tells the place below, where a carry comes from, of the first none
+    place_end: bool = False     # '+' has the place that would follow in the number before it: where it ends is found
+    place_margin: float = 0.0   # >= 0: gap in nats that heads learn to keep between all places of the table, in loop 1
     place_scale: float = 0.02   # > 0: standard deviation of the place tables at the start
     inject: str = "add"         # what re-enters from loop 2 on: add h + x0; none h; concat W [h; x0]; decay a*h + b*x0
     step_encoding: str = "none"  # what tells the loops apart: none, learned, sinusoid, rope (rotates the query)
@@ -84,6 +90,11 @@ class LoopConfig(GPTConfig):
     think_token: int | None = None  # from this token on the answer is written
     number_tokens: tuple[int, ...] = ()  # tokens that place ids count: digits and slots
     longest_number: int = 0     # digits of the longest number in training
+
+    @property
+    def place_ahead(self):
+        """Places beyond the end of a number that are told of, 0 or 1: a number needs as many ids more."""
+        return int(self.place_end or self.place_next and not self.place_below)
 
 
 def loop_counts(num_loops):
@@ -126,13 +137,15 @@ def check(config):
     if config.pos == "place" and not config.number_tokens:
         raise ValueError("pos 'place' counts digits from the least significant one, which this dataset does not write "
                          "first; use learned, rope or none")
-    ids, needed = config.place_subset or config.place_ids, config.longest_number + config.place_next
+    ids, needed = config.place_subset or config.place_ids, config.longest_number + config.place_ahead
     if config.pos == "place" and not needed <= ids <= config.place_ids:
         raise ValueError(f"place_subset {config.place_subset} must be 0 or at most place_ids {config.place_ids}, and "
                          f"the smaller one reach the {config.longest_number} digits of the longest number in training"
-                         + (", and with place_next one place more" if config.place_next else ""))
+                         + (", and with place_next one place more" if config.place_ahead else ""))
     if config.place_next and config.pos != "place":
         raise ValueError(f"place_next tells the next of the places of pos 'place', not of {config.pos!r}")
+    if (config.place_below or config.place_end or config.place_margin) and not config.place_next:
+        raise ValueError("place_below, place_end and place_margin are about the other place that place_next tells of")
     if config.place_runs and not config.place_subset:
         raise ValueError(f"place_runs {config.place_runs} is a share of rows that draw place_subset ids, "
                          "which must then be above 0")
@@ -255,7 +268,9 @@ class LoopGPT(GPT):
 
     def place_index(self, idx, cache=None):
         """Rows of the place tables for tokens idx (B,T): of `place` a digit's index in its number from 1, '=' its own,
-        else 0; of `place_next`, None without it, one more at a digit, 1 at '=', where the answer begins, else 0.
+        else 0; of `place_next`, None without it, one more at a digit, 1 at '=', where the answer begins, else 0; with
+        place_below one less at a digit, else 0.
+        With place_end a symbol right after a number, '=' apart, has the index that would follow in it.
 
         Depends on earlier tokens only, since numbers are written least significant digit first. In training each
         row's indices 1, 2, 3, ... become a sorted random subset of the table, the same one for both.
@@ -263,22 +278,26 @@ class LoopGPT(GPT):
         """
         c, (B, T) = self.config, idx.shape
         t = torch.arange(T, device=idx.device)
-        symbol_before = -1 if cache is None else -1 - cache.digits
+        digits_before = 0 if cache is None else cache.digits
         digit = (idx[..., None] == self.numbers).any(-1)  # torch.isin may sort, which no CUDA graph captures
-        last_symbol = torch.where(digit, symbol_before, t).cummax(1).values
+        last_symbol = torch.where(digit, -1 - digits_before, t).cummax(1).values
         own, following = t - last_symbol, None  # (B,T) 1, 2, 3, ... along a number; 0 at symbols
+        before = torch.cat((own.new_zeros(B, 1) + digits_before, own[:, :-1]), 1)  # of the token before
         if cache is not None:
             cache.digits, T = own[:, -1:], cache.longest
         random = self.training and c.place_subset > 0
-        largest = (c.place_subset if random else c.place_ids) - c.place_next
+        largest = (c.place_subset if random else c.place_ids) - c.place_ahead
         # then check() or who writes has seen to it, and nothing need cross to the host
         known = self.training and c.longest_number if cache is None else cache.static
         if T > largest and not known and (longest := int(own.max())) > largest:
             key = "place_subset" if random else "place_ids"
-            raise ValueError(f"a number of {longest} digits, but {key} is {largest + c.place_next}"
-                             f"{', place_next takes one' if c.place_next else ''}: train with a larger one")
+            raise ValueError(f"a number of {longest} digits, but {key} is {largest + c.place_ahead}"
+                             f"{', place_next takes one' if c.place_ahead else ''}: train with a larger one")
         if c.place_next:
-            following = torch.where(own > 0, own + 1, 0 if c.think_token is None else (idx == c.think_token).long())
+            first = 0 if c.place_below or c.think_token is None else (idx == c.think_token).long()
+            following = torch.where(own > 0, own - 1 if c.place_below else own + 1, first)
+        if c.place_end:
+            own = torch.where((own == 0) & (before > 0), before + 1, own)
         if random:
             subset = F.pad(self.random_places(B, idx.device), (1, 0))  # (B, 1 + place_subset), index 0 stays 0
             own, following = (k if k is None else subset.gather(1, k) for k in (own, following))
@@ -294,6 +313,31 @@ class LoopGPT(GPT):
         runs, start = torch.rand(2, B, 1, device=device)
         first = 1 + (start * (c.place_ids - c.place_subset + 1)).long()
         return torch.where(runs < c.place_runs, first + torch.arange(c.place_subset, device=device), subset)
+
+    def margin_loss(self):
+        """How far the heads of loop 1 are from telling all places of the table apart: a scalar, 0 if a head that looks
+        for equal places scores the right one place_margin above every other.
+
+        A training row holds few ids, so the loss of its tokens leaves most pairs of them as they are. Here every id is
+        compared with every other, at digits drawn anew. A head counts by the probability that it gives to the right
+        place now: to the one that place_next tells, and to its own.
+        """
+        c, n = self.config, self.config.place_ids - self.config.place_ahead
+        step = -1 if c.place_below else 1
+        ids, block = torch.arange(1, n + 1, device=self.numbers.device), self.transformer.h[0]
+        tokens = self.numbers[torch.randint(len(self.numbers), (2, n), device=ids.device)]
+        x, s = self.transformer.wte(tokens) + self.place(ids) + self.place_next(ids + step), self.step_encoding(1)
+        q, k, _ = block.attn.c_attn(block.ln_1(x if s is None else x + s)).view(2, n, 3, c.n_head, -1).unbind(2)
+        score = torch.einsum("ihd,jhd->hij", q[0], k[1]).float() / math.sqrt(q.size(-1))  # (nh,n,n)
+        loss = 0.0
+        for ahead in (0, step):
+            of = score[:, max(0, -ahead):n - max(0, ahead)]  # the last place has no next one, the first none below
+            at = max(0, ahead)
+            right = of.diagonal(at, 1, 2)
+            wrong = of.masked_fill(torch.ones_like(of[0], dtype=torch.bool).triu(at).tril(at), MASK_FLOOR)
+            looks = (right - of.logsumexp(-1)).exp().mean(-1).detach()  # (nh)
+            loss = loss + (looks * F.relu(c.place_margin - right + wrong.amax(-1)).mean(-1)).sum()
+        return loss
 
     def positions(self, idx, cache=None):
         if self.config.pos == "place":
@@ -436,6 +480,8 @@ class LoopGPT(GPT):
         loss = 0.0 if keep else self.loss(logits, targets.expand(logits.shape[:-1]))
         if c.halt_head != "none":
             loss = loss + self.halt_loss(torch.stack(states), targets)
+        if c.place_margin and not keep:
+            loss = loss + MARGIN_WEIGHT * self.margin_loss()
         return logits[-1], loss
 
     def halt_logits(self, h, l):

@@ -244,7 +244,7 @@ class StepWriter:
         model, cache, R = reader.model, reader.cache, rows_with_room(len(window))
         c, (loops, _) = model.config, model.cache_slots()
         if getattr(c, "pos", "") == "place":
-            ids = c.place_ids - c.place_next
+            ids = c.place_ids - c.place_ahead
             if any(d + n >= ids for (d,), n in zip(cache.digits_of_all.tolist(), left, strict=True)):
                 return False  # the reader says which number is too long
         T = power_of_2(max(SHORTEST, max(window) + (max(left) if self.compiled else BURST) - 1))

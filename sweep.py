@@ -120,9 +120,9 @@ def check_model(given, of_train, entries):
         asked, c = read_arguments(words, known), model.config
         override(copy.deepcopy(model), {k: v for k, v in asked.items() if k in INFERENCE_SETTINGS})
         longest = max([*asked.get("digits", known["digits"].default), asked.get("grid", 0)])
-        if settings["model_type"] == "loop" and c.pos == "place" and longest + 1 + c.place_next > c.place_ids:
+        if settings["model_type"] == "loop" and c.pos == "place" and longest + 1 + c.place_ahead > c.place_ids:
             raise ValueError(f"'{shlex.join(words)}' asks for sums of {longest + 1} digits, but place_ids is "
-                             f"{c.place_ids}{', place_next takes one' if c.place_next else ''}")
+                             f"{c.place_ids}{', place_next takes one' if c.place_ahead else ''}")
 
 
 def plan(file, root):

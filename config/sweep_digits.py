@@ -1,11 +1,11 @@
-# Track N to 100 digits, whatever the shape of the problem: config/train_addition_long.py, and the same with fewer ids.
-# On a GPU start NVIDIA's MPS first. Data: see there.
+# Track N to 100 digits, whatever the shape of the problem: config/train_addition_long.py, and the same without what
+# finds the end of a number and keeps the ids apart. On a GPU start NVIDIA's MPS first. Data: see there.
 base = "config/train_addition_long.py"
 seeds = [0, 1, 2, 3, 4]
 overrides = ["--cuda_graph=True --compile=True"]
 rows = [
-    "8 of 128 ids:",
-    "6 of 128 ids: --place_subset=6",
+    "the recipe:",
+    "without end and margin: --place_end=False --place_margin=0",
 ]
 evaluate = [  # 2,000 problems per count and kind
     "--digits=[24,40,60,80,100] --num_loops=4 --eval_iters=0 --backend=torch --kinds=all",

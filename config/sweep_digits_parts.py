@@ -1,9 +1,9 @@
-# What each part of config/train_addition_long.py gives: the recipe without it. Data: see there, and
+# What each part of the recipe of config/sweep_digits_loud.py gives: the recipe without it. Data: see there, and
 # python data/addition/prepare.py --few_rows=0.25 --out_dir=data/addition/few (numbers as they are)
 # python data/addition/prepare.py --zeros=shorter --out_dir=data/addition/shorter (no rows of few digits)
 base = "config/train_addition_long.py"
 seeds = [5, 6, 7]
-overrides = ["--cuda_graph=True --compile=True"]
+overrides = ["--cuda_graph=True --compile=True --place_scale=0.2 --place_end=False --place_margin=0 --max_iters=36000"]
 rows = [
     "louder without runs: --place_runs=0",
     "runs without louder: --place_scale=0.02",

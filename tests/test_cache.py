@@ -79,7 +79,7 @@ def drawn(**fixed):
     if one["update"] == "replace" and "alpha" in extra or one["step_encoding"] == "learned" and "think_loops" in extra:
         extra = {}
     if pos in ("place", "next"):
-        one |= PLACE | dict(place_next=pos == "next")
+        one |= PLACE | dict(place_next=pos == "next", place_end=pos == "next")
     print(one, extra)
     return one | extra
 

@@ -1,12 +1,15 @@
 """Loops against length, and the frontier, of a fake model whose tokens need a known number of loops."""
 import csv
+import random
 import re
+import runpy
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from scipy import stats
 
 import addition
@@ -175,6 +178,52 @@ def test_every_kind_of_problem_is_measured(run, track, capsys, tmp_path):
         "equal", "", table, ["a"])
     figures.draw_sweep(table, str(tmp_path / "x.png"))
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("track", ["next", "slots", "zeros"])
+def test_a_file_of_problems_is_measured(run, track, capsys, tmp_path):
+    """Lengths mixed, written as people do; each is asked as the dataset writes it, and exact match is by hand."""
+    pairs = [(7, 12345), (0, 0), (99999, 1), (5, 5), (123, 4567890)] + operands(9, 30, "shorter_a")
+    path = tmp_path / "problems.txt"
+    lines = [f"{a}+{b}" if a % 2 else f" {a} + {b}= " for a, b in pairs]
+    path.write_text("\ufeff" + "\n\n".join(lines), encoding="utf-8")
+    _, table = run(track, f"--problems_file={path}", "--batch_size=8", "--control=True")
+    said, (row,) = capsys.readouterr().out, [r for r in table if r["kind"] == "file"]
+    fine = [run.fake.problem(a, b, track)[1] for a, b in pairs]
+    asked = [row for idx, _, exact, *_ in run.fake.calls if exact is None for row in idx.tolist()]
+    for tokens, (a, b) in zip(asked, pairs, strict=True):
+        left, right = "".join(addition.VOCAB[t] for t in tokens).partition("=")[0].split("+")
+        assert (int(left[::-1]), int(right[::-1])) == (a, b)
+        assert len(left) == len(right) or track != "zeros"
+    assert row["problems"] == len(pairs)
+    assert row["accuracy"] == pytest.approx(np.mean(fine))
+    interval = stats.binomtest(sum(fine), len(pairs)).proportion_ci(method="wilson")
+    assert (row["low"], row["high"]) == pytest.approx(tuple(interval))
+    assert f"{path}: {sum(fine)} of {len(pairs)} right, {100 * np.mean(fine):.2f}% " in said
+    assert not any(r["kind"] == "uniform" for r in table)  # digits were not asked for
+    _, table = run(track, f"--problems_file={path}", "--digits=[2]", "--kinds=uniform", "--problems=4")
+    assert [r["kind"] for r in table] == ["uniform", "file"]
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("1+2\n\n3+x\n", "line 3: '3.x' is not an addition"), ("1+2+3\n", "line 1"), ("12\n", "line 1"),
+    ("1+2\n" + "9" * 17 + "+1", "has numbers of 17 digits.*place_ids"), ("-1+2\n", "line 1"), ("\n\n", "no problem")])
+def test_a_file_that_holds_no_problems(run, tmp_path, text, words):
+    path = tmp_path / "problems.txt"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(SystemExit, match=words):
+        run("next", f"--problems_file={path}")
+    with pytest.raises(SystemExit, match="cannot be read"):
+        run("next", f"--problems_file={path}.txt")
+
+
+def test_adderboard_draws_its_problems():
+    """As github.com/anadim/AdderBoard's verify.py does: edge cases first; a few of its pairs, drawn once by hand."""
+    found = runpy.run_path(str(ROOT / "data/addition/adderboard.py"))["problems"]()
+    assert len(found) == 10_010
+    assert found[8] == (9_999_999_999, 9_999_999_999)
+    rng = random.Random(2025)
+    assert found[10:] == [(rng.randint(0, 9_999_999_999), rng.randint(0, 9_999_999_999)) for _ in range(10_000)]
 
 
 def test_kinds_that_do_not_exist(run):

@@ -1,6 +1,7 @@
 """LoopGPT without halting: the equations, the gradients, the loss, the place ids. Every run draws new inputs."""
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -566,6 +567,100 @@ def test_the_next_place_needs_one_id_more():
     with pytest.raises(ValueError, match=r"6 digits.*place_subset is 6, place_next takes one"):
         model.place_index(read("1+1=2", "999999+1="))
     make(**NEXT | {"longest_number": 5})
+
+
+def end_places(row, equals):
+    """plain_places, and for a symbol right after a number, '=' apart, the index that would follow in it."""
+    before, places = 0, []
+    for token, k in zip(row.tolist(), plain_places(row, equals), strict=True):
+        places.append(before + 1 if token >= 10 and token != ID["="] and before else k)
+        before = k if token < 10 else 0
+    return places
+
+
+def test_the_place_below_is_told_instead():
+    """Of the first place and of symbols none, from the same random subset; no id more is needed, but by place_end."""
+    settings = NEXT | {"place_below": True, "number_tokens": (*range(10), ID["_"])}
+    model, idx = make(**settings), read("123+45=____", "9+99999=___")
+    own, below = model.place_index(idx)
+    assert torch.equal(own, make(**NEXT | {"number_tokens": settings["number_tokens"]}).place_index(idx)[0])
+    assert below[0].tolist() == [0, 1, 2, 0, 0, 1, 0, 0, 1, 2, 3]
+    own, below = model.train().place_index(idx)
+    assert torch.equal(below[0, 8:], own[0, 7:10])
+    assert torch.equal(below[1, 3:7], own[1, 2:6])
+    model.place_index(read("999999+1=1"))
+    model.eval().place_index(read("9" * 12 + "+1=1"))
+    with pytest.raises(ValueError, match=r"6 digits.*place_subset is 6"):
+        make(**settings | {"place_end": True}).train().place_index(read("999999+1=1"))
+
+
+def test_a_symbol_after_a_number_tells_where_it_ends():
+    model = make(**NEXT | {"place_end": True})
+    idx = read("123+45=861\n", "9+99999=00001_", "=7+", "+12++3=4")
+    own, following = model.place_index(idx)
+    assert own[0].tolist() == [1, 2, 3, 4, 1, 2, 13, 1, 2, 3, 4, 0, 0, 0]
+    assert own.tolist() == [end_places(row, 13) for row in idx]
+    assert following.tolist() == [next_places(row) for row in idx]
+    for t in range(1, idx.size(1)):
+        assert torch.equal(model.place_index(idx[:, :t])[0], own[:, :t])
+    cache = SimpleNamespace(digits=0, longest=14)
+    chunks = [model.place_index(x, cache)[0] for x in idx.split([3, 1, 2, 1, 7], 1)]  # as writing goes on from a cache
+    assert torch.equal(torch.cat(chunks, 1), own)
+    drawn, ahead = model.train().place_index(read("123+1=4\n").expand(200, -1))
+    assert torch.equal(drawn[:, 3], ahead[:, 2])  # the '+' has the id that the digit before it is told of
+    model.place_index(read("99999+99999=1"))  # the longest numbers that 6 ids allow
+    model.eval().place_index(read("9" * 11 + "+1=1"))
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_the_margin_loss_is_a_hinge_on_every_pair_of_places(step):
+    """Against plain loops over heads and places, with the digits of the same draw; step: next or below."""
+    model, seed = make(**NEXT | {"place_margin": 3.0, "place_below": step < 0}).train(), torch.seed()
+    with torch.no_grad():
+        model.place.weight.mul_(40)
+        model.place_next.weight.mul_(40)
+    torch.manual_seed(seed)
+    loss = model.margin_loss()
+    torch.manual_seed(seed)
+    n, block = 11 if step > 0 else 12, model.transformer.h[0]
+    tokens = model.numbers[torch.randint(len(model.numbers), (2, n))]
+    ids = torch.arange(1, n + 1)
+    x = model.transformer.wte(tokens) + model.place(ids) + model.place_next(ids + step)
+    q, k = (y.view(2, n, NH, C // NH) for y in block.attn.c_attn(block.ln_1(x)).split(C, 2)[:2])
+    expected = 0.0
+    for head in range(NH):
+        for ahead in (0, step):
+            chances, gaps = [], []
+            for i in [i for i in range(n) if 0 <= i + ahead < n]:
+                scores = [(q[0, i, head] @ k[1, j, head]).item() / math.sqrt(C // NH) for j in range(n)]
+                right = scores.pop(i + ahead)
+                chances.append(math.exp(right) / (math.exp(right) + sum(map(math.exp, scores))))
+                gaps.append(max(0.0, 3.0 - right + max(scores)))
+            expected += sum(chances) / len(chances) * sum(gaps) / len(gaps)
+    assert expected > 0.1
+    torch.testing.assert_close(loss.item(), expected, rtol=1e-4, atol=1e-5)
+    loss.backward()
+    assert model.place.weight.grad[1:n + 1].abs().amax(1).min() > 0  # every id learns, whatever rows hold
+
+
+def test_the_margin_loss_counts_in_training_alone():
+    idx = read("12+34=46\n")
+    targets = idx.roll(-1, 1)
+    model, seed = make(**NEXT | {"place_margin": 3.0, "place_subset": 0}).train(), torch.seed()
+    torch.manual_seed(seed)
+    with_it = model(idx, targets)[1]
+    torch.manual_seed(seed)
+    margin = model.margin_loss()
+    model.config.place_margin = 0.0
+    torch.testing.assert_close(with_it, model(idx, targets)[1] + 0.1 * margin)
+    model.config.place_margin = 3.0
+    torch.testing.assert_close(model.eval()(idx, targets)[1], model.loss(model.logits(idx), targets))
+
+
+@pytest.mark.parametrize("setting", [{"place_end": True}, {"place_margin": 8.0}, {"place_below": True}])
+def test_finding_the_next_place_needs_the_next_place(setting):
+    with pytest.raises(ValueError, match="place_next"):
+        make(**PLACE | setting)
 
 
 @pytest.mark.third

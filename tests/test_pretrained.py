@@ -1,6 +1,7 @@
 """The checkpoints that come with the project: what their tables claim, they write."""
 import csv
 import re
+import runpy
 
 import numpy as np
 import pytest
@@ -9,10 +10,14 @@ from conftest import ROOT
 from scipy import stats
 
 import addition
+import evaluate
 import runtime
+from dataset import checkpoint_meta
 from model_loop import from_checkpoint
 
 PROBLEMS = 200
+ADDERBOARD = runpy.run_path(str(ROOT / "data/addition/adderboard.py"))
+NAMES = ["addition", "addition_search", "addition_parallel"]
 
 
 def fresh_problems(rng, n, count, track):
@@ -31,7 +36,7 @@ def solves(model, X, Y):
 
 
 @pytest.mark.parametrize("n", [4, 8, pytest.param(12, marks=pytest.mark.full)])
-@pytest.mark.parametrize("name", ["addition", "addition_parallel"])
+@pytest.mark.parametrize("name", NAMES)
 def test_claims(name, n, rng):
     """Fresh problems: the share that is solved is one that the claimed accuracy would give in 999 of 1,000 draws,
     where the claim itself comes from so many problems."""
@@ -50,7 +55,7 @@ def test_claims(name, n, rng):
 @pytest.mark.full
 def test_one_pass_solves_what_greedy_decoding_solves(rng):
     """Of a length at which some answers are wrong; test_sample.py has the same for small models, in make test."""
-    n, saved = 20, runtime.load_checkpoint(ROOT / "pretrained/addition.pt")
+    n, saved = 20, runtime.load_checkpoint(ROOT / "pretrained/addition_search.pt")
     model = from_checkpoint(saved, num_loops=32)
     X, Y = fresh_problems(rng, n, 30, "next")
     prompt = 2 * n + 2
@@ -60,7 +65,32 @@ def test_one_pass_solves_what_greedy_decoding_solves(rng):
     assert solves(model, X, Y).tolist() == greedy
 
 
-@pytest.mark.parametrize("name", ["addition", "addition_parallel"])
+@pytest.mark.parametrize("count", [200, pytest.param(10_010, marks=pytest.mark.full)])
+def test_adderboard(count, tmp_path):
+    """Numbers of up to 10 digits, lengths mixed, by a model trained on 4: all are right, those of the edges too."""
+    saved = runtime.load_checkpoint(ROOT / "pretrained/addition.pt")
+    model, meta = from_checkpoint(saved), checkpoint_meta(saved)
+    path = tmp_path / "problems.txt"
+    path.write_text("\n".join(f"{a}+{b}" for a, b in ADDERBOARD["problems"]()[:count]), encoding="utf-8")
+    X, Y = evaluate.test_batch(meta, evaluate.read_problems(path))
+    assert len(X) == count
+    assert all(solves(model, x, y).all() for x, y in zip(X.split(250), Y.split(250), strict=True))
+
+
+def test_a_hundred_digits(rng):
+    """Of both numbers, or of one, the other shorter; more than the model's table of places holds are refused."""
+    saved = runtime.load_checkpoint(ROOT / "pretrained/addition.pt")
+    model, meta = from_checkpoint(saved), checkpoint_meta(saved)
+    for kind in ("uniform", "shorter_a", "equal"):
+        a, la, b, lb = addition.problem_set(100, 400, kind)
+        some = rng.choice(400, 5, replace=False)
+        X, Y = evaluate.test_batch(meta, (a[some], la[some], b[some], lb[some]))
+        assert solves(model, X, Y).sum() >= 4, kind
+    with pytest.raises(ValueError, match="12[89] digits"):
+        model.embed(next(iter(evaluate.test_batch(meta, addition.problem_set(128, 1)))))
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_sample_works_with_it(name, scripts):
     out = scripts("sample.py", f"--checkpoint={ROOT}/pretrained/{name}.pt", "--start=123456+876544=").out
     assert "123456+876544=1000000\n" in out
