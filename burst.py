@@ -22,11 +22,11 @@ class KernelWriter:
     failed = ""    # why no launch is tried any more in this process
     compiled = {}  # variants of the kernel: the thread that compiles it
 
-    def __init__(self, reader, noise, temperature, top_k, stop, forced=False):
-        """noise(numbers, t, n): Gumbel noise (n,R,V) of sequences numbers (R,) int64 from their t-th token on; stop: a
-        token or None; forced: wait for the compiler."""
-        self.reader, self.noise, self.temperature, self.top_k, self.stop = reader, noise, temperature, top_k or 0, stop
-        self.forced = forced
+    def __init__(self, reader, make_noise, temperature, top_k, stop, seed, forced=False):
+        """make_noise: gumbel_noise of generate.py, None where nothing is drawn; stop: a token or None; forced: wait for
+        the compiler."""
+        self.reader, self.make_noise, self.temperature, self.top_k = reader, make_noise, temperature, top_k or 0
+        self.stop, self.seed, self.forced = stop, seed, forced
         self.kv = None  # (L,2,R,nh,T,hs) while it stands in the place of the cache
 
     @staticmethod
@@ -36,6 +36,38 @@ class KernelWriter:
             return "a plain GPT has no loops"
         return KernelWriter.failed or why_not_decode_kernel(model.loop_spec(), R, T)
 
+    def is_ready(self, left):
+        """Whether a burst is worth trying: the kernel does it, and is compiled. If it is not, a thread of its own sees
+        to it, once for each variant, while others write."""
+        model, R, T = self.reader.model, len(left), self.room(1)
+        if not T or self.why_not(model, R, T) or not self.reader.model.lm_head.weight.is_cuda:
+            return bool(T) and not self.why_not(model, R, T)
+        key = repr(model.config), R, T, self.top_k
+        if key not in self.compiled:
+            print("writing: the decode kernel compiles, or comes from the disk"
+                  f"{'' if self.forced else ', while another way writes'} ...", file=sys.stderr)
+            self.compiled[key] = threading.Thread(target=self.compile, args=(R, T), daemon=True)
+            self.compiled[key].start()
+        if self.forced:
+            self.compiled[key].join()
+        return not self.compiled[key].is_alive()
+
+    @torch.no_grad()
+    def compile(self, R, T):
+        """Launch the kernel for no token."""
+        model, c = self.reader.model, self.reader.model.config
+        weight, L = model.lm_head.weight, think.most_loops(c, model.trained_loops)
+
+        def zeros(*shape, dtype=torch.float32):
+            return torch.zeros(shape, dtype=dtype, device=weight.device)
+        kv = zeros(L, 2, R, c.n_head, T, c.n_embd // c.n_head, dtype=torch.bfloat16)
+        try:
+            decode_n_tokens(0, model.loop_spec(), model.transformer.wte.weight, kv, L, zeros(R), zeros(R),
+                            zeros(R, BURST, c.n_embd), zeros(R, BURST), zeros(R, BURST), zeros(R, BURST), None,
+                            zeros(c.vocab_size), top_k=self.top_k)
+        except ERRORS as error:
+            KernelWriter.failed = first_line(error)
+
     def burst(self, numbers, t, left):
         """The next tokens of each sequence and the loops they took, lists of lists as long as each other; None where
         the reader has to write the next one.
@@ -43,20 +75,17 @@ class KernelWriter:
         numbers: which they are among the prompts; t: tokens written of each; left: that each may still write. What
         stands after a sequence's end is not to be read.
         """
-        n, T = self.size(left)
-        if not n or self.why_not(self.reader.model, len(left), T):
-            return self.leave()
         if self.kv is None:
-            self.cache = self.reader.cache
-            self.kv = self.cache.dense(self.cache.loops, T)
-            self.reader.cache = self
-        elif self.kv.size(4) < T:
+            self.cache, self.reader.cache = self.reader.cache, self
+            self.kv = self.cache.dense(self.cache.loops, max(self.room(1), 1))
+        n = self.tokens(left)
+        T = self.room(n)
+        if not n or not T:
+            return self.leave()
+        if self.kv.size(4) < T:
             self.kv = F.pad(self.kv, (0, 0, 0, T - self.kv.size(4)))
-        args = self.arguments(numbers, t, n)
         try:
-            if not self.is_compiled(args):
-                return self.leave()
-            tokens, loops = (x.tolist() for x in decode_n_tokens(n, *args))
+            tokens, loops = (x.tolist() for x in decode_n_tokens(n, *self.arguments(numbers, t, n)))
         except ERRORS as error:
             KernelWriter.failed = first_line(error)
             print(f"writing: without the decode kernel from now on: {self.failed}", file=sys.stderr)
@@ -67,21 +96,23 @@ class KernelWriter:
         """Tokens of each sequence's window, of which no pass has read the last one."""
         return [len(x) - start for x, start in zip(self.reader.sequences, self.reader.starts, strict=True)]
 
-    def size(self, left):
-        """Tokens that a launch may read of each sequence, and the room that it takes in the cache; 0, 0 for none."""
+    def room(self, n):
+        """The room in the cache for n tokens more, of which a launch is compiled; 0 if there is none."""
+        return next((room for room in ROOM if max(self.window()) + n - 1 <= room), 0)
+
+    def tokens(self, left):
+        """Tokens that a launch may read of each sequence."""
         model, c, longest = self.reader.model, self.reader.model.config, max(self.window())
-        n = min(BURST, max(left))
+        if c.pad_token is not None and any(x[-1] == c.pad_token for x in self.reader.sequences):
+            return 0  # pads take no loop
+        if c.think_token is not None and not self.cache.thinks_of_all.all():
+            return 0  # from the think token on the settings may be others
+        n = min(BURST, max(left), ROOM[-1] + 1 - longest)
         if model.learned_positions:
             n = min(n, c.block_size + 1 - longest)  # then the window moves
-        cache = self.reader.cache if self.kv is None else self.cache
-        if getattr(c, "pos", "") == "place":  # the reader says which number is too long
-            n = min(n, c.place_ids - c.place_ahead - int(cache.digits_of_all.max()) - 1)
-        if c.pad_token is not None and any(x[-1] == c.pad_token for x in self.reader.sequences):
-            n = 0  # pads take no loop
-        if c.think_token is not None and not cache.thinks_of_all.all():
-            n = 0  # from the think token on the settings may be others
-        T = next((room for room in ROOM if longest + n - 1 <= room), 0)
-        return (n, T) if n > 0 and T else (0, 0)
+        if c.pos == "place":  # the reader says which number is too long
+            n = min(n, c.place_ids - c.place_ahead - int(self.cache.digits_of_all.max()) - 1)
+        return max(n, 0)
 
     def arguments(self, numbers, t, n):
         """What decode_n_tokens takes after n, with room for BURST tokens, so that all launches are alike."""
@@ -108,32 +139,11 @@ class KernelWriter:
         plan = think.halting_plan(c, self.read, model.trained_loops, self.cache.thinks_of_all)
         noise = None
         if self.temperature:
-            noise = self.noise(torch.tensor(numbers, device=at.device), t, BURST)
+            rows, times = torch.tensor(numbers, device=at.device), torch.arange(t, t + BURST, device=at.device)[:, None]
+            noise = self.make_noise(self.seed, rows, times, c.vocab_size)
         return (model.loop_spec(), model.transformer.wte.weight, self.kv, plan.L, self.last, at,
                 F.pad(places, (0, 0, 0, BURST - n)), scale, plan.threshold, plan.limit, noise, ends, self.temperature,
                 self.top_k)
-
-    def is_compiled(self, args):
-        """Whether a launch can begin at once. If not, a thread of its own sees to it, once for each variant."""
-        if not self.kv.is_cuda:
-            return True
-        c, (L, _, R, *_), T = self.reader.model.config, self.kv.shape, self.kv.size(4)
-        key = repr(c), R, T, L, self.top_k
-        if key not in self.compiled:
-            print("writing: the decode kernel compiles, or comes from the disk"
-                  f"{'' if self.forced else ', while another way writes'} ...", file=sys.stderr)
-
-            @torch.no_grad()
-            def prepare():
-                try:
-                    decode_n_tokens(0, *args)
-                except ERRORS as error:
-                    KernelWriter.failed = first_line(error)
-            self.compiled[key] = threading.Thread(target=prepare, daemon=True)
-            self.compiled[key].start()
-        if self.forced:
-            self.compiled[key].join()
-        return not self.compiled[key].is_alive()
 
     def take(self, tokens, loops):
         """What `burst` returns of what a launch wrote (lists of lists, -1 after an end), up to the first symbol that

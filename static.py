@@ -1,10 +1,10 @@
 """One token of R sequences in shapes that never change: a step that a CUDA graph replays, with the draw and the next
 token inside.
 
-A pass by KVCache asks the host after every loop, and its tensors grow. Here all loops run, there is room from the start,
-and what differs from token to token stands in tensors. A token that has halted stands still and runs on, so the loops
-themselves write what it owes to later ones. A sequence that is done stands still too, until the host looks: every BURST
-tokens.
+A pass by KVCache asks the host after every loop, and its tensors grow. Here all loops run, there is room from the
+start, and what differs from token to token stands in tensors. A token that has halted stands still and runs on, so the
+loops themselves write what it owes to later ones. A sequence that is done stands still too, until the host looks: every
+BURST tokens.
 
 R sequences (rows), T tokens that there is room for, C width, nh heads of hs channels.
 """
@@ -23,6 +23,7 @@ BURST = 8            # tokens from one look of the host to the next
 MAX_STEPS = 8        # of a model that are kept, the last used ones
 SHORTEST = 64        # room of the smallest step
 WORTH = 16           # tokens to come, from which on a step that is not there yet is worth its capture
+NOISE = 2 ** 24      # numbers of noise that are drawn at once, unless a token's are more
 COMPILE_AFTER = 30   # seconds of replays after which a step is compiled: about as long as that takes
 
 
@@ -51,15 +52,16 @@ class Step:
     still.
     """
 
-    def __init__(self, model, R, T, loops, draw, compiled):
-        """loops: that it runs; draw(model, token, cache, numbers, t, seed): next_token of generate.py, for some
-        temperature and top_k; compiled: whether torch.compile takes it."""
+    def __init__(self, model, R, T, loops, draw, make_noise, compiled):
+        """loops: that it runs; draw(model, token, cache, noise): next_token of generate.py, for some temperature and
+        top_k; make_noise: gumbel_noise of generate.py, None where nothing is drawn; compiled: by torch.compile."""
         c, weight = model.config, model.lm_head.weight
         every, slots = model.cache_slots()
 
         def zeros(*shape, dtype=torch.long):  # apart from each other: parts of one tensor would cost a compiler a lot
             return torch.zeros(shape, dtype=dtype, device=weight.device)
-        self.model, self.draw, self.R, self.T, self.loops, self.seconds = model, draw, R, T, loops, 0.0
+        self.model, self.draw, self.make_noise, self.R, self.T, self.seconds = model, draw, make_noise, R, T, 0.0
+        self.burst = max(1, min(BURST, NOISE // (R * weight.size(0)))) if make_noise else BURST
         self.most = every if loops == every else loops - 1  # that a token may take
         self.kv = [zeros(slots, 2, R, c.n_head, T, c.n_embd // c.n_head, dtype=product_dtype(weight))
                    for _ in range(loops)]
@@ -68,8 +70,10 @@ class Step:
         self.thinks = zeros(R, 1, dtype=torch.bool)
         self.numbers = zeros(R)  # which it is among the prompts
         self.t, self.seed, self.stop = (zeros() for _ in range(3))
-        self.written = zeros(2, R, BURST)  # tokens and their loops since the last look of the host
-        self.column, self.stuck = zeros(1), zeros(1, dtype=torch.bool)  # how many, and whether the next needs more loops
+        self.noise = zeros(self.burst, R, weight.size(0), dtype=torch.float32) if make_noise else None
+        self.written = zeros(2, R, self.burst)  # tokens and their loops since the last look of the host
+        self.column = zeros(1)  # how many
+        self.stuck = zeros(1, dtype=torch.bool)  # whether the next token would take more loops
         self.last_position = min(T, c.block_size if model.learned_positions else T) - 1
         self.prepare(compiled)
 
@@ -77,7 +81,7 @@ class Step:
         """Make run(): a CUDA graph, where there is a GPU. What the sequences have come to stays as it is."""
         run, self.compiled = self.advance, compiled
         if not self.token.is_cuda:
-            self.run = run
+            self.run, self.draw_noise = run, self.fill_noise
             return
         if compiled:  # each step is a function of its own to the compiler, and there may be many
             run = torch._dynamo.config.patch(recompile_limit=64)(torch.compile(run, dynamic=False, fullgraph=True))
@@ -87,16 +91,25 @@ class Step:
         try:  # without autocast's cache of weights, which would be freed while the graph goes on reading them
             with (torch.cuda.device(self.token.device),
                   torch.autocast("cuda", dtype, dtype is not None, cache_enabled=False)):
-                self.graph, _ = capture(run, error_mode="thread_local")
+                graphs = [capture(f, error_mode="thread_local")[0] for f in (run, self.fill_noise)]
         finally:
             for x, value in zip((self.left, self.t, self.column), kept, strict=True):
                 x.copy_(value)
-        self.run = self.graph.replay
+        self.run, self.draw_noise = (graph.replay for graph in graphs)
+
+    def fill_noise(self):
+        """The noise of the next tokens. Apart from the step, for compiled its hash of 64 bits came out as another one
+        (torch 2.13, on a CPU)."""
+        if self.make_noise:
+            t = self.t + torch.arange(self.burst, device=self.t.device).repeat_interleave(self.R)
+            self.noise.copy_(self.make_noise(self.seed, self.numbers.repeat(self.burst), t, self.noise.size(2)).view(
+                self.noise.shape))
 
     def advance(self):
         """Read a token of each sequence, and draw the next one."""
         cache = StaticCache(self.kv, self.positions, self.digits, self.thinks)
-        new, loops = self.draw(self.model, self.token, cache, self.numbers, self.t, self.seed)  # (R), (R,1)
+        noise = self.noise.index_select(0, self.column)[0] if self.make_noise else None  # (R,V)
+        new, loops = self.draw(self.model, self.token, cache, noise)  # (R), (R,1)
         new, going = new[:, None], self.left > 0
         loops = torch.zeros_like(new) if loops is None else loops
         self.stuck.logical_or_((going & (loops > self.most)).any())
@@ -108,11 +121,12 @@ class Step:
         self.positions.copy_((self.positions + going).clamp(max=self.last_position))
         self.left.copy_(torch.where(going, torch.where(new == self.stop, 0, self.left - 1), self.left))
         self.t.add_(~self.stuck[0])
-        self.column.add_(~self.stuck)
+        self.column.copy_((self.column + ~self.stuck).clamp(max=self.burst))
 
     def steps(self, n):
-        """Run n times, BURST at most: what every sequence wrote (R,n or less), and its loops, as lists."""
+        """Run n times, burst at most: what every sequence wrote (R,n or less), and its loops, as lists."""
         began = time.perf_counter()
+        self.draw_noise()
         self.column.zero_()
         self.stuck.zero_()
         for _ in range(n):
@@ -204,15 +218,20 @@ class StepWriter:
     """Writes on where a Reader of generate.py stands, and stands in the place of the reader's cache while it does."""
     failed = {}  # graph or compiled -> why that could not be made in this process
 
-    def __init__(self, reader, draw, key, stop, seed, compiled=False, forced=False):
-        """draw: as Step takes it, for what key says; stop: a token or None; compiled: from the start, not when it has
-        run for long; forced: also where the few tokens to come are not worth it."""
-        self.reader, self.draw, self.key, self.compiled, self.forced = reader, draw, key, compiled, forced
-        self.stop, self.seed, self.step = -1 if stop is None else stop, seed, None
+    def __init__(self, reader, draw, make_noise, key, stop, seed, compiled=False, forced=False):
+        """draw, make_noise: as Step takes them, for what key says; stop: a token or None; compiled: from the start, not
+        when it has run for long; forced: also where the few tokens to come are not worth it."""
+        self.reader, self.draw, self.make_noise, self.key = reader, draw, make_noise, key
+        self.compiled, self.forced, self.stop = compiled, forced, -1 if stop is None else stop
+        self.seed, self.step = seed, None
 
     def window(self):
         """Tokens of each sequence's window, of which no pass has read the last one."""
         return [len(x) - start for x, start in zip(self.reader.sequences, self.reader.starts, strict=True)]
+
+    def is_ready(self, left):
+        """Whether a burst is worth trying."""
+        return True
 
     def burst(self, numbers, t, left):
         """The next tokens of each sequence and the loops they took, lists of lists (loops None of a GPT); None where
@@ -231,7 +250,7 @@ class StepWriter:
         if not self.step.compiled and self.step.seconds > COMPILE_AFTER and "compiled" not in self.failed:
             print("writing: a step is compiled, some tens of seconds ...", file=sys.stderr)
             self.attempt("compiled", lambda: self.step.prepare(compiled=True))
-        tokens, loops = ([rows[i] for i in self.at] for rows in self.step.steps(n))
+        tokens, loops = ([rows[i] for i in self.at] for rows in self.step.steps(min(n, self.step.burst)))
         if not tokens[0]:  # the reader tells how many loops it takes
             self.leave()
             return None
@@ -259,7 +278,8 @@ class StepWriter:
         if step is None or self.compiled and not step.compiled:
             if way in self.failed or not self.forced and max(left) < WORTH:
                 return False
-            step = self.attempt(way, lambda: Step(self.kept.model, R, T, key[2], self.draw, self.compiled))
+            step = self.attempt(way, lambda: Step(self.kept.model, R, T, key[2], self.draw, self.make_noise,
+                                                  self.compiled))
             if step is None:
                 return False
         step.load(cache, token=[x[-1] for x in reader.sequences], positions=cache.window, left=left, numbers=numbers,
