@@ -11,8 +11,9 @@ from typing import NamedTuple
 import torch
 
 import think
+from burst import KernelWriter
 from cache import KVCache, looped
-from looplm_kernels import at_least_float32
+from looplm_kernels import at_least_float32, choose_backend
 from static import StepWriter, kept_for, rows_with_room
 from think import MASK_FLOOR
 
@@ -201,8 +202,8 @@ def mix(x):
 def gumbel_noise(seed, rows, t, V):
     """Gumbel noise (R,V) float32 of the t-th tokens that sequences rows (R,) int64 write: a hash of these numbers and
     the seed, so that a draw depends neither on its neighbours nor on what else was drawn. seed, t: numbers, or tensors
-    of one."""
-    key = mix(mix(seed + (rows + 1) * SPLITMIX[0]) + (torch.zeros_like(rows) + t + 1) * SPLITMIX[0])[:, None]
+    of one; t (n,1) gives (n,R,V)."""
+    key = mix(mix(seed + (rows + 1) * SPLITMIX[0]) + (torch.zeros_like(rows) + t + 1) * SPLITMIX[0])[..., None]
     bits = mix(key + torch.arange(1, V + 1, device=rows.device) * SPLITMIX[0]) >> 41 & (1 << 23) - 1
     return -(-((bits.float() + 0.5) / 2 ** 23).log()).log()  # 23 bits and a half: neither 0 nor 1 in float32
 
@@ -240,35 +241,62 @@ class Burst(NamedTuple):
 
 
 # ways of writing -----------------------------------------------------------------------------------------------------
-WAYS = ("auto", "graph", "compiled", "eager")  # of the tokens after a prompt
+WAYS = ("auto", "kernel", "graph", "compiled", "eager")  # of the tokens after a prompt
 TRIES = dict(eager=3)  # times that a way is tried before it is judged, 2 if it is not named: the first one sets up
+
+
+def make_writer(reader, temperature, top_k, stop, seed, forced, way):
+    """Who writes in a way other than eager, on where the reader stands; forced: the way is asked for by name."""
+    noise = gumbel_noise if temperature else None
+    if way == "kernel":
+        return KernelWriter(reader, noise, temperature, top_k, stop, seed, forced)
+    draw = functools.partial(next_token, temperature=temperature, top_k=top_k)
+    return StepWriter(reader, draw, noise, (temperature, top_k), stop, seed, way == "compiled", forced)
 
 
 def writers(way, model, trace, make):
     """The writers that a way of writing may use beside the reader: {way: writer}, of make(way).
 
-    A writer has burst and close, as StepWriter has them. auto: where it is a GPU, and the kernels are not chosen by
-    name. A way that is asked for by name and cannot be costs a line on stderr.
+    A writer has burst, leave and close, as StepWriter has them. auto: where it is a GPU. A way that is asked for by
+    name and cannot be costs a line on stderr.
     """
     if way not in WAYS:
         raise ValueError(f"way {way!r} is none of {', '.join(WAYS)}")
     why_not = ("a trace is kept" if trace else
-               "deterministic algorithms are asked for" if torch.are_deterministic_algorithms_enabled() else "")
+               "deterministic algorithms are asked for" if torch.are_deterministic_algorithms_enabled() else
+               KernelWriter.why_not(model, 1, 1) if way == "kernel" else "")
     if way == "eager" or why_not:
-        if way in ("graph", "compiled"):
-            print(f"writing: token by token, without a graph, since {why_not}", file=sys.stderr)
+        if way not in ("auto", "eager"):
+            print(f"writing: token by token, not by way {way}, since {why_not}", file=sys.stderr)
         return {}
     if way != "auto":
         return {way: make(way)}
-    return {"graph": make("graph")} if model.lm_head.weight.is_cuda and model.config.backend == "auto" else {}
+    backend, device = model.config.backend, model.lm_head.weight.device
+    ways = ["kernel"] * (device.type == "cuda" and choose_backend(backend, device) == "cutile")
+    ways += ["graph"] * (device.type == "cuda" and backend == "auto")
+    return {name: make(name) for name in ways}
 
 
-def fastest(ways, pace, R):
-    """Of the ways {name: writer} and eager the one to take for R sequences: one that was tried too seldom to be judged,
-    eager first, then the fastest. pace: {(way, R): (times tried, least seconds a token)}."""
+def ranked(ways, pace, R):
+    """The names of ways and eager in the order in which to try them for R sequences: first what was tried too seldom to
+    be judged, then the faster ones. pace: {(way, R): (times tried, least seconds a token)}."""
     tried = {name: pace.get((name, R), (0, 0.0)) for name in ("eager", *ways)}
-    fresh = [name for name, (times, _) in tried.items() if times < TRIES.get(name, 2)]
-    return fresh[0] if fresh else min(tried, key=lambda name: tried[name][1])
+    return sorted(tried, key=lambda name: tried[name][1] * (tried[name][0] >= TRIES.get(name, 2)))
+
+
+def written_ahead(names, ways, reader, rows, t, left):
+    """What the first of the named ways makes that can, as burst of its writer, and its name; None, eager where the
+    reader is to write the next token. The others give the cache back that they stand for."""
+    for name in names:
+        writer = ways.get(name)
+        if writer is not None and not writer.is_ready(left):
+            continue
+        if reader.cache is not writer and reader.cache in ways.values():
+            reader.cache.leave()
+        made = None if writer is None else writer.burst(rows, t, left)
+        if writer is None or made is not None:
+            return made, name
+    return None, "eager"
 
 
 def read_and_draw(reader, trace, temperature, top_k, seed, numbers, t):
@@ -285,20 +313,17 @@ def write_together(model, prompts, rows, room, temperature, top_k, stop, seed, t
     rows = sorted(rows, key=lambda i: len(prompts[i]))
     T = max(len(prompts[i]) + room[i] for i in rows)
     reader = (Rereader if reread else Reader)(model, [list(prompts[i]) for i in rows], T)
-    draw = functools.partial(next_token, temperature=temperature, top_k=top_k)
-    ways = {} if reread else writers(way, model, trace, lambda name: StepWriter(
-        reader, draw, gumbel_noise if temperature else None, (temperature, top_k), stop, seed, name == "compiled",
-        way != "auto"))
+    ways = {} if reread else writers(way, model, trace, functools.partial(
+        make_writer, reader, temperature, top_k, stop, seed, way != "auto"))
     t, pace = 0, kept_for(model).pace if ways else {}
     numbers = torch.tensor(rows, device=model.lm_head.weight.device)
     try:
         while rows:
-            began, R, made, records = time.perf_counter(), rows_with_room(len(rows)), None, None
-            name = "eager" if not t or not ways else fastest(ways, pace, R) if way == "auto" else way
-            if name != "eager":
-                made = ways[name].burst(rows, t, [room[i] - t for i in rows])
+            began, R, made, name, records = time.perf_counter(), rows_with_room(len(rows)), None, "eager", None
+            if t and ways:
+                names = ranked(ways, pace, R) if way == "auto" else [way, "eager"]
+                made, name = written_ahead(names, ways, reader, rows, t, [room[i] - t for i in rows])
             if made is None:
-                name = "eager"
                 made, records = read_and_draw(reader, trace, temperature, top_k, seed, numbers, t)
             (written, loops), n = made, len(made[0][0])
             if t:  # the first one reads the prompt

@@ -31,6 +31,7 @@ from kernels.backend import (
     why_not_cutile,
 )
 from kernels.block import INJECTS
+from kernels.decode import decode_n_tokens, why_not_decode_kernel
 from kernels.graphs import capture, gpu_milliseconds
 from kernels.halt import (
     RULES,

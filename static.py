@@ -168,7 +168,7 @@ class Step:
 # those of a model ----------------------------------------------------------------------------------------------------
 class Kept:
     """The steps of a model, {what they were made for: Step}, the model that they read, and how fast each way of writing
-    was, as `fastest` of generate.py has it."""
+    was, as `ranked` of generate.py has it."""
 
     def __init__(self, key, model):
         self.key, self.model, self.steps, self.pace = key, model, OrderedDict(), {}
@@ -228,6 +228,10 @@ class StepWriter:
     def window(self):
         """Tokens of each sequence's window, of which no pass has read the last one."""
         return [len(x) - start for x, start in zip(self.reader.sequences, self.reader.starts, strict=True)]
+
+    def is_ready(self, left):
+        """Whether a burst is worth trying."""
+        return True
 
     def burst(self, numbers, t, left):
         """The next tokens of each sequence and the loops they took, lists of lists (loops None of a GPT); None where

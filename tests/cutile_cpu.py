@@ -150,6 +150,10 @@ class Tile:
     def __iter__(self):
         raise TileError("a tile cannot be iterated over")
 
+    def item(self):
+        _check(self.t.numel() == 1, f"a tile of shape {self.shape} has more than one item")
+        return Tile(self.t.reshape(()), self.dtype)
+
 
 def _tile(x, kinds="bifr"):
     x = _number(x, _loose_dtype(x)) if isinstance(x, _LOOSE) else x
@@ -250,7 +254,8 @@ def _make_binary(function, kinds="if", result=None):
 
 def _operators():
     functions = {name: _make_binary(getattr(operator, name)) for name in ("add", "sub", "mul", "floordiv", "mod")}
-    functions |= {name.rstrip("_"): _make_bitwise(getattr(operator, name)) for name in ("and_", "or_", "xor")}
+    functions |= {name.rstrip("_"): _make_bitwise(getattr(operator, name)) for name in (
+        "and_", "or_", "xor", "lshift", "rshift")}
     for name, f in (functions | {"truediv": truediv}).items():
         setattr(Tile, f"__{name}__", f)
         setattr(Tile, f"__r{name}__", _swapped(f))
@@ -337,6 +342,11 @@ def reshape(x, /, shape):
     _check(shape.count(-1) < 2 and x.t.numel() % known == 0 and (-1 in shape or x.t.numel() == known),
            f"cannot reshape {x.shape} to {shape}")
     return Tile(x.t.reshape(shape), x.dtype)
+
+
+def broadcast_to(x, /, shape):
+    x = _tile(x)
+    return Tile(_fit(x.t, _shape(shape)).clone(), x.dtype)
 
 
 def permute(x, /, axes):
@@ -468,13 +478,14 @@ def _window(array, index, shape, order):
     return part, tuple(filled), shape
 
 
-def load(array, /, index, shape, *, order="C", padding_mode=PaddingMode.UNDETERMINED, latency=None, allow_tma=None,
-         memory_order=MemoryOrder.WEAK, memory_scope=MemoryScope.NONE):
+def load(array, /, index, shape, *, order="C", padding_mode=PaddingMode.UNDETERMINED, check_bounds=True, latency=None,
+         allow_tma=None, memory_order=MemoryOrder.WEAK, memory_scope=MemoryScope.NONE):
     _hints(latency, allow_tma)
     _memory(memory_order, memory_scope, "WEAK RELAXED ACQUIRE")
     _access(polls=memory_order != MemoryOrder.WEAK)
     shape = _shape(shape, array.ndim)
     part, filled, full_shape = _window(array, index, shape, order)
+    _check(check_bounds or part.numel() == math.prod(shape), f"check_bounds=False, but tile {index} reaches outside")
     _filler(padding_mode, array.dtype)
     mode = padding_mode if part.numel() else PaddingMode.UNDETERMINED  # of a tile wholly outside, whatever is asked
     t = torch.full(full_shape, _filler(mode, array.dtype), dtype=array.tensor.dtype)
@@ -482,8 +493,8 @@ def load(array, /, index, shape, *, order="C", padding_mode=PaddingMode.UNDETERM
     return Tile(t.reshape(shape), array.dtype)
 
 
-def store(array, /, index, tile, *, order="C", latency=None, allow_tma=None, memory_order=MemoryOrder.WEAK,
-          memory_scope=MemoryScope.NONE):
+def store(array, /, index, tile, *, order="C", check_bounds=True, latency=None, allow_tma=None,
+          memory_order=MemoryOrder.WEAK, memory_scope=MemoryScope.NONE):
     _hints(latency, allow_tma)
     _memory(memory_order, memory_scope, "WEAK RELAXED RELEASE")
     _access(changes=True)
@@ -491,6 +502,8 @@ def store(array, /, index, tile, *, order="C", latency=None, allow_tma=None, mem
     _check(tile.dim() in (0, array.ndim), f"a tile of shape {tuple(tile.shape)} for an array of rank {array.ndim}")
     part, filled, full_shape = _window(array, index, tuple(tile.shape), order)
     _check(part.numel(), f"tile {index} to store lies wholly outside the array")
+    _check(check_bounds or part.numel() == math.prod(full_shape),
+           f"check_bounds=False, but tile {index} reaches outside")
     part.copy_(_fit(tile, full_shape)[filled])
 
 
@@ -736,7 +749,7 @@ def load_kernels():
     before = {n: sys.modules.pop(n) for n in own()}
     try:
         with install():
-            for name in ("attention", "head", "paths"):  # these import the others
+            for name in ("attention", "head", "paths", "decode"):  # these import the others
                 importlib.import_module(f"kernels.{name}")
         return sys.modules["kernels"]
     finally:

@@ -1,0 +1,125 @@
+"""What the blocks of a persistent kernel tell each other, without a barrier: what decode.py is made of.
+
+A share is float32 numbers whose two lowest bits are the number of the exchange, modulo 4. Who reads asks until all have
+arrived; each number vouches for itself, so nothing has to be ordered. There are two buffers in turn: who writes the
+third share has seen that all have read the first. (NCCL's protocol LL sends a flag with every number alike.)
+
+R sequences, NH heads, C channels, in tiles (1,W) of a row; p: DecodeSizes.
+"""
+from dataclasses import dataclass
+from typing import Any
+
+from kernels.tile import APPROX, ct
+
+STOPS, ENDS, TOKEN = 4, 8, 4  # of the judge's word: the token has halted; it was the last; where the next one stands
+NEW, OLD = range(2)  # shares of the attention
+NEW_SCORE, OLD_SCORE, OLD_TOTAL = range(3)  # softmax statistics of a head
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Buffers of int32, zeros at first; R sequences; NH heads."""
+    parts: Any    # (2,R,2,NH,C) shares of the attention, from new and from old keys
+    stats: Any    # (2,R,3,NH) scores of new and old keys, base 2, and the total of the old weights
+    slices: Any   # (2,R,4C/FT,C) shares of the MLP
+    words: Any    # (2,R) what the judge says
+    written: Any  # (R,NH) keys and values of how many tokens are in the cache
+    state: Any    # (2,) blocks that have started; whether one has given up
+
+
+def tag(turn):
+    """What the numbers of an exchange end in: `turn` counts from 2, so that zeros belong to none."""
+    return (turn >> 1) & 3
+
+
+def publish(buffer, at, x, turn):
+    """Store a float32 tile for the others."""
+    bits = (ct.bitcast(x, ct.int32) & -4) | tag(turn)
+    ct.store(buffer, at, bits, allow_tma=False, check_bounds=False,
+             memory_order=ct.MemoryOrder.RELAXED, memory_scope=ct.MemoryScope.DEVICE)
+
+
+def peek(buffer, at, shape):
+    """A tile of a buffer as it is now."""
+    return ct.load(buffer, at, shape, allow_tma=False, check_bounds=False,
+                   memory_order=ct.MemoryOrder.RELAXED, memory_scope=ct.MemoryScope.DEVICE)
+
+
+def number(bits):
+    """The float32 tile of published bits; the tag is worth 2^-22 of it."""
+    return ct.bitcast(bits, ct.float32)
+
+
+def gather_missing(missing, late, THREADS):
+    """missing (1,THREADS) or late (1,W), whose lowest two bits are set where a number has not arrived.
+
+    A tile narrower than the block is held by several threads, each of which has loaded it for itself: they may have
+    seen different values. Only a maximum over a tile with an element for every thread is the same for all.
+    """
+    if ct.static_eval(late.shape[1] == THREADS):
+        return missing | late
+    return missing | ct.max(late & 3, axis=1, keepdims=True)
+
+
+def publish_row(buffer, at, ones, xs, turn, p):
+    """publish of a row of C channels, tiles (1,W); ones: as load_row has it."""
+    for t in ct.static_iter(range(len(p.TILES))):
+        i, W = p.TILES[t]
+        publish(buffer, at + (i,), ct.reshape(xs[t], ones + (W,)), turn)
+
+
+def await_attention(u, b, turn, polls, x, p):
+    """Once all shares are there, u plus the attention of all heads, the judge's word, and the polls that are left.
+    u is returned as it is if the word says that the token has halted."""
+    slot, going, word, y = turn & 1, 1, 0, u
+    while going > 0:
+        said = peek(x.words, (slot, b), (1, 1))
+        missing = ct.zeros((1, p.THREADS), ct.int32)
+        weight = ()
+        for h in ct.static_iter(range(p.NH)):
+            new = ct.reshape(peek(x.stats, (slot, b, NEW_SCORE, h), (1, 1, 1, 1)), (1, 1))
+            old = ct.reshape(peek(x.stats, (slot, b, OLD_SCORE, h), (1, 1, 1, 1)), (1, 1))
+            total = ct.reshape(peek(x.stats, (slot, b, OLD_TOTAL, h), (1, 1, 1, 1)), (1, 1))
+            missing = missing | (new ^ tag(turn)) | (old ^ tag(turn)) | (total ^ tag(turn))
+            top = ct.maximum(number(new), number(old))
+            new = ct.exp2(number(new) - top, flush_to_zero=True)
+            old = ct.exp2(number(old) - top, flush_to_zero=True)
+            scale = ct.truediv(1.0, new + old * number(total), rounding_mode=APPROX)
+            weight += ((new * scale, old * scale),)
+        y = ()
+        for t in ct.static_iter(range(len(p.TILES))):
+            i, W = p.TILES[t]
+            late, sum_of_heads = ct.zeros((1, W), ct.int32), u[t]
+            for h in ct.static_iter(range(p.NH)):
+                new = ct.reshape(peek(x.parts, (slot, b, NEW, h, i), (1, 1, 1, 1, W)), (1, W))
+                old = ct.reshape(peek(x.parts, (slot, b, OLD, h, i), (1, 1, 1, 1, W)), (1, W))
+                late = late | (new ^ tag(turn)) | (old ^ tag(turn))
+                sum_of_heads = sum_of_heads + number(new) * weight[h][NEW] + number(old) * weight[h][OLD]
+            y += (sum_of_heads,)
+            missing = gather_missing(missing, late, p.THREADS)
+        waits = ct.where((said & 3) != tag(turn), 2, ct.where((said & STOPS) > 0, 0, ct.minimum(missing & 3, 1)))
+        going, word, polls = ct.max(waits), said.item(), polls - 1
+        if polls < 0:
+            going, word = 0, STOPS + ENDS
+    return y, word, polls
+
+
+def await_mlp(y, b, turn, polls, x, p):
+    """Once all shares are there, y plus those of all slices, and the polls that are left."""
+    slot, going, new = turn & 1, 1, y
+    while going > 0:
+        missing = ct.zeros((1, p.THREADS), ct.int32)
+        new = ()
+        for t in ct.static_iter(range(len(p.TILES))):
+            i, W = p.TILES[t]
+            late, total = ct.zeros((1, W), ct.int32), y[t]
+            for j in ct.static_iter(range(p.SLICES)):
+                share = ct.reshape(peek(x.slices, (slot, b, j, i), (1, 1, 1, W)), (1, W))
+                late = late | (share ^ tag(turn))
+                total = total + number(share)
+            new += (total,)
+            missing = gather_missing(missing, late, p.THREADS)
+        going, polls = ct.max(missing & 3), polls - 1
+        if polls < 0:
+            going = 0
+    return new, polls
