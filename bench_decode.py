@@ -61,10 +61,10 @@ def micro_shapes(gpu):
             for C, B in (MICRO if gpu else [(32, 1), (32, 4)])]
 
 
-def micro_ways():
-    """Ways of writing as paths: those that generate.py has, auto last."""
-    ways = [way for way in generate.WAYS if way != "auto"]
-    return [*sorted(ways, key=("kernel", "compiled", "graph", "eager").index), "auto"]
+def micro_ways(model, B, T):
+    """The ways in which a model can write T tokens of B sequences, auto last."""
+    ways = ["kernel"] * (not generate.KernelWriter.why_not(model, B, T))
+    return [*ways, *(way for way in generate.WAYS if way not in ("kernel", "auto")), "auto"]
 
 
 def micro_case(prepare, Case, device, C, B, mode):
@@ -86,9 +86,13 @@ def micro_case(prepare, Case, device, C, B, mode):
     def make(way):
         for _ in range(2 if way == "auto" else 1):  # the second time it knows which is fast
             write(way)
+        took = {name for name, _ in generate.kept_for(model).pace}
+        if not took >= {way} - {"auto", "eager"}:
+            raise RuntimeError(f"written by {', '.join(took)}")
         return functools.partial(write, way), (1 + gap(exact, [0], wrote[way][0][0], 1.0, 7),)
     paths, right = [], (torch.ones((), device=device),)
-    own = "kernel" if B == 1 and "kernel" in generate.WAYS else "compiled"  # what the others are held against
+    ways = micro_ways(model, B, T)
+    own = "kernel" if B == 1 and ways[0] == "kernel" else "compiled"  # what the others are held against
     against, asked = (f"C{C} B{B} whole", f"called: {own}"), {"auto": [("best called", "<=", 1.05)]}
     if B == 1 and mode == "whole":
         asked |= {"kernel": [("per_call", "<=", 130.0 if C == 384 else 80.0)],
@@ -97,7 +101,7 @@ def micro_case(prepare, Case, device, C, B, mode):
         asked |= {"kernel": [("ratio", "<=", 0.6)]}
     elif B == 16:
         asked["auto"].append(("ratio", "<=", 0.5))
-    for way in micro_ways():
+    for way in ways:
         if way == "compiled" and mode != "whole":
             continue  # it takes all loops in any case
         paths.append(prepare(f"called: {way}", functools.partial(make, way), right, calls=T - 1,
