@@ -282,7 +282,8 @@ def row_of(s, name, changes, L, quality, loops, at_random, meter, span, short):
     row |= {k: round(x, 4) for k, x in (("loops", loops), ("random", at_random)) if not math.isnan(x)}
     row["idle_w"] = "" if math.isnan(meter.idle) else round(meter.idle, 1)
     row["note"] = "; ".join(filter(None, ("" if s.trained else "weights as they are drawn, so no quality", (
-        "" if not s.trained or s.X is not None else "its data are not here, so no quality"), meter.why_not)))
+        "" if not s.trained or s.X is not None else "its data are not here, so no quality"), meter.why_not or (
+            f"energy of {span:g} s a point alone" if span < 10 else ""))))
     return row
 
 

@@ -24,7 +24,7 @@ KEPT_BYTES = 2 ** 31  # of the steps of a model that are kept, the last used one
 SHORTEST = 64        # room of the smallest step
 WORTH = 16           # tokens to come, from which on a step that is not there yet is worth its capture
 NOISE = 2 ** 24      # numbers of noise that are drawn at once, unless a token's are more
-COMPILE_AFTER = 30   # seconds of replays after which a step is compiled: about as long as that takes
+COMPILE_AFTER = 30   # seconds of replays after which a step is compiled, which takes some tens of seconds
 
 
 # a step --------------------------------------------------------------------------------------------------------------
