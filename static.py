@@ -91,11 +91,12 @@ class Step:
         try:  # without autocast's cache of weights, which would be freed while the graph goes on reading them
             with (torch.cuda.device(self.token.device),
                   torch.autocast("cuda", dtype, dtype is not None, cache_enabled=False)):
-                graphs = [capture(f, error_mode="thread_local")[0] for f in (run, self.fill_noise)]
+                graph, _ = capture(run, error_mode="thread_local")
+                noise = capture(self.fill_noise, error_mode="thread_local")[0] if self.make_noise else None
         finally:
             for x, value in zip((self.left, self.t, self.column), kept, strict=True):
                 x.copy_(value)
-        self.run, self.draw_noise = (graph.replay for graph in graphs)
+        self.run, self.draw_noise = graph.replay, noise.replay if noise else self.fill_noise  # that does nothing
 
     def fill_noise(self):
         """The noise of the next tokens. Apart from the step: torch 2.13's code of it for a CPU, once compiled, spoils
@@ -108,20 +109,21 @@ class Step:
     def advance(self):
         """Read a token of each sequence, and draw the next one."""
         cache = StaticCache(self.kv, self.positions, self.digits, self.thinks)
-        noise = self.noise.index_select(0, self.column)[0] if self.make_noise else None  # (R,V)
+        at = self.column.clamp(max=self.burst - 1)  # while a graph is made, steps run that nobody counts
+        noise = self.noise.index_select(0, at)[0] if self.make_noise else None  # (R,V)
         new, loops = self.draw(self.model, self.token, cache, noise)  # (R), (R,1)
         new, going = new[:, None], self.left > 0
         loops = torch.zeros_like(new) if loops is None else loops
         self.stuck.logical_or_((going & (loops > self.most)).any())
         going = going & ~self.stuck
-        self.written.index_copy_(2, self.column, torch.stack((new, loops)))
+        self.written.index_copy_(2, at, torch.stack((new, loops)))
         self.digits.copy_(torch.where(going, cache.digits, self.digits))
         self.thinks.copy_(torch.where(going, cache.thinks, self.thinks))
         self.token.copy_(torch.where(going, new, self.token))
         self.positions.copy_((self.positions + going).clamp(max=self.last_position))
         self.left.copy_(torch.where(going, torch.where(new == self.stop, 0, self.left - 1), self.left))
         self.t.add_(~self.stuck[0])
-        self.column.copy_((self.column + ~self.stuck).clamp(max=self.burst))
+        self.column.add_(~self.stuck)
 
     def steps(self, n):
         """Run n times, burst at most: what every sequence wrote (R,n or less), and its loops, as lists."""

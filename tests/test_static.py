@@ -125,6 +125,29 @@ def test_two_writers_never_share_a_step():
     assert found == alone
 
 
+def test_steps_that_a_capture_runs_change_nothing(monkeypatch):
+    """Where all of a burst has run, too, and where a burst is one token, since its noise would be large."""
+    prepare = static.Step.prepare
+
+    def captured(self, compiled):
+        prepare(self, compiled)
+        kept = [x.clone() for x in (self.left, self.t, self.column)]
+        self.left.zero_()
+        for _ in range(3):
+            self.run()
+        for x, value in zip((self.left, self.t, self.column), kept, strict=True):
+            x.copy_(value)
+    model = make(**drawn(halt="confidence", pos="rope", update="replace", extra={}))
+    alone = written(model, [[1], [2, 3]], 30, way="graph")
+    monkeypatch.setattr(static.Step, "prepare", captured)
+    monkeypatch.setattr(static, "COMPILE_AFTER", 0)  # then it is prepared again, in between
+    for noise in (static.NOISE, 2 * V):
+        monkeypatch.setattr(static, "NOISE", noise)
+        static.forget_steps(model)
+        found = written(model, [[1], [2, 3]], 30, way="graph")
+        assert {i: x[:2] for i, x in found.items()} == {i: x[:2] for i, x in alone.items()}
+
+
 @pytest.mark.parametrize("n", [*range(1, 40), 64, 65, 255, 256, 1000])
 def test_rows_with_room(n):
     sizes = sorted({static.rows_with_room(i) for i in range(n, 2 * n + 1)})
