@@ -546,7 +546,8 @@ def versions():
 
 
 def markdown(rows):
-    """The tables of the README: a line per case, its first path in microseconds, the others as multiples of that."""
+    """The tables of the README: a line per case, its first path in microseconds, the others as multiples of that, of
+    writing in microseconds too."""
     lines = []
     for table in dict.fromkeys(row["table"] for row in rows if row["table"] in CASES):
         cases, names = {}, {}
@@ -561,7 +562,10 @@ def markdown(rows):
             own = seen.get(first, found[0])
             cells = [f"{own['microseconds']:.1f}" + (f", {own['per_loop']:.1f} a loop" if own.get("per_loop") else "")
                      if own.get("microseconds") else own["note"]]
-            cells += [f"{seen[name]['ratio']:.2f}x" if "ratio" in seen.get(name, {}) else "" for name in others]
+            if table == "decode":  # whose ratios are to other cases
+                cells += [str(seen.get(name, {}).get("microseconds", "")) for name in others]
+            else:
+                cells += [f"{seen[name]['ratio']:.2f}x" if "ratio" in seen.get(name, {}) else "" for name in others]
             bars = [bar for row in found for bar in row.get("bar", "").split(", ") if bar]
             bars += [f"{row['path']}: {row['note']} MISSED" for row in found if "path" in row
                      and row["note"].startswith(("WRONG", "FAILED"))]
