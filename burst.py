@@ -34,7 +34,8 @@ class KernelWriter:
         """What keeps the kernel from writing R sequences of a model with T tokens, "" if nothing does."""
         if not hasattr(model, "loop_spec"):
             return "a plain GPT has no loops"
-        return KernelWriter.failed or why_not_decode_kernel(model.loop_spec(), R, T)
+        L = think.most_loops(model.config, model.trained_loops)
+        return KernelWriter.failed or why_not_decode_kernel(model.loop_spec(), R, T, L)
 
     def is_ready(self, left):
         """Whether a burst is worth trying: the kernel does it, and is compiled. If it is not, a thread of its own sees

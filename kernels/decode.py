@@ -125,6 +125,7 @@ class DecodeSizes:
     RULE: int      # number of the halting rule
     DECAY: bool    # the injection a h + b x0 instead of h + x0
     INJECTS: bool  # x0 re-enters from loop 2 on
+    STEPS: bool    # a step encoding is added
     EULER: bool    # h + alpha * (candidate - u) instead of candidate
     NORM: bool     # layer norm after every loop
     TOP_K: bool    # only the likeliest tokens can be drawn
@@ -140,6 +141,7 @@ class DecodeWeights:
     wout: Any     # (C,4C)
     head: Any     # (V,C)
     vectors: Any  # (3,C) float32: weight of the loop norm, decay a and gain b of the injection
+    steps: Any    # (L,C) float32 step encodings
     gate_w: Any   # (C,C)
     gate_s: Any   # (L,C) float32
     gate_v: Any   # (1,C) float32
@@ -207,12 +209,15 @@ def attend_past(q, k, v, at, x, b, r, wproj, turn, p):
     publish(x.stats, (turn & 1, b, OLD_TOTAL, r), ct.reshape(ct.sum(weight, axis=1, keepdims=True), (1, 1, 1, 1)), turn)
 
 
-def write_past(s, which, x, l, end, at, b, r, p):
-    """Keep x (1,HS), keys (0) or values (1) of head r, as those of loops l + 1 .. end."""
+def write_past(s, which, x, held, bare, l, end, at, b, r, w, p):
+    """Keep x (1,HS), keys (0) or values (1) of head r, as those of loops l + 1 .. end. Of a frozen state they are the
+    same in all loops, unless step encodings are added to it; held: the matrix that x is a product with."""
     R = s.token.shape[0]
     for j in range(l, end):
-        ct.store(s.kv, (((2 * j + which) * R + b) * p.NH + r, at, 0), ct.reshape(x, (1, 1, p.HS)).astype(s.kv.dtype),
-                 allow_tma=False, check_bounds=False)
+        if p.STEPS and j > l:
+            x = contract(layer_norm(add_rows(bare, load_row(w.steps, (j,), (1,), p)), p.C), held).astype(s.kv.dtype)
+        ct.store(s.kv, (((2 * j + which) * R + b) * p.NH + r, at, 0), ct.reshape(x, (1, 1, p.HS)), allow_tma=False,
+                 check_bounds=False)
 
 
 def score_of(h, before, logp, logq, l, w, m, p):
@@ -294,12 +299,18 @@ def play(ROLE, b, r, held, w, s, m, x, p):
                                    (1, p.VT))
                 threshold = ct.load(s.threshold, (b, n), (1, 1), allow_tma=False)
                 limit = ct.load(s.limit, (b, n), (1, 1), allow_tma=False)
+            step = x0
+            if p.STEPS:
+                step = load_row(w.steps, (0,), (1,), p)
             alive = 1
             for l in range(0, m.L + 1):
                 if alive > 0:
-                    u = h
+                    bare = h
                     if p.INJECTS and l > 0:
-                        u = inject_row(h, again, decay, p)
+                        bare = inject_row(h, again, decay, p)
+                    u = bare
+                    if p.STEPS:
+                        u = add_rows(bare, step)
                     if ROLE == KEY:
                         a = layer_norm(u, p.C)
                         k = contract(a, held[1]).astype(s.kv.dtype)
@@ -321,14 +332,16 @@ def play(ROLE, b, r, held, w, s, m, x, p):
                         word = ct.where(halted, STOPS + (drawn & 1) * ENDS + (drawn >> 1 << TOKEN), 0) | tag(turn)
                         ct.store(x.words, (turn & 1, b), word, allow_tma=False,
                                  memory_order=ct.MemoryOrder.RELAXED, memory_scope=ct.MemoryScope.DEVICE)
+                    if p.STEPS:
+                        step = load_row(w.steps, (ct.minimum(l + 1, m.L - 1),), (1,), p)  # before waiting
                     y, word, polls = await_attention(u, b, turn, polls, x, p)
                     last = l + 1
                     if (word & STOPS) > 0:
                         last = m.L
                     if ROLE == KEY:
-                        write_past(s, 0, k, l, last, at, b, r, p)
+                        write_past(s, 0, k, held[1], bare, l, last, at, b, r, w, p)
                     if ROLE == VALUE:
-                        write_past(s, 1, v, l, last, at, b, r, p)
+                        write_past(s, 1, v, held[0], bare, l, last, at, b, r, w, p)
                     if (word & STOPS) > 0:
                         tok, alive = word >> TOKEN, 0
                         if ROLE == JUDGE:
@@ -357,7 +370,7 @@ def play(ROLE, b, r, held, w, s, m, x, p):
 
 @ct.kernel
 def looplm_decode_kernel(
-        weights,        # the ten tensors of DecodeWeights
+        weights,        # the eleven tensors of DecodeWeights
         sequences,      # the eleven tensors of Sequences
         numbers,        # the eight of Numbers
         exchange,       # the six tensors of Exchange
@@ -398,7 +411,8 @@ def decode_sizes(c, T, top_k):
     return DecodeSizes(
         TILES=tiles, THREADS=threads, C=c.n_embd, NH=c.n_head, HS=c.n_embd // c.n_head, FT=64,
         SLICES=4 * c.n_embd // 64, T=T, VT=max(16, next_power_of_2(c.vocab_size)), RULE=NUMBER[c.halt],
-        DECAY=c.inject == "decay", INJECTS=c.inject != "none", EULER=c.update == "euler", NORM=c.loop_norm,
+        DECAY=c.inject == "decay", INJECTS=c.inject != "none",
+        STEPS=c.step_encoding != "none", EULER=c.update == "euler", NORM=c.loop_norm,
         TOP_K=0 < top_k < c.vocab_size)
 
 
@@ -407,14 +421,14 @@ def blocks_per_sequence(c):
     return 4 * c.n_embd // 64 + 3 * c.n_head + 1
 
 
-def why_not_decode_kernel(spec, R, T):
-    """What the decode kernel does not do of a model and R sequences of T tokens, "" if it does all."""
+def why_not_decode_kernel(spec, R, T, L):
+    """What the decode kernel does not do of a model and R sequences of T tokens in L loops, "" if it does all."""
     c, hs = spec.config, spec.config.n_embd // spec.config.n_head
     blocks = R * blocks_per_sequence(c)
     asks = {"n_layer above 1": c.n_layer > 1, "biases": c.bias, "training": spec.training,
             f"n_embd {c.n_embd}": c.n_embd not in (64, 128, 256, 384),
             f"heads of {hs} channels": hs & (hs - 1) or not 16 <= hs <= 128,
-            "rope": "rope" in (c.pos, c.step_encoding), "a step encoding": c.step_encoding != "none",
+            "rope": "rope" in (c.pos, c.step_encoding), "loops beyond the learned step encoding": L > spec.step_limit,
             f"injection {c.inject!r}": c.inject == "concat", "alpha 'gate'": c.alpha == "gate",
             f"update {c.update!r}": c.update not in ("replace", "euler"), "Anderson acceleration": c.anderson > 0,
             f"a vocabulary of {c.vocab_size}": c.vocab_size > LOOP_VOCABULARY, "more than 256 tokens": T > 256,
@@ -445,10 +459,11 @@ def decode_n_tokens(n, spec, embedding, kv, L, token, first, places, scale, thre
     """
     c, (R, N), device = spec.config, scale.shape, kv.device
     packed = pack_weights(spec, L, kv.dtype)
-    wqkv, wproj, wfc, wout, vectors, _, _, head, *gate = packed.tensors
+    wqkv, wproj, wfc, wout, vectors, steps, _, head, *gate = packed.tensors
     one = torch.ones(1, 1, c.n_embd, device=device)
     gain = spec.injected(one, kv.dtype) if c.inject == "decay" else one
-    weights = (embedding.detach(), wqkv, wproj, wfc, wout, head, torch.cat((vectors, gain[0].detach().float())), *gate)
+    vectors = torch.cat((vectors, gain[0].detach().float()))
+    weights = (embedding.detach(), wqkv, wproj, wfc, wout, head, vectors, steps, *gate)
     alpha, gate_b = packed.numbers
     tokens, loops = (torch.full((R, N), -1, dtype=torch.int32, device=device) for _ in range(2))
     noise = torch.zeros(N, R, c.vocab_size, device=device) if noise is None else noise

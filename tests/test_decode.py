@@ -112,7 +112,9 @@ def check(seed, R=1, t=3, temperature=0.0, top_k=None, ends=False, order="forwar
 @pytest.mark.third
 @pytest.mark.parametrize("halt", RULES)
 @pytest.mark.parametrize("more", [dict(), dict(inject="none"), dict(inject="decay", update="euler", alpha=0.5),
-                                  dict(update="euler", loop_norm=True, min_loops=2)], ids=str)
+                                  dict(update="euler", loop_norm=True, min_loops=2),
+                                  dict(step_encoding="learned"), dict(step_encoding="sinusoid", inject="none")],
+                         ids=str)
 def test_writes_what_the_cache_writes(halt, more, device, rng):
     typical = dict(confidence=0.5, entropy=1.0, delta=0.7, kl=0.2, gate=0.5, none=None)
     check(int(rng.integers(2 ** 20)), halt=halt, halt_threshold=typical[halt], t=int(rng.integers(1, 6)), device=device,
