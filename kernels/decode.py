@@ -64,9 +64,9 @@ def hold_outputs(w, r, R, p):
 
 
 def times(x, w):
-    """x (1,K) @ w (K,N) in w's dtype, (1,N) float32: mma takes 16 rows at least."""
+    """x (M,K) @ w (K,N) in w's dtype, (M,N) float32, for M = 1 or 16: mma takes 16 rows at least."""
     rows = ct.broadcast_to(x.astype(w.dtype), (16, w.shape[0]))
-    return ct.extract(ct.mma(rows, w, ct.zeros((16, w.shape[1]), ct.float32)), (0, 0), (1, w.shape[1]))
+    return ct.extract(ct.mma(rows, w, ct.zeros((16, w.shape[1]), ct.float32)), (0, 0), (x.shape[0], w.shape[1]))
 
 
 def contract(xs, ws):
@@ -431,17 +431,9 @@ def exchange_buffers(c, R, device):
     return tuple(torch.zeros(shape, dtype=torch.int32, device=device) for shape in shapes)
 
 
-def decode_n_tokens(spec, embedding, kv, L, token, first, places, scale, threshold, limit, noise, ends, temperature=0,
-                    top_k=0):
-    """Read N tokens of each of R sequences one after the other, each but the first of them written after the one
-    before it: what they wrote, tokens (R,N) and loops (R,N) int64. After a token that `ends` a sequence they are -1.
-
-    spec: LoopSpec; embedding (V,C); kv (L,2,R,nh,T,hs) bfloat16: the cache, up to the tokens `first`, to which those
-    read are added; token (R,) int64: what is read first; first (R,): where it stands; places (R,N,C): what positions
-    add; scale (R,N): of the queries; threshold, limit (R,N): as in HaltingPlan; noise (N,R,V): Gumbel noise, None at
-    temperature 0; ends (V,) bool; temperature, top_k: as generate.sample_token has them. RuntimeError if blocks waited
-    for each other in vain.
-    """
+def decode_arguments(spec, embedding, kv, L, token, first, places, scale, threshold, limit, noise, ends, temperature,
+                     top_k):
+    """The tensors of DecodeWeights and of Sequences, and Numbers; the arguments are decode_n_tokens'."""
     c, (R, N), device = spec.config, scale.shape, kv.device
     packed = pack_weights(spec, L, kv.dtype)
     wqkv, wproj, wfc, wout, vectors, _, _, head, *gate = packed.tensors
@@ -454,9 +446,31 @@ def decode_n_tokens(spec, embedding, kv, L, token, first, places, scale, thresho
     sequences = (kv.view(-1, *kv.shape[-2:]), token.int()[:, None], first.int()[:, None], places.float().contiguous(),
                  scale, threshold, limit.int(), noise, ends.int()[None], tokens, loops)
     numbers = (N, L, c.vocab_size, c.min_loops, alpha, gate_b, 1 / temperature if temperature else 1.0, top_k)
-    exchange, sizes = exchange_buffers(c, R, device), decode_sizes(c, kv.shape[-2], top_k)
-    tile.launch(looplm_decode_kernel, (R * blocks_per_sequence(c),), (
-        weights, sequences, numbers, exchange, constants(sizes)), device, num_worker_warps=sizes.THREADS // 32)
-    if exchange[-1][1]:
+    return weights, sequences, numbers
+
+
+def written(sequences, exchanges):
+    """Tokens and loops (R,N) int64 after launches; RuntimeError if a block gave up."""
+    if any(exchange[-1][1] for exchange in exchanges):
         raise RuntimeError("blocks of the decode kernel waited for each other in vain")
-    return tokens.long(), loops.long()
+    return tuple(x.long() for x in sequences[-2:])
+
+
+def decode_n_tokens(spec, embedding, kv, L, token, first, places, scale, threshold, limit, noise, ends, temperature=0,
+                    top_k=0):
+    """Read N tokens of each of R sequences one after the other, each but the first of them written after the one
+    before it: what they wrote, tokens (R,N) and loops (R,N) int64. After a token that `ends` a sequence they are -1.
+
+    spec: LoopSpec; embedding (V,C); kv (L,2,R,nh,T,hs) bfloat16: the cache, up to the tokens `first`, to which those
+    read are added; token (R,) int64: what is read first; first (R,): where it stands; places (R,N,C): what positions
+    add; scale (R,N): of the queries; threshold, limit (R,N): as in HaltingPlan; noise (N,R,V): Gumbel noise, None at
+    temperature 0; ends (V,) bool; temperature, top_k: as generate.sample_token has them. RuntimeError if blocks waited
+    for each other in vain.
+    """
+    R, device = len(scale), kv.device
+    weights, sequences, numbers = decode_arguments(spec, embedding, kv, L, token, first, places, scale, threshold,
+                                                   limit, noise, ends, temperature, top_k)
+    exchange, sizes = exchange_buffers(spec.config, R, device), decode_sizes(spec.config, kv.shape[-2], top_k)
+    tile.launch(looplm_decode_kernel, (R * blocks_per_sequence(spec.config),), (
+        weights, sequences, numbers, exchange, constants(sizes)), device, num_worker_warps=sizes.THREADS // 32)
+    return written(sequences, [exchange])

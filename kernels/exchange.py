@@ -32,6 +32,15 @@ def tag(turn):
     return (turn >> 1) & 3
 
 
+def slot_of(turn, tries):
+    """Which of the two buffers an exchange uses, in a loop that has asked `tries` times, at most POLLS.
+
+    tries >> 30 is 0. The compiler does not know that; without it the place would be the same in every turn of the loop,
+    and it would load once, before the loop, since nothing in the loop writes there (a relaxed load is no effect to it).
+    """
+    return (turn & 1) + (tries >> 30)
+
+
 def publish(buffer, at, x, turn):
     """Store a float32 tile for the others."""
     bits = (ct.bitcast(x, ct.int32) & -4) | tag(turn)
@@ -68,35 +77,42 @@ def publish_row(buffer, at, ones, xs, turn, p):
         publish(buffer, at + (i,), ct.reshape(xs[t], ones + (W,)), turn)
 
 
+def attention_of_heads(u, b, slot, turn, x, p):
+    """u plus the attention of all heads as it is now, and missing (1,THREADS) as gather_missing has it."""
+    missing = ct.zeros((1, p.THREADS), ct.int32)
+    weight = ()
+    for h in ct.static_iter(range(p.NH)):
+        new = ct.reshape(peek(x.stats, (slot, b, NEW_SCORE, h), (1, 1, 1, 1)), (1, 1))
+        old = ct.reshape(peek(x.stats, (slot, b, OLD_SCORE, h), (1, 1, 1, 1)), (1, 1))
+        total = ct.reshape(peek(x.stats, (slot, b, OLD_TOTAL, h), (1, 1, 1, 1)), (1, 1))
+        missing = missing | (new ^ tag(turn)) | (old ^ tag(turn)) | (total ^ tag(turn))
+        top = ct.maximum(number(new), number(old))
+        new = ct.exp2(number(new) - top, flush_to_zero=True)
+        old = ct.exp2(number(old) - top, flush_to_zero=True)
+        scale = ct.truediv(1.0, new + old * number(total), rounding_mode=APPROX)
+        weight += ((new * scale, old * scale),)
+    y = ()
+    for t in ct.static_iter(range(len(p.TILES))):
+        i, W = p.TILES[t]
+        late, sum_of_heads = ct.zeros((1, W), ct.int32), u[t]
+        for h in ct.static_iter(range(p.NH)):
+            new = ct.reshape(peek(x.parts, (slot, b, NEW, h, i), (1, 1, 1, 1, W)), (1, W))
+            old = ct.reshape(peek(x.parts, (slot, b, OLD, h, i), (1, 1, 1, 1, W)), (1, W))
+            late = late | (new ^ tag(turn)) | (old ^ tag(turn))
+            sum_of_heads = sum_of_heads + number(new) * weight[h][NEW] + number(old) * weight[h][OLD]
+        y += (sum_of_heads,)
+        missing = gather_missing(missing, late, p.THREADS)
+    return y, missing
+
+
 def await_attention(u, b, turn, polls, x, p):
     """Once all shares are there, u plus the attention of all heads, the judge's word, and the polls that are left.
     u is returned as it is if the word says that the token has halted."""
-    slot, going, word, y = turn & 1, 1, 0, u
+    tries, going, word, y = 0, 1, 0, u
     while going > 0:
+        slot, tries = slot_of(turn, tries), tries + 1
         said = peek(x.words, (slot, b), (1, 1))
-        missing = ct.zeros((1, p.THREADS), ct.int32)
-        weight = ()
-        for h in ct.static_iter(range(p.NH)):
-            new = ct.reshape(peek(x.stats, (slot, b, NEW_SCORE, h), (1, 1, 1, 1)), (1, 1))
-            old = ct.reshape(peek(x.stats, (slot, b, OLD_SCORE, h), (1, 1, 1, 1)), (1, 1))
-            total = ct.reshape(peek(x.stats, (slot, b, OLD_TOTAL, h), (1, 1, 1, 1)), (1, 1))
-            missing = missing | (new ^ tag(turn)) | (old ^ tag(turn)) | (total ^ tag(turn))
-            top = ct.maximum(number(new), number(old))
-            new = ct.exp2(number(new) - top, flush_to_zero=True)
-            old = ct.exp2(number(old) - top, flush_to_zero=True)
-            scale = ct.truediv(1.0, new + old * number(total), rounding_mode=APPROX)
-            weight += ((new * scale, old * scale),)
-        y = ()
-        for t in ct.static_iter(range(len(p.TILES))):
-            i, W = p.TILES[t]
-            late, sum_of_heads = ct.zeros((1, W), ct.int32), u[t]
-            for h in ct.static_iter(range(p.NH)):
-                new = ct.reshape(peek(x.parts, (slot, b, NEW, h, i), (1, 1, 1, 1, W)), (1, W))
-                old = ct.reshape(peek(x.parts, (slot, b, OLD, h, i), (1, 1, 1, 1, W)), (1, W))
-                late = late | (new ^ tag(turn)) | (old ^ tag(turn))
-                sum_of_heads = sum_of_heads + number(new) * weight[h][NEW] + number(old) * weight[h][OLD]
-            y += (sum_of_heads,)
-            missing = gather_missing(missing, late, p.THREADS)
+        y, missing = attention_of_heads(u, b, slot, turn, x, p)
         waits = ct.where((said & 3) != tag(turn), 2, ct.where((said & STOPS) > 0, 0, ct.minimum(missing & 3, 1)))
         going, word, polls = ct.max(waits), said.item(), polls - 1
         if polls < 0:
@@ -104,22 +120,95 @@ def await_attention(u, b, turn, polls, x, p):
     return y, word, polls
 
 
+def slices_of_mlp(y, b, slot, turn, x, p):
+    """y plus the shares of all slices of the MLP as they are now, and missing (1,THREADS) as gather_missing has it."""
+    missing = ct.zeros((1, p.THREADS), ct.int32)
+    new = ()
+    for t in ct.static_iter(range(len(p.TILES))):
+        i, W = p.TILES[t]
+        late, total = ct.zeros((1, W), ct.int32), y[t]
+        for j in ct.static_iter(range(p.SLICES)):
+            share = ct.reshape(peek(x.slices, (slot, b, j, i), (1, 1, 1, W)), (1, W))
+            late = late | (share ^ tag(turn))
+            total = total + number(share)
+        new += (total,)
+        missing = gather_missing(missing, late, p.THREADS)
+    return new, missing
+
+
 def await_mlp(y, b, turn, polls, x, p):
     """Once all shares are there, y plus those of all slices, and the polls that are left."""
-    slot, going, new = turn & 1, 1, y
+    tries, going, new = 0, 1, y
     while going > 0:
-        missing = ct.zeros((1, p.THREADS), ct.int32)
-        new = ()
-        for t in ct.static_iter(range(len(p.TILES))):
-            i, W = p.TILES[t]
-            late, total = ct.zeros((1, W), ct.int32), y[t]
-            for j in ct.static_iter(range(p.SLICES)):
-                share = ct.reshape(peek(x.slices, (slot, b, j, i), (1, 1, 1, W)), (1, W))
-                late = late | (share ^ tag(turn))
-                total = total + number(share)
-            new += (total,)
-            missing = gather_missing(missing, late, p.THREADS)
+        slot, tries = slot_of(turn, tries), tries + 1
+        new, missing = slices_of_mlp(y, b, slot, turn, x, p)
         going, polls = ct.max(missing & 3), polls - 1
         if polls < 0:
             going = 0
     return new, polls
+
+
+# exchanges of S rows -------------------------------------------------------------------------------------------------
+S = 16  # rows of a launch of decode_rows.py; those without a sequence have ended when it begins
+
+
+@dataclass(frozen=True)
+class RowsExchange:
+    """Buffers of int32, zeros at first; the names of Exchange mean the same."""
+    inputs: Any   # (2,S,C) what attention reads, after its layer norm
+    parts: Any    # (2,S,2,NH,C)
+    stats: Any    # (2,S,3,NH)
+    hidden: Any   # (2,S,C) what the MLP reads, after its layer norm
+    slices: Any   # (2,S,4C/FT,C)
+    words: Any    # (2,S,16) a row's word, 16 times
+    written: Any  # (NH,) rounds of which the keys, and of which the values are in the cache, added up
+    state: Any    # (2,): the second is 1 when a block has given up
+
+
+def await_rows(buffer, g, R, turn, polls, p):
+    """Rows g*R .. (g+1)*R of inputs or hidden, tiles (R,W) in bfloat16 once they are there; the polls that are left.
+
+    R * W is at least the number of threads: no number is loaded twice (see gather_missing). Tiles are flat where they
+    are reduced: it takes half the barriers.
+    """
+    tries, going, rows = 0, 1, ()
+    for _, W in ct.static_iter(p.TILES):
+        rows += (ct.zeros((R, W), ct.bfloat16),)
+    while going > 0:
+        slot, tries = slot_of(turn, tries), tries + 1
+        late, rows = ct.zeros((R, p.TILES[0][1]), ct.int32), ()
+        for i, W in ct.static_iter(p.TILES):
+            bits = ct.reshape(peek(buffer, (slot, g, i), (1, R, W)), (R, W))
+            late = late | (bits ^ tag(turn))
+            rows += (number(bits).astype(ct.bfloat16),)
+        going, polls = ct.max(ct.reshape(late & 3, (R * p.TILES[0][1],))), polls - 1
+        if polls < 0:
+            going = 0
+    return rows, polls
+
+
+def await_words(turn, polls, x):
+    """The words (S,1) of all rows once they are there, and the polls that are left.
+
+    A maximum over what no two threads load alike (see gather_missing), hence the 16 copies.
+    """
+    tries, going, said = 0, 1, ct.zeros((S, 16), ct.int32)
+    while going > 0:
+        slot, tries = slot_of(turn, tries), tries + 1
+        said = ct.reshape(peek(x.words, (slot, 0, 0), (1, S, 16)), (S, 16))
+        going, polls = ct.max(ct.reshape((said ^ tag(turn)) & 3, (S * 16,))), polls - 1
+        if polls < 0:
+            going, said = 0, ct.full((S, 16), STOPS + ENDS, ct.int32)
+    return ct.max(said, axis=1, keepdims=True), polls
+
+
+def await_heads(u, b, turn, polls, x, p):
+    """await_attention of a row that judges itself: no word, and no wait is skipped."""
+    tries, going, y = 0, 1, u
+    while going > 0:
+        slot, tries = slot_of(turn, tries), tries + 1
+        y, missing = attention_of_heads(u, b, slot, turn, x, p)
+        going, polls = ct.max(missing & 3), polls - 1
+        if polls < 0:
+            going = 0
+    return y, polls

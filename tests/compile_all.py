@@ -63,11 +63,12 @@ def loop(rule, C, T, mode="bfloat16", trace=False, V=65, L=12, B=16, **settings)
 
 
 @torch.no_grad()
-def decode(rule, C, T=256, R=1, top_k=0, V=65, L=12, N=16, **settings):
+def decode(rule, C, T=256, R=1, top_k=0, V=65, L=12, N=16, many=False, **settings):
     n_head = {64: 4, 128: 4, 256: 8, 384: 6}[C]
     model = LoopGPT(LoopConfig(vocab_size=V, n_head=n_head, n_embd=C, num_loops=L, block_size=T, halt=rule,
                                halt_head="joint" if rule == "gate" else "none", **settings)).bfloat16().eval()
-    K.decode.decode_n_tokens(
+    write = K.decode_rows.decode_n_tokens_of_many if many else K.decode.decode_n_tokens
+    write(
         model.loop_spec(), model.lm_head.weight, torch.empty(L, 2, R, n_head, T, C // n_head, dtype=torch.bfloat16), L,
         torch.zeros(R), torch.zeros(R), torch.empty(R, N, C), torch.empty(R, N), torch.empty(R, N),
         torch.zeros(R, N), None, torch.zeros(V), top_k=top_k)

@@ -1,0 +1,429 @@
+"""Writing 16 sequences side by side in one launch: kernel, its sizes, and decode_n_tokens_of_many.
+
+As decode.py, but the sequences share the blocks that hold the matrices: a product takes 16 rows anyway. Each sequence
+is a row with a token, a position and a loop of its own; a row whose token halts reads the next one in the next round,
+whatever the others do. So what a token saves in loops, the batch saves in time. Roles:
+
+    ROW      a sequence: its state, readout, halting, sampling, and the next token; 16 blocks
+    KEY      a head's queries and new keys, and how well they match
+    VALUE    a head's new values, and what they add to the output
+    PAST     a head's queries of some rows, the keys and values of their earlier tokens, and what these add
+    MLP      a slice of the hidden units, 4C / FT blocks
+
+A round is one loop of every row, and four exchanges (see decode.py) in a chain:
+
+    ROW -> inputs -> KEY, VALUE, PAST -> parts, stats -> ROW -> hidden -> MLP -> slices -> ROW
+
+While the heads attend, ROW reads out the state, and its word says to all whether the token has halted. So all know
+what the next round is: KEY and VALUE keep what they computed for this loop, and for all later ones if the state is
+frozen; PAST loads the keys that the next round needs.
+
+A buffer may be written again two rounds later, because the chain passes through every block: ROW publishes inputs of
+round t + 1 when it has all slices of round t; a slice of t needs `hidden` of t from all rows; these need the parts of
+t from all heads; and a part of t comes from a block that has read all inputs of t. Nobody skips a wait, so who writes
+in t + 2 knows that all have read what stood there in t. Words are read by KEY, VALUE and PAST before they read inputs
+of t + 1, by MLP before it publishes slices of t, and by ROW before it waits for them.
+"""
+import torch
+
+from kernels import tile
+from kernels.decode import (
+    KEY,
+    POLLS,
+    VALUE,
+    DecodeSizes,
+    DecodeWeights,
+    Numbers,
+    Sequences,
+    add_rows,
+    contract,
+    decode_arguments,
+    decode_sizes,
+    draw,
+    euler_row,
+    expand,
+    inject_row,
+    load_row,
+    log_softmax,
+    multiply_rows,
+    score_of,
+    times,
+    why_not_decode_kernel,
+    written,
+)
+from kernels.exchange import (
+    ENDS,
+    NEW,
+    NEW_SCORE,
+    OLD,
+    OLD_SCORE,
+    OLD_TOTAL,
+    STOPS,
+    TOKEN,
+    RowsExchange,
+    S,
+    await_heads,
+    await_mlp,
+    await_rows,
+    await_words,
+    publish,
+    publish_row,
+    tag,
+)
+from kernels.halt import halts_on_tiles
+from kernels.tile import FLOOR, LOG2E, ZERO, Const, constants, ct, gelu, pair_sum
+
+
+# rows ----------------------------------------------------------------------------------------------------------------
+def sequences_of_rows(offset, s):
+    """Which sequence each row (S,1) is, one that exists, and whether it has ended: 1 where there is none."""
+    row, R = offset + ct.arange(S, dtype=ct.int32)[:, None], s.token.shape[0]
+    return ct.minimum(row, R - 1), (row >= R).astype(ct.int32)
+
+
+def advance(words, l, at, n, ended):
+    """Loop, position, number of the token, and whether they have ended, of rows (S,1) after a round."""
+    stopped, over = (words & STOPS) > 0, ((words & ENDS) > 0).astype(ct.int32)
+    next_one = ct.where(stopped, 1 - over, 0)
+    return ct.where(stopped, 0, l + 1), at + next_one, n + next_one, ended | over
+
+
+def pick(x, row):
+    """The number of x (S,1) that belongs to a row."""
+    return ct.max(ct.where(ct.arange(S, dtype=ct.int32)[:, None] == row, x, 0))
+
+
+def normed(xs, C):
+    """layer_norm without a division, whose constant 1 / 384 is no power of two."""
+    total = square = ct.zeros((1, 1), ct.float32)
+    for x in ct.static_iter(xs):
+        t, q = ct.reduce((x, x * x), 1, pair_sum, (0.0, 0.0), keepdims=True)
+        total, square = total + t, square + q
+    mean = total * (1.0 / C)
+    scale = ct.rsqrt(ct.maximum(square * (1.0 / C) - mean * mean, 0.0) + 1e-5)
+    out = ()
+    for x in ct.static_iter(xs):
+        out += ((x - mean) * scale,)
+    return out
+
+
+def choose_rows(which, xs, ys):
+    """xs if `which` (1,1), else ys."""
+    out = ()
+    for i in ct.static_iter(range(len(xs))):
+        out += (ct.where(which, xs[i], ys[i]),)
+    return out
+
+
+# A load of bfloat16 reads 2 bytes a thread, a gather 16. And what a gather brings is an operand of mma as it is: a
+# matrix from a load went through shared memory in every round.
+def transposed(w, i, R, j, W):
+    """Rows i*R .. (i+1)*R and columns j*W .. (j+1)*W of w (N,K), a tile (W,R) with zeros beyond N."""
+    row, column = i * R + ct.arange(R, dtype=ct.int32)[None, :], j * W + ct.arange(W, dtype=ct.int32)[:, None]
+    return ct.gather(w, (row, column), mask=row < w.shape[0], check_bounds=False, latency=1)
+
+
+def hold_inputs(w, r, R, p):
+    """Rows r*R .. (r+1)*R of w (N,C), transposed, as tiles (W,R)."""
+    out = ()
+    for i, W in ct.static_iter(p.TILES):
+        out += (transposed(w, r, R, i, W),)
+    return out
+
+
+def hold_outputs(w, r, R, p):
+    """Columns r*R .. (r+1)*R of w (C,K), transposed, as tiles (R,W)."""
+    out = ()
+    for i, W in ct.static_iter(p.TILES):
+        out += (transposed(w, i, W, r, R),)
+    return out
+
+
+# roles ---------------------------------------------------------------------------------------------------------------
+def write_row(b, head, offset, w, s, m, x, p):
+    """A row's part in all rounds; head: the readout, as hold_inputs has it."""
+    R = s.token.shape[0]
+    row, polls, going, over, n, l = ct.minimum(offset + b, R - 1), POLLS, 1, 0, 0, 0
+    if offset + b >= R:
+        over = 1
+    norm, decay = load_row(w.vectors, (0,), (1,), p), load_row(w.vectors, (1,), (1,), p)
+    gain = load_row(w.vectors, (2,), (1,), p)
+    ends = ct.load(s.ends, (0, 0), (1, p.VT), padding_mode=ZERO, allow_tma=False)
+    token = ct.load(s.token, (row, 0), (1, 1), allow_tma=False).item()
+    _, ended = sequences_of_rows(offset, s)
+    h = before = x0 = add_rows(load_row(w.wte, (token,), (1,), p), load_row(s.places, (row, 0), (1, 1), p))
+    logq = ct.zeros((1, p.VT), ct.float32)
+    noise = ct.reshape(ct.load(s.noise, (0, row, 0), (1, 1, p.VT), padding_mode=ZERO, allow_tma=False), (1, p.VT))
+    threshold, limit = (ct.load(s.threshold, (row, 0), (1, 1), allow_tma=False),
+                        ct.load(s.limit, (row, 0), (1, 1), allow_tma=False))
+    for turn in range(2, 2 + m.N * (m.L + 1)):
+        if going > 0:
+            u = h
+            if p.INJECTS and l > 0:
+                again = x0
+                if p.DECAY:
+                    again = multiply_rows(gain, x0)
+                u = inject_row(h, again, decay, p)
+            publish_row(x.inputs, (turn & 1, b), (1, 1), normed(u, p.C), turn, p)
+            # the judgement, while the heads attend
+            logp = log_softmax(contract(normed(h, p.C), head), m.V, p.VT)
+            score = score_of(h, before, logp, logq, l, w, m, p)
+            logq, before = logp, h
+            halted = halts_on_tiles(score, threshold, limit, l, m.min_loops, p.RULE) & (l > 0)
+            drawn = draw(logp, noise, ends, m, p)
+            word = ct.max(ct.where(halted, STOPS + (drawn & 1) * ENDS + (drawn >> 1 << TOKEN), 0))
+            if ((word & STOPS) > 0) & (n + 1 >= m.N):
+                word = word | ENDS
+            if over > 0:
+                word = STOPS + ENDS
+            ct.store(x.words, (turn & 1, b, 0), ct.full((1, 1, 16), 0, ct.int32) + (word | tag(turn)),
+                     allow_tma=False, check_bounds=False, memory_order=ct.MemoryOrder.RELAXED,
+                     memory_scope=ct.MemoryScope.DEVICE)
+            y, polls = await_heads(u, b, turn, polls, x, p)
+            publish_row(x.hidden, (turn & 1, b), (1, 1), normed(y, p.C), turn, p)
+            # the next token, while the MLP works
+            if (word & STOPS) > 0:
+                if over == 0:
+                    ct.store(s.tokens, (row, n), ct.full((1, 1), 0, ct.int32) + (word >> TOKEN), allow_tma=False)
+                    ct.store(s.loops, (row, n), ct.full((1, 1), 0, ct.int32) + l, allow_tma=False)
+                if (word & ENDS) > 0:
+                    over = 1
+                else:
+                    n += 1
+                x0 = add_rows(load_row(w.wte, (word >> TOKEN,), (1,), p), load_row(s.places, (row, n), (1, 1), p))
+                noise = ct.reshape(ct.load(s.noise, (n, row, 0), (1, 1, p.VT), padding_mode=ZERO, allow_tma=False),
+                                   (1, p.VT))
+                threshold = ct.load(s.threshold, (row, n), (1, 1), allow_tma=False)
+                limit = ct.load(s.limit, (row, n), (1, 1), allow_tma=False)
+            words, polls = await_words(turn, polls, x)
+            ended = ended | (words & ENDS)
+            new, polls = await_mlp(y, b, turn, polls, x, p)
+            if p.EULER:
+                new = euler_row(h, new, u, m.alpha)
+            if p.NORM:
+                new = multiply_rows(normed(new, p.C), norm)
+            l += 1
+            h = new
+            if (word & STOPS) > 0:
+                h, l = x0, 0
+            if ct.min(ended) > 0:
+                going = 0
+    report(polls, x)
+
+
+def attend_new(ROLE, h, held, offset, w, s, m, x, p):
+    """The part of a head's KEY or VALUE block in all rounds."""
+    row, ended = sequences_of_rows(offset, s)
+    at = ct.gather(s.first, (row, 0), check_bounds=False)
+    l, n, polls, going = ct.zeros((S, 1), ct.int32), ct.zeros((S, 1), ct.int32), POLLS, 1
+    scale = ct.gather(s.scale, (row, n), check_bounds=False, latency=1) * (LOG2E / p.HS ** 0.5)
+    for turn in range(2, 2 + m.N * (m.L + 1)):
+        if going > 0:
+            a, polls = await_rows(x.inputs, 0, S, turn, polls, p)
+            made = contract(a, held[0]).astype(s.kv.dtype)  # keys or values (S,HS)
+            if ROLE == KEY:
+                match = ct.sum(contract(a, held[1]) * made.astype(ct.float32), axis=1, keepdims=True) * scale
+                publish(x.stats, (turn & 1, 0, NEW_SCORE, h), ct.reshape(match, (1, S, 1, 1)), turn)
+            else:
+                publish_row(x.parts, (turn & 1, 0, NEW, h), (1, S, 1, 1), expand(made, held[1]), turn, p)
+            words, polls = await_words(turn, polls, x)
+            write_rows(s, 0 if ROLE == KEY else 1, made, l, words, at, row, ended, h, m.L, p)
+            ct.atomic_add(x.written, h, 1, memory_order=ct.MemoryOrder.RELEASE, memory_scope=ct.MemoryScope.DEVICE)
+            l, at, n, ended = advance(words, l, at, n, ended)
+            going = 1 - ct.min(ended)
+            scale = ct.gather(s.scale, (row, n), check_bounds=False, latency=1) * (LOG2E / p.HS ** 0.5)
+    report(polls, x)
+
+
+def write_rows(s, which, made, l, words, at, row, ended, h, L, p):
+    """Keep keys (0) or values (1) of head h, made (S,HS), as those of loop l + 1, and of all later ones of rows whose
+    token has halted."""
+    last = ct.where((words & STOPS) > 0, L, ct.minimum(l + 1, L))
+    last = ct.where(ended > 0, 0, last)
+    channel = ct.arange(p.HS, dtype=ct.int32)[None, :]
+    for j in range(0, ct.max(last - l)):
+        tile_row = ((2 * (l + j) + which) * s.token.shape[0] + row) * p.NH + h
+        ct.scatter(s.kv, (tile_row, at, channel), made, mask=l + j < last, check_bounds=False)
+
+
+def load_of_rows(s, which, l, row, h, PAST_ROWS, p):
+    """Keys (0), tiles (HS,T), or values (1), tiles (T,HS), of head h in loop l + 1 of each of some rows."""
+    t, channel = ct.arange(p.T, dtype=ct.int32), ct.arange(p.HS, dtype=ct.int32)
+    out = ()
+    for r in ct.static_iter(range(PAST_ROWS)):
+        at = ((2 * l[r] + which) * s.token.shape[0] + row[r]) * p.NH + h
+        if which == 0:
+            out += (ct.gather(s.kv, (at, t[None, :], channel[:, None]), check_bounds=False, latency=1),)
+        else:
+            out += (ct.gather(s.kv, (at, t[:, None], channel[None, :]), check_bounds=False, latency=1),)
+    return out
+
+
+def attend_old(h, g, held, PAST_ROWS, offset, w, s, m, x, p):
+    """The part of the block that has rows g*PAST_ROWS .. of head h, in all rounds. In products they repeat to 16."""
+    mine = ct.arange(S, dtype=ct.int32)[:, None] % PAST_ROWS
+    row, ended = sequences_of_rows(offset, s)
+    at = ct.gather(s.first, (row, 0), check_bounds=False)
+    l, n, polls, going = ct.zeros((S, 1), ct.int32), ct.zeros((S, 1), ct.int32), POLLS, 1
+    loop, which = (), ()
+    for r in ct.static_iter(range(PAST_ROWS)):
+        which += (pick(row, g * PAST_ROWS + r),)
+        loop += (0 * which[r],)
+    k = load_of_rows(s, 0, loop, which, h, PAST_ROWS, p)
+    for turn in range(2, 2 + m.N * (m.L + 1)):
+        if going > 0:
+            before, scale = ct.zeros((S, 1), ct.int32), ct.zeros((S, 1), ct.float32)
+            for r in ct.static_iter(range(PAST_ROWS)):
+                before = ct.where(mine == r, pick(at, g * PAST_ROWS + r), before)
+                scale = ct.where(mine == r, ct.load(s.scale, (which[r], pick(n, g * PAST_ROWS + r)), (1, 1),
+                                                    allow_tma=False), scale)
+            a, polls = await_rows(x.inputs, g, PAST_ROWS, turn, polls, p)
+            v = load_of_rows(s, 1, loop, which, h, PAST_ROWS, p)  # there once the scores are
+            all_a = ()
+            for i in ct.static_iter(range(len(a))):
+                all_a += (repeat_rows(a[i], PAST_ROWS),)
+            q = contract(all_a, held[0]) * (scale * (LOG2E / p.HS ** 0.5))
+            score = ct.zeros((S, p.T), ct.float32)
+            for r in ct.static_iter(range(PAST_ROWS)):
+                score = ct.where(mine == r, times(q, k[r]), score)
+            score = ct.extract(score, (0, 0), (PAST_ROWS, p.T))
+            seen = ct.arange(p.T, dtype=ct.int32)[None, :] < ct.extract(before, (0, 0), (PAST_ROWS, 1))
+            score = ct.where(seen, score, FLOOR)
+            top = ct.max(score, axis=1, keepdims=True)
+            weight = ct.where(seen, ct.exp2(score - top, flush_to_zero=True), 0.0)
+            all_weights, o = repeat_rows(weight.astype(s.kv.dtype), PAST_ROWS), ct.zeros((S, p.HS), ct.float32)
+            for r in ct.static_iter(range(PAST_ROWS)):
+                o = ct.where(mine == r, times(all_weights, v[r]), o)
+            shares, out = expand(o, held[1]), ()
+            for i in ct.static_iter(range(len(shares))):
+                out += (ct.extract(shares[i], (0, 0), (PAST_ROWS, shares[i].shape[1])),)
+            publish_row(x.parts, (turn & 1, g, OLD, h), (1, PAST_ROWS, 1, 1), out, turn, p)
+            total = ct.sum(weight, axis=1, keepdims=True)
+            publish(x.stats, (turn & 1, g, OLD_SCORE, h), ct.reshape(top, (1, PAST_ROWS, 1, 1)), turn)
+            publish(x.stats, (turn & 1, g, OLD_TOTAL, h), ct.reshape(total, (1, PAST_ROWS, 1, 1)), turn)
+            words, polls = await_words(turn, polls, x)
+            l, at, n, ended = advance(words, l, at, n, ended)
+            going, count = 1 - ct.min(ended), 0
+            # Keys and values that the next round sees are of this round at the latest.
+            while (count < 2 * (turn - 1)) & (polls >= 0):
+                polls -= 1
+                count = ct.atomic_add(x.written, h, 0, memory_order=ct.MemoryOrder.ACQUIRE,
+                                      memory_scope=ct.MemoryScope.DEVICE)
+            loop = ()
+            for r in ct.static_iter(range(PAST_ROWS)):
+                loop += (ct.minimum(pick(l, g * PAST_ROWS + r), m.L - 1),)
+            k = load_of_rows(s, 0, loop, which, h, PAST_ROWS, p)  # before waiting
+    report(polls, x)
+
+
+def repeat_rows(x, R):
+    """x (R,K) as often as 16 rows (S,K) take it."""
+    return ct.reshape(ct.broadcast_to(ct.reshape(x, (1, R, x.shape[1])), (S // R, R, x.shape[1])), (S, x.shape[1]))
+
+
+def expand_hidden(j, held, offset, s, m, x, p):
+    """The part of slice j of the MLP in all rounds."""
+    polls, going = POLLS, 1
+    _, ended = sequences_of_rows(offset, s)
+    for turn in range(2, 2 + m.N * (m.L + 1)):
+        if going > 0:
+            words, polls = await_words(turn, polls, x)
+            ended = ended | (words & ENDS)
+            a, polls = await_rows(x.hidden, 0, S, turn, polls, p)
+            g = gelu(contract(a, held[0]), False)
+            publish_row(x.slices, (turn & 1, 0, j), (1, S, 1), expand(g, held[1]), turn, p)
+            if ct.min(ended) > 0:
+                going = 0
+    report(polls, x)
+
+
+def report(polls, x):
+    """Say that this block has given up, if it has no polls left."""
+    if polls < 0:
+        ct.store(x.state, (1,), ct.full((1,), 1, ct.int32), allow_tma=False)
+
+
+@ct.kernel
+def looplm_decode_rows_kernel(
+        weights,           # the ten tensors of DecodeWeights
+        sequences,         # the eleven tensors of Sequences
+        numbers,           # the eight of Numbers
+        exchange,          # the eight tensors of RowsExchange
+        offset,            # the first of the S sequences
+        one_row: Const,    # DecodeSizes for tiles of one row
+        all_rows: Const,   # for those of S rows
+        PAST_ROWS: Const): # rows of a PAST block
+    """N tokens of up to S sequences. Grid (S + SLICES + (2 + S / PAST_ROWS) NH,), all of whose blocks must be resident
+    at once: each waits for all others."""
+    w, s, m, x = DecodeWeights(*weights), Sequences(*sequences), Numbers(*numbers), RowsExchange(*exchange)
+    p, one = DecodeSizes(*all_rows), DecodeSizes(*one_row)
+    r = ct.bid(0)
+    if r < S:
+        write_row(r, hold_inputs(w.head, 0, p.VT, one), offset, w, s, m, x, one)
+    elif r < S + p.SLICES:
+        j = r - S
+        expand_hidden(j, (hold_inputs(w.wfc, j, p.FT, p), hold_outputs(w.wout, j, p.FT, p)), offset, s, m, x, p)
+    elif r < S + p.SLICES + p.NH:
+        h = r - S - p.SLICES
+        held = hold_inputs(w.wqkv, p.NH + h, p.HS, p), hold_inputs(w.wqkv, h, p.HS, p)
+        attend_new(KEY, h, held, offset, w, s, m, x, p)
+    elif r < S + p.SLICES + 2 * p.NH:
+        h = r - S - p.SLICES - p.NH
+        held = hold_inputs(w.wqkv, 2 * p.NH + h, p.HS, p), hold_outputs(w.wproj, h, p.HS, p)
+        attend_new(VALUE, h, held, offset, w, s, m, x, p)
+    else:
+        i = r - S - p.SLICES - 2 * p.NH
+        h, g = i // (S // PAST_ROWS), i % (S // PAST_ROWS)
+        held = hold_inputs(w.wqkv, h, p.HS, p), hold_outputs(w.wproj, h, p.HS, p)
+        attend_old(h, g, held, PAST_ROWS, offset, w, s, m, x, p)
+
+
+# one call ------------------------------------------------------------------------------------------------------------
+def rows_sizes(c, T, top_k):
+    """DecodeSizes for tiles of one row and of S rows, for the settings of a model as in decode_sizes."""
+    one, W = decode_sizes(c, T, top_k), min(c.n_embd, 128)
+    return one, DecodeSizes(**vars(one) | dict(TILES=tuple((i, W) for i in range(c.n_embd // W))))
+
+
+def blocks_of_rows(c, past_rows):
+    """Blocks of a launch."""
+    return S + 4 * c.n_embd // 64 + (2 + S // past_rows) * c.n_head
+
+
+def rows_of_past(c, device):
+    """Rows of a PAST block: as few as the multiprocessors allow and every thread has a number of; 0 if none fit."""
+    threads, W = decode_sizes(c, 1, 0).THREADS, min(c.n_embd, 128)
+    fits = [r for r in (1, 2, 4, 8, 16)
+            if r * W >= threads and blocks_of_rows(c, r) <= tile.gpu(device).multi_processor_count]
+    return min(fits, default=0)
+
+
+def why_not_decode_of_many(spec, T):
+    """What decode_n_tokens_of_many does not do of a model and sequences of T tokens, "" if it does all."""
+    why = why_not_decode_kernel(spec, 1, T)
+    if why or rows_of_past(spec.config, spec.head.device):
+        return why
+    return f"the decode kernel has no room for {spec.config.n_head} heads of {S} sequences"
+
+
+def decode_n_tokens_of_many(spec, embedding, kv, L, token, first, places, scale, threshold, limit, noise, ends,
+                            temperature=0, top_k=0):
+    """decode_n_tokens for any number of sequences R, S at a time; same arguments and results."""
+    c, device = spec.config, kv.device
+    weights, sequences, numbers = decode_arguments(spec, embedding, kv, L, token, first, places, scale, threshold,
+                                                   limit, noise, ends, temperature, top_k)
+    sizes, past = rows_sizes(c, kv.shape[-2], top_k), rows_of_past(c, device)
+    exchanges = []
+    for offset in range(0, len(scale), S):
+        exchanges.append(rows_exchange(c, device))
+        tile.launch(looplm_decode_rows_kernel, (blocks_of_rows(c, past),), (
+            weights, sequences, numbers, exchanges[-1], offset, *map(constants, sizes), past), device,
+            num_worker_warps=sizes[0].THREADS // 32)
+    return written(sequences, exchanges)
+
+
+def rows_exchange(c, device):
+    """The tensors of RowsExchange."""
+    nh, C = c.n_head, c.n_embd
+    shapes = ((2, S, C), (2, S, 2, nh, C), (2, S, 3, nh), (2, S, C), (2, S, 4 * C // 64, C), (2, S, 16), (nh,), (2,))
+    return tuple(torch.zeros(shape, dtype=torch.int32, device=device) for shape in shapes)
