@@ -212,107 +212,94 @@ def write_row(b, head, offset, w, s, m, x, p):
 
 
 def attend_new(ROLE, h, held, offset, w, s, m, x, p):
-    """The part of a head's KEY or VALUE block in all rounds."""
+    """The part of a head's KEY or VALUE block in all rounds.
+
+    What follows a round's words stands before the next round: the compiler moved a publish behind the wait for them.
+    """
     row, ended = sequences_of_rows(offset, s)
-    at = ct.gather(s.first, (row, 0), check_bounds=False)
+    at = ct.gather(s.first, (row, 0), check_bounds=False, latency=1)
     l, n, polls, going = ct.zeros((S, 1), ct.int32), ct.zeros((S, 1), ct.int32), POLLS, 1
-    scale = ct.gather(s.scale, (row, n), check_bounds=False, latency=1) * (LOG2E / p.HS ** 0.5)
-    for turn in range(2, 2 + m.N * (m.L + 1)):
+    made = ct.zeros((S, p.HS), s.kv.dtype)  # keys or values
+    for turn in range(2, 3 + m.N * (m.L + 1)):
+        if going > 0 and turn > 2:
+            words, polls = await_words(turn - 1, polls, x)
+            write_rows(s, ROLE == VALUE, made, l, words, at, row, ended, h, m.L, p)
+            ct.atomic_add(x.written, h, 1, memory_order=ct.MemoryOrder.RELEASE, memory_scope=ct.MemoryScope.DEVICE)
+            l, at, n, ended = advance(words, l, at, n, ended)
+            going = 1 - ct.min(ended)
         if going > 0:
+            scale = ct.gather(s.scale, (row, n), check_bounds=False, latency=1) * (LOG2E / p.HS ** 0.5)
             a, polls = await_rows(x.inputs, 0, S, turn, polls, p)
-            made = contract(a, held[0]).astype(s.kv.dtype)  # keys or values (S,HS)
+            made = contract(a, held[0]).astype(s.kv.dtype)
             if ROLE == KEY:
                 match = ct.sum(contract(a, held[1]) * made.astype(ct.float32), axis=1, keepdims=True) * scale
                 publish(x.stats, (turn & 1, 0, NEW_SCORE, h), ct.reshape(match, (1, S, 1, 1)), turn)
             else:
                 publish_row(x.parts, (turn & 1, 0, NEW, h), (1, S, 1, 1), expand(made, held[1]), turn, p)
-            words, polls = await_words(turn, polls, x)
-            write_rows(s, 0 if ROLE == KEY else 1, made, l, words, at, row, ended, h, m.L, p)
-            ct.atomic_add(x.written, h, 1, memory_order=ct.MemoryOrder.RELEASE, memory_scope=ct.MemoryScope.DEVICE)
-            l, at, n, ended = advance(words, l, at, n, ended)
-            going = 1 - ct.min(ended)
-            scale = ct.gather(s.scale, (row, n), check_bounds=False, latency=1) * (LOG2E / p.HS ** 0.5)
     report(polls, x)
 
 
-def write_rows(s, which, made, l, words, at, row, ended, h, L, p):
-    """Keep keys (0) or values (1) of head h, made (S,HS), as those of loop l + 1, and of all later ones of rows whose
+def write_rows(s, VALUES, made, l, words, at, row, ended, h, L, p):
+    """Keep keys or values of head h, made (S,HS), as those of loop l + 1, and of all later ones of rows whose
     token has halted."""
     last = ct.where((words & STOPS) > 0, L, ct.minimum(l + 1, L))
     last = ct.where(ended > 0, 0, last)
     channel = ct.arange(p.HS, dtype=ct.int32)[None, :]
     for j in range(0, ct.max(last - l)):
-        tile_row = ((2 * (l + j) + which) * s.token.shape[0] + row) * p.NH + h
+        tile_row = ((2 * (l + j) + VALUES) * s.token.shape[0] + row) * p.NH + h
         ct.scatter(s.kv, (tile_row, at, channel), made, mask=l + j < last, check_bounds=False)
 
 
-def load_of_rows(s, which, l, row, h, PAST_ROWS, p):
-    """Keys (0), tiles (HS,T), or values (1), tiles (T,HS), of head h in loop l + 1 of each of some rows."""
-    t, channel = ct.arange(p.T, dtype=ct.int32), ct.arange(p.HS, dtype=ct.int32)
-    out = ()
-    for r in ct.static_iter(range(PAST_ROWS)):
-        at = ((2 * l[r] + which) * s.token.shape[0] + row[r]) * p.NH + h
-        if which == 0:
-            out += (ct.gather(s.kv, (at, t[None, :], channel[:, None]), check_bounds=False, latency=1),)
-        else:
-            out += (ct.gather(s.kv, (at, t[:, None], channel[None, :]), check_bounds=False, latency=1),)
-    return out
-
-
 def attend_old(h, g, held, PAST_ROWS, offset, w, s, m, x, p):
-    """The part of the block that has rows g*PAST_ROWS .. of head h, in all rounds. In products they repeat to 16."""
+    """The part in all rounds of the block that has rows g*PAST_ROWS .. of head h. In products they repeat to 16, and
+    their keys stand side by side, so that one product serves all."""
     mine = ct.arange(S, dtype=ct.int32)[:, None] % PAST_ROWS
     row, ended = sequences_of_rows(offset, s)
-    at = ct.gather(s.first, (row, 0), check_bounds=False)
+    at = ct.gather(s.first, (row, 0), check_bounds=False, latency=1)
     l, n, polls, going = ct.zeros((S, 1), ct.int32), ct.zeros((S, 1), ct.int32), POLLS, 1
-    loop, which = (), ()
-    for r in ct.static_iter(range(PAST_ROWS)):
-        which += (pick(row, g * PAST_ROWS + r),)
-        loop += (0 * which[r],)
-    k = load_of_rows(s, 0, loop, which, h, PAST_ROWS, p)
-    for turn in range(2, 2 + m.N * (m.L + 1)):
+    key, channel = ct.arange(PAST_ROWS * p.T, dtype=ct.int32), ct.arange(p.HS, dtype=ct.int32)
+    for turn in range(2, 3 + m.N * (m.L + 1)):
+        if going > 0 and turn > 2:
+            words, polls = await_words(turn - 1, polls, x)
+            l, at, n, ended = advance(words, l, at, n, ended)
+            going = 1 - ct.min(ended)
         if going > 0:
-            before, scale = ct.zeros((S, 1), ct.int32), ct.zeros((S, 1), ct.float32)
+            # What this round sees was written after the words of the one before, at the latest.
+            count = 0
+            while (count < 2 * (turn - 2)) & (polls >= 0):
+                polls -= 1
+                count = ct.atomic_add(x.written, h, 0, memory_order=ct.MemoryOrder.ACQUIRE,
+                                      memory_scope=ct.MemoryScope.DEVICE)
+            where, before = ct.zeros((PAST_ROWS * p.T,), ct.int32), ct.zeros((S, 1), ct.int32)
+            scale = ct.zeros((S, 1), ct.float32)
             for r in ct.static_iter(range(PAST_ROWS)):
+                sequence = pick(row, g * PAST_ROWS + r)
+                loop = ct.minimum(pick(l, g * PAST_ROWS + r), m.L - 1)
+                where = ct.where(key // p.T == r, (2 * loop * s.token.shape[0] + sequence) * p.NH + h, where)
                 before = ct.where(mine == r, pick(at, g * PAST_ROWS + r), before)
-                scale = ct.where(mine == r, ct.load(s.scale, (which[r], pick(n, g * PAST_ROWS + r)), (1, 1),
+                scale = ct.where(mine == r, ct.load(s.scale, (sequence, pick(n, g * PAST_ROWS + r)), (1, 1),
                                                     allow_tma=False), scale)
+            k = ct.gather(s.kv, (where[None, :], (key % p.T)[None, :], channel[:, None]), check_bounds=False, latency=1)
+            where = where + s.token.shape[0] * p.NH
+            v = ct.gather(s.kv, (where[:, None], (key % p.T)[:, None], channel[None, :]), check_bounds=False, latency=1)
             a, polls = await_rows(x.inputs, g, PAST_ROWS, turn, polls, p)
-            v = load_of_rows(s, 1, loop, which, h, PAST_ROWS, p)  # there once the scores are
             all_a = ()
             for i in ct.static_iter(range(len(a))):
                 all_a += (repeat_rows(a[i], PAST_ROWS),)
             q = contract(all_a, held[0]) * (scale * (LOG2E / p.HS ** 0.5))
-            score = ct.zeros((S, p.T), ct.float32)
-            for r in ct.static_iter(range(PAST_ROWS)):
-                score = ct.where(mine == r, times(q, k[r]), score)
-            score = ct.extract(score, (0, 0), (PAST_ROWS, p.T))
-            seen = ct.arange(p.T, dtype=ct.int32)[None, :] < ct.extract(before, (0, 0), (PAST_ROWS, 1))
-            score = ct.where(seen, score, FLOOR)
+            # All 16 rows to the end: fewer ones were repeated before the exponentials, in every warp again.
+            seen = (mine == (key // p.T)[None, :]) & ((key % p.T)[None, :] < before)
+            score = ct.where(seen, times(q, k), FLOOR)
             top = ct.max(score, axis=1, keepdims=True)
             weight = ct.where(seen, ct.exp2(score - top, flush_to_zero=True), 0.0)
-            all_weights, o = repeat_rows(weight.astype(s.kv.dtype), PAST_ROWS), ct.zeros((S, p.HS), ct.float32)
-            for r in ct.static_iter(range(PAST_ROWS)):
-                o = ct.where(mine == r, times(all_weights, v[r]), o)
-            shares, out = expand(o, held[1]), ()
+            shares, out = expand(times(weight, v), held[1]), ()
             for i in ct.static_iter(range(len(shares))):
                 out += (ct.extract(shares[i], (0, 0), (PAST_ROWS, shares[i].shape[1])),)
             publish_row(x.parts, (turn & 1, g, OLD, h), (1, PAST_ROWS, 1, 1), out, turn, p)
-            total = ct.sum(weight, axis=1, keepdims=True)
+            total = ct.extract(ct.sum(weight, axis=1, keepdims=True), (0, 0), (PAST_ROWS, 1))
+            top = ct.extract(top, (0, 0), (PAST_ROWS, 1))
             publish(x.stats, (turn & 1, g, OLD_SCORE, h), ct.reshape(top, (1, PAST_ROWS, 1, 1)), turn)
             publish(x.stats, (turn & 1, g, OLD_TOTAL, h), ct.reshape(total, (1, PAST_ROWS, 1, 1)), turn)
-            words, polls = await_words(turn, polls, x)
-            l, at, n, ended = advance(words, l, at, n, ended)
-            going, count = 1 - ct.min(ended), 0
-            # Keys and values that the next round sees are of this round at the latest.
-            while (count < 2 * (turn - 1)) & (polls >= 0):
-                polls -= 1
-                count = ct.atomic_add(x.written, h, 0, memory_order=ct.MemoryOrder.ACQUIRE,
-                                      memory_scope=ct.MemoryScope.DEVICE)
-            loop = ()
-            for r in ct.static_iter(range(PAST_ROWS)):
-                loop += (ct.minimum(pick(l, g * PAST_ROWS + r), m.L - 1),)
-            k = load_of_rows(s, 0, loop, which, h, PAST_ROWS, p)  # before waiting
     report(polls, x)
 
 
