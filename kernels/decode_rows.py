@@ -67,7 +67,7 @@ from kernels.exchange import (
     await_rows,
     await_words,
     publish,
-    publish_row,
+    publish_pieces,
     tag,
 )
 from kernels.halt import halts_on_tiles
@@ -164,7 +164,7 @@ def write_row(b, head, offset, w, s, m, x, p):
                 if p.DECAY:
                     again = multiply_rows(gain, x0)
                 u = inject_row(h, again, decay, p)
-            publish_row(x.inputs, (turn & 1, b), (1, 1), normed(u, p.C), turn, p)
+            publish_pieces(x.inputs, (), b, normed(u, p.C), turn, p)
             # the judgement, while the heads attend
             logp = log_softmax(contract(normed(h, p.C), head), m.V, p.VT)
             score = score_of(h, before, logp, logq, l, w, m, p)
@@ -180,7 +180,7 @@ def write_row(b, head, offset, w, s, m, x, p):
                      allow_tma=False, check_bounds=False, memory_order=ct.MemoryOrder.RELAXED,
                      memory_scope=ct.MemoryScope.DEVICE)
             y, polls = await_heads(u, b, turn, polls, x, p)
-            publish_row(x.hidden, (turn & 1, b), (1, 1), normed(y, p.C), turn, p)
+            publish_pieces(x.hidden, (), b, normed(y, p.C), turn, p)
             # the next token, while the MLP works
             if (word & STOPS) > 0:
                 if over == 0:
@@ -235,7 +235,7 @@ def attend_new(ROLE, h, held, offset, w, s, m, x, p):
                 match = ct.sum(contract(a, held[1]) * made.astype(ct.float32), axis=1, keepdims=True) * scale
                 publish(x.stats, (turn & 1, 0, NEW_SCORE, h), ct.reshape(match, (1, S, 1, 1)), turn)
             else:
-                publish_row(x.parts, (turn & 1, 0, NEW, h), (1, S, 1, 1), expand(made, held[1]), turn, p)
+                publish_pieces(x.parts, (NEW, h), 0, expand(made, held[1]), turn, p)
     report(polls, x)
 
 
@@ -295,7 +295,7 @@ def attend_old(h, g, held, PAST_ROWS, offset, w, s, m, x, p):
             shares, out = expand(times(weight, v), held[1]), ()
             for i in ct.static_iter(range(len(shares))):
                 out += (ct.extract(shares[i], (0, 0), (PAST_ROWS, shares[i].shape[1])),)
-            publish_row(x.parts, (turn & 1, g, OLD, h), (1, PAST_ROWS, 1, 1), out, turn, p)
+            publish_pieces(x.parts, (OLD, h), g, out, turn, p)
             total = ct.extract(ct.sum(weight, axis=1, keepdims=True), (0, 0), (PAST_ROWS, 1))
             top = ct.extract(top, (0, 0), (PAST_ROWS, 1))
             publish(x.stats, (turn & 1, g, OLD_SCORE, h), ct.reshape(top, (1, PAST_ROWS, 1, 1)), turn)
@@ -318,7 +318,7 @@ def expand_hidden(j, held, offset, s, m, x, p):
             ended = ended | (words & ENDS)
             a, polls = await_rows(x.hidden, 0, S, turn, polls, p)
             g = gelu(contract(a, held[0]), False)
-            publish_row(x.slices, (turn & 1, 0, j), (1, S, 1), expand(g, held[1]), turn, p)
+            publish_pieces(x.slices, (j,), 0, expand(g, held[1]), turn, p)
             if ct.min(ended) > 0:
                 going = 0
     report(polls, x)
@@ -368,8 +368,9 @@ def looplm_decode_rows_kernel(
 # one call ------------------------------------------------------------------------------------------------------------
 def rows_sizes(c, T, top_k):
     """DecodeSizes for tiles of one row and of S rows, for the settings of a model as in decode_sizes."""
-    one, W = decode_sizes(c, T, top_k), min(c.n_embd, 128)
-    return one, DecodeSizes(**vars(one) | dict(TILES=tuple((i, W) for i in range(c.n_embd // W))))
+    piece = min(c.n_embd, 128)
+    one = DecodeSizes(**vars(decode_sizes(c, T, top_k)) | dict(PIECE=piece))
+    return one, DecodeSizes(**vars(one) | dict(TILES=tuple((i, piece) for i in range(c.n_embd // piece))))
 
 
 def blocks_of_rows(c, past_rows):
@@ -411,6 +412,8 @@ def decode_n_tokens_of_many(spec, embedding, kv, L, token, first, places, scale,
 
 def rows_exchange(c, device):
     """The tensors of RowsExchange."""
-    nh, C = c.n_head, c.n_embd
-    shapes = ((2, S, C), (2, S, 2, nh, C), (2, S, 3, nh), (2, S, C), (2, S, 4 * C // 64, C), (2, S, 16), (nh,), (2,))
+    nh, piece = c.n_head, min(c.n_embd, 128)
+    P = c.n_embd // piece
+    shapes = ((2, P, S * piece), (2, 2, nh, P, S * piece), (2, S, 3, nh), (2, P, S * piece),
+              (2, 4 * c.n_embd // 64, P, S * piece), (2, S, 16), (nh,), (2,))
     return tuple(torch.zeros(shape, dtype=torch.int32, device=device) for shape in shapes)

@@ -77,6 +77,19 @@ def publish_row(buffer, at, ones, xs, turn, p):
         publish(buffer, at + (i,), ct.reshape(xs[t], ones + (W,)), turn)
 
 
+def peek_row(buffer, slot, b, at, i, W, p):
+    """Tile i of W channels of row b as it is now, (1,W); at: its place between those of the buffer and of the channels.
+
+    The buffers of decode_rows.py hold a piece of PIECE channels of all rows side by side.
+    """
+    ones = ()
+    for _ in ct.static_iter(at):
+        ones += (1,)
+    if ct.static_eval(p.PIECE == 0):
+        return ct.reshape(peek(buffer, (slot, b) + at + (i,), (1, 1) + ones + (W,)), (1, W))
+    return ct.reshape(peek(buffer, (slot,) + at + (i, b), (1,) + ones + (W // p.PIECE, p.PIECE)), (1, W))
+
+
 def attention_of_heads(u, b, slot, turn, x, p):
     """u plus the attention of all heads as it is now, and missing (1,THREADS) as gather_missing has it."""
     missing = ct.zeros((1, p.THREADS), ct.int32)
@@ -96,8 +109,8 @@ def attention_of_heads(u, b, slot, turn, x, p):
         i, W = p.TILES[t]
         late, sum_of_heads = ct.zeros((1, W), ct.int32), u[t]
         for h in ct.static_iter(range(p.NH)):
-            new = ct.reshape(peek(x.parts, (slot, b, NEW, h, i), (1, 1, 1, 1, W)), (1, W))
-            old = ct.reshape(peek(x.parts, (slot, b, OLD, h, i), (1, 1, 1, 1, W)), (1, W))
+            new = peek_row(x.parts, slot, b, (NEW, h), i, W, p)
+            old = peek_row(x.parts, slot, b, (OLD, h), i, W, p)
             late = late | (new ^ tag(turn)) | (old ^ tag(turn))
             sum_of_heads = sum_of_heads + number(new) * weight[h][NEW] + number(old) * weight[h][OLD]
         y += (sum_of_heads,)
@@ -128,7 +141,7 @@ def slices_of_mlp(y, b, slot, turn, x, p):
         i, W = p.TILES[t]
         late, total = ct.zeros((1, W), ct.int32), y[t]
         for j in ct.static_iter(range(p.SLICES)):
-            share = ct.reshape(peek(x.slices, (slot, b, j, i), (1, 1, 1, W)), (1, W))
+            share = peek_row(x.slices, slot, b, (j,), i, W, p)
             late = late | (share ^ tag(turn))
             total = total + number(share)
         new += (total,)
@@ -154,34 +167,47 @@ S = 16  # rows of a launch of decode_rows.py; those without a sequence have ende
 
 @dataclass(frozen=True)
 class RowsExchange:
-    """Buffers of int32, zeros at first; the names of Exchange mean the same."""
-    inputs: Any   # (2,S,C) what attention reads, after its layer norm
-    parts: Any    # (2,S,2,NH,C)
+    """Buffers of int32, zeros at first; the names of Exchange mean the same. PIECE channels of all rows are side by
+    side, P = C / PIECE: many rows are read and written at constant offsets from one address."""
+    inputs: Any   # (2,P,S*PIECE) what attention reads, after its layer norm
+    parts: Any    # (2,2,NH,P,S*PIECE)
     stats: Any    # (2,S,3,NH)
-    hidden: Any   # (2,S,C) what the MLP reads, after its layer norm
-    slices: Any   # (2,S,4C/FT,C)
+    hidden: Any   # (2,P,S*PIECE) what the MLP reads, after its layer norm
+    slices: Any   # (2,4C/FT,P,S*PIECE)
     words: Any    # (2,S,16) a row's word, 16 times
     written: Any  # (NH,) rounds of which the keys, and of which the values are in the cache, added up
     state: Any    # (2,): the second is 1 when a block has given up
 
 
-def await_rows(buffer, g, R, turn, polls, p):
-    """Rows g*R .. (g+1)*R of inputs or hidden, tiles (R,W) in bfloat16 once they are there; the polls that are left.
+def publish_pieces(buffer, at, g, xs, turn, p):
+    """publish of rows g*R .. (g+1)*R, tiles (R,W), R = 1 or W = PIECE; at: as peek_row has it."""
+    ones = ()
+    for _ in ct.static_iter(at):
+        ones += (1,)
+    for t in ct.static_iter(range(len(p.TILES))):
+        i, W = p.TILES[t]
+        shape = (1,) + ones + (W // p.PIECE, xs[t].shape[0] * p.PIECE)
+        publish(buffer, (turn & 1,) + at + (i, g), ct.reshape(xs[t], shape), turn)
 
-    R * W is at least the number of threads: no number is loaded twice (see gather_missing). Tiles are flat where they
-    are reduced: it takes half the barriers.
+
+def await_rows(buffer, g, R, turn, polls, p):
+    """Rows g*R .. (g+1)*R of inputs or hidden, tiles (R,PIECE) in bfloat16 once they are there; the polls that are
+    left.
+
+    R * PIECE is at least the number of threads: no number is loaded twice (see gather_missing). What is reduced is
+    flat: it takes half the barriers.
     """
     tries, going, rows = 0, 1, ()
-    for _, W in ct.static_iter(p.TILES):
-        rows += (ct.zeros((R, W), ct.bfloat16),)
+    for _ in ct.static_iter(p.TILES):
+        rows += (ct.zeros((R, p.PIECE), ct.bfloat16),)
     while going > 0:
         slot, tries = slot_of(turn, tries), tries + 1
-        late, rows = ct.zeros((R, p.TILES[0][1]), ct.int32), ()
-        for i, W in ct.static_iter(p.TILES):
-            bits = ct.reshape(peek(buffer, (slot, g, i), (1, R, W)), (R, W))
+        late, rows = ct.zeros((R * p.PIECE,), ct.int32), ()
+        for t in ct.static_iter(range(len(p.TILES))):
+            bits = ct.reshape(peek(buffer, (slot, t, g), (1, 1, R * p.PIECE)), (R * p.PIECE,))
             late = late | (bits ^ tag(turn))
-            rows += (number(bits).astype(ct.bfloat16),)
-        going, polls = ct.max(ct.reshape(late & 3, (R * p.TILES[0][1],))), polls - 1
+            rows += (ct.reshape(number(bits), (R, p.PIECE)).astype(ct.bfloat16),)
+        going, polls = ct.max(late & 3), polls - 1
         if polls < 0:
             going = 0
     return rows, polls
