@@ -15,8 +15,8 @@ A round is one loop of every row, and four exchanges (see decode.py) in a chain:
     ROW -> inputs -> KEY, VALUE, PAST -> parts, stats -> ROW -> hidden -> MLP -> slices -> ROW
 
 While the heads attend, ROW reads out the state, and its word says to all whether the token has halted. So all know
-what the next round is: KEY and VALUE keep what they computed for this loop, and for all later ones if the state is
-frozen; PAST loads the keys that the next round needs.
+what the next round is, and PAST loads the keys that it needs while the MLP works. What KEY and VALUE computed in the
+last round of a token is what its frozen state owes to all later loops: it is kept once, and PAST reads it there.
 
 A buffer may be written again two rounds later, because the chain passes through every block: ROW publishes inputs of
 round t + 1 when it has all slices of round t; a slice of t needs `hidden` of t from all rows; these need the parts of
@@ -220,10 +220,12 @@ def attend_new(ROLE, h, held, offset, w, s, m, x, p):
     at = ct.gather(s.first, (row, 0), check_bounds=False, latency=1)
     l, n, polls, going = ct.zeros((S, 1), ct.int32), ct.zeros((S, 1), ct.int32), POLLS, 1
     made = ct.zeros((S, p.HS), s.kv.dtype)  # keys or values
+    channel = ct.arange(p.HS, dtype=ct.int32)[None, :]
     for turn in range(2, 3 + m.N * (m.L + 1)):
         if going > 0 and turn > 2:
             words, polls = await_words(turn - 1, polls, x)
-            write_rows(s, ROLE == VALUE, made, l, words, at, row, ended, h, m.L, p)
+            where = ((2 * l + (ROLE == VALUE)) * s.token.shape[0] + row) * p.NH + h
+            ct.scatter(s.kv, (where, at, channel), made, mask=(l < m.L) & (ended == 0), check_bounds=False)
             ct.atomic_add(x.written, h, 1, memory_order=ct.MemoryOrder.RELEASE, memory_scope=ct.MemoryScope.DEVICE)
             l, at, n, ended = advance(words, l, at, n, ended)
             going = 1 - ct.min(ended)
@@ -239,17 +241,6 @@ def attend_new(ROLE, h, held, offset, w, s, m, x, p):
     report(polls, x)
 
 
-def write_rows(s, VALUES, made, l, words, at, row, ended, h, L, p):
-    """Keep keys or values of head h, made (S,HS), as those of loop l + 1, and of all later ones of rows whose
-    token has halted."""
-    last = ct.where((words & STOPS) > 0, L, ct.minimum(l + 1, L))
-    last = ct.where(ended > 0, 0, last)
-    channel = ct.arange(p.HS, dtype=ct.int32)[None, :]
-    for j in range(0, ct.max(last - l)):
-        tile_row = ((2 * (l + j) + VALUES) * s.token.shape[0] + row) * p.NH + h
-        ct.scatter(s.kv, (tile_row, at, channel), made, mask=l + j < last, check_bounds=False)
-
-
 def attend_old(h, g, held, PAST_ROWS, offset, w, s, m, x, p):
     """The part in all rounds of the block that has rows g*PAST_ROWS .. of head h. In products they repeat to 16, and
     their keys stand side by side, so that one product serves all."""
@@ -258,9 +249,14 @@ def attend_old(h, g, held, PAST_ROWS, offset, w, s, m, x, p):
     at = ct.gather(s.first, (row, 0), check_bounds=False, latency=1)
     l, n, polls, going = ct.zeros((S, 1), ct.int32), ct.zeros((S, 1), ct.int32), POLLS, 1
     key, channel = ct.arange(PAST_ROWS * p.T, dtype=ct.int32), ct.arange(p.HS, dtype=ct.int32)
+    frozen = ct.full((PAST_ROWS * p.T,), m.L - 1, ct.int32)  # the last loop of which a token has a key
     for turn in range(2, 3 + m.N * (m.L + 1)):
         if going > 0 and turn > 2:
             words, polls = await_words(turn - 1, polls, x)
+            for r in ct.static_iter(range(PAST_ROWS)):
+                here = g * PAST_ROWS + r
+                mark = ct.where((pick(words, here) & STOPS) > 0, r * p.T + pick(at, here), -1)
+                frozen = ct.where(key == mark, ct.minimum(pick(l, here), frozen), frozen)
             l, at, n, ended = advance(words, l, at, n, ended)
             going = 1 - ct.min(ended)
         if going > 0:
@@ -273,12 +269,12 @@ def attend_old(h, g, held, PAST_ROWS, offset, w, s, m, x, p):
             where, before = ct.zeros((PAST_ROWS * p.T,), ct.int32), ct.zeros((S, 1), ct.int32)
             scale = ct.zeros((S, 1), ct.float32)
             for r in ct.static_iter(range(PAST_ROWS)):
-                sequence = pick(row, g * PAST_ROWS + r)
-                loop = ct.minimum(pick(l, g * PAST_ROWS + r), m.L - 1)
+                here = g * PAST_ROWS + r
+                sequence = pick(row, here)
+                loop = ct.minimum(pick(l, here), frozen)
                 where = ct.where(key // p.T == r, (2 * loop * s.token.shape[0] + sequence) * p.NH + h, where)
-                before = ct.where(mine == r, pick(at, g * PAST_ROWS + r), before)
-                scale = ct.where(mine == r, ct.load(s.scale, (sequence, pick(n, g * PAST_ROWS + r)), (1, 1),
-                                                    allow_tma=False), scale)
+                before = ct.where(mine == r, pick(at, here), before)
+                scale = ct.where(mine == r, ct.load(s.scale, (sequence, pick(n, here)), (1, 1), allow_tma=False), scale)
             k = ct.gather(s.kv, (where[None, :], (key % p.T)[None, :], channel[:, None]), check_bounds=False, latency=1)
             where = where + s.token.shape[0] * p.NH
             v = ct.gather(s.kv, (where[:, None], (key % p.T)[:, None], channel[None, :]), check_bounds=False, latency=1)
@@ -407,7 +403,21 @@ def decode_n_tokens_of_many(spec, embedding, kv, L, token, first, places, scale,
         tile.launch(looplm_decode_rows_kernel, (blocks_of_rows(c, past),), (
             weights, sequences, numbers, exchanges[-1], offset, *map(constants, sizes), past), device,
             num_worker_warps=sizes[0].THREADS // 32)
-    return written(sequences, exchanges)
+    tokens, loops = written(sequences, exchanges)
+    if ((loops >= 0) & (loops < L)).any():
+        repeat_frozen(kv, first, loops)
+    return tokens, loops
+
+
+def repeat_frozen(kv, first, loops):
+    """Into the cache kv (L,2,R,nh,T,hs) what tokens owe to the loops after their last: loops (R,N) of those that stand
+    from `first` (R,) on, -1 where there is none. In a launch, PAST knows it."""
+    L, (R, N), device = len(kv), loops.shape, kv.device
+    row, at = torch.arange(R, device=device)[:, None], first.long()[:, None] + torch.arange(N, device=device)
+    row, at, last = row.expand(R, N)[loops >= 0], at[loops >= 0], loops[loops >= 0].clamp(max=L - 1)
+    those = kv[:, :, row, :, at]  # (n,L,2,nh,hs)
+    loop = torch.arange(L, device=device).minimum(last[:, None])  # (n,L)
+    kv[:, :, row, :, at] = those.take_along_dim(loop[..., None, None, None], 1)
 
 
 def rows_exchange(c, device):
