@@ -266,25 +266,28 @@ def attend_old(h, g, held, PAST_ROWS, offset, w, s, m, x, p):
                 polls -= 1
                 count = ct.atomic_add(x.written, h, 0, memory_order=ct.MemoryOrder.ACQUIRE,
                                       memory_scope=ct.MemoryScope.DEVICE)
-            where, before = ct.zeros((PAST_ROWS * p.T,), ct.int32), ct.zeros((S, 1), ct.int32)
+            where = end = ct.zeros((PAST_ROWS * p.T,), ct.int32)
             scale = ct.zeros((S, 1), ct.float32)
             for r in ct.static_iter(range(PAST_ROWS)):
                 here = g * PAST_ROWS + r
                 sequence = pick(row, here)
                 loop = ct.minimum(pick(l, here), frozen)
                 where = ct.where(key // p.T == r, (2 * loop * s.token.shape[0] + sequence) * p.NH + h, where)
-                before = ct.where(mine == r, pick(at, here), before)
+                end = ct.where(key // p.T == r, pick(at, here), end)
                 scale = ct.where(mine == r, ct.load(s.scale, (sequence, pick(n, here)), (1, 1), allow_tma=False), scale)
-            k = ct.gather(s.kv, (where[None, :], (key % p.T)[None, :], channel[:, None]), check_bounds=False, latency=1)
+            seen, place = key % p.T < end, key % p.T
+            k = ct.gather(s.kv, (where[None, :], place[None, :], channel[:, None]), mask=seen[None, :],
+                          check_bounds=False, latency=1)
             where = where + s.token.shape[0] * p.NH
-            v = ct.gather(s.kv, (where[:, None], (key % p.T)[:, None], channel[None, :]), check_bounds=False, latency=1)
+            v = ct.gather(s.kv, (where[:, None], place[:, None], channel[None, :]), mask=seen[:, None],
+                          check_bounds=False, latency=1)
             a, polls = await_rows(x.inputs, g, PAST_ROWS, turn, polls, p)
             all_a = ()
             for i in ct.static_iter(range(len(a))):
                 all_a += (repeat_rows(a[i], PAST_ROWS),)
             q = contract(all_a, held[0]) * (scale * (LOG2E / p.HS ** 0.5))
             # All 16 rows to the end: fewer ones were repeated before the exponentials, in every warp again.
-            seen = (mine == (key // p.T)[None, :]) & ((key % p.T)[None, :] < before)
+            seen = (mine == (key // p.T)[None, :]) & seen[None, :]
             score = ct.where(seen, times(q, k), FLOOR)
             top = ct.max(score, axis=1, keepdims=True)
             weight = ct.where(seen, ct.exp2(score - top, flush_to_zero=True), 0.0)
