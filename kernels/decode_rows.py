@@ -73,6 +73,8 @@ from kernels.exchange import (
 from kernels.halt import halts_on_tiles
 from kernels.tile import FLOOR, LOG2E, ZERO, Const, constants, ct, gelu, pair_sum
 
+THREADS = 256  # of a block, at any width: with 128 the compiler added warps that fetch, and wait in turn
+
 
 # rows ----------------------------------------------------------------------------------------------------------------
 def sequences_of_rows(offset, s):
@@ -116,26 +118,33 @@ def choose_rows(which, xs, ys):
 
 
 # A load of bfloat16 reads 2 bytes a thread, a gather 16. And what a gather brings is an operand of mma as it is: a
-# matrix from a load went through shared memory in every round.
-def transposed(w, i, R, j, W):
-    """Rows i*R .. (i+1)*R and columns j*W .. (j+1)*W of w (N,K), a tile (W,R) with zeros beyond N."""
-    row, column = i * R + ct.arange(R, dtype=ct.int32)[None, :], j * W + ct.arange(W, dtype=ct.int32)[:, None]
-    return ct.gather(w, (row, column), mask=row < w.shape[0], check_bounds=False, latency=1)
+# matrix from a load went through shared memory in every round. 8 warps share a product's columns in eights: with fewer
+# than 64 there is no mma. So matrices are filled up with zeros.
+def padded(n):
+    return max(n, 64)
+
+
+def transposed(w, row, ROWS, column, COLUMNS):
+    """Some rows and columns of w (N,K), from these on: a tile (padded(COLUMNS),padded(ROWS)) with zeros beyond."""
+    i = ct.arange(ct.static_eval(padded(ROWS)), dtype=ct.int32)[None, :]
+    j = ct.arange(ct.static_eval(padded(COLUMNS)), dtype=ct.int32)[:, None]
+    inside = (i < ROWS) & (row + i < w.shape[0]) & (j < COLUMNS)
+    return ct.gather(w, (row + i, column + j), mask=inside, check_bounds=False, latency=1)
 
 
 def hold_inputs(w, r, R, p):
-    """Rows r*R .. (r+1)*R of w (N,C), transposed, as tiles (W,R)."""
+    """Rows r*R .. (r+1)*R of w (N,C), transposed, as tiles (W,padded(R))."""
     out = ()
     for i, W in ct.static_iter(p.TILES):
-        out += (transposed(w, r, R, i, W),)
+        out += (transposed(w, r * R, R, i * W, W),)
     return out
 
 
 def hold_outputs(w, r, R, p):
-    """Columns r*R .. (r+1)*R of w (C,K), transposed, as tiles (R,W)."""
+    """Columns r*R .. (r+1)*R of w (C,K), transposed, as tiles (padded(R),W)."""
     out = ()
     for i, W in ct.static_iter(p.TILES):
-        out += (transposed(w, i, W, r, R),)
+        out += (transposed(w, i * W, W, r * R, R),)
     return out
 
 
@@ -219,13 +228,14 @@ def attend_new(ROLE, h, held, offset, w, s, m, x, p):
     row, ended = sequences_of_rows(offset, s)
     at = ct.gather(s.first, (row, 0), check_bounds=False, latency=1)
     l, n, polls, going = ct.zeros((S, 1), ct.int32), ct.zeros((S, 1), ct.int32), POLLS, 1
-    made = ct.zeros((S, p.HS), s.kv.dtype)  # keys or values
-    channel = ct.arange(p.HS, dtype=ct.int32)[None, :]
+    made = ct.zeros((S, ct.static_eval(padded(p.HS))), s.kv.dtype)  # keys or values
+    channel = ct.arange(ct.static_eval(padded(p.HS)), dtype=ct.int32)[None, :]
     for turn in range(2, 3 + m.N * (m.L + 1)):
         if going > 0 and turn > 2:
             words, polls = await_words(turn - 1, polls, x)
             where = ((2 * l + (ROLE == VALUE)) * s.token.shape[0] + row) * p.NH + h
-            ct.scatter(s.kv, (where, at, channel), made, mask=(l < m.L) & (ended == 0), check_bounds=False)
+            ct.scatter(s.kv, (where, at, channel), made, mask=(l < m.L) & (ended == 0) & (channel < p.HS),
+                       check_bounds=False)
             ct.atomic_add(x.written, h, 1, memory_order=ct.MemoryOrder.RELEASE, memory_scope=ct.MemoryScope.DEVICE)
             l, at, n, ended = advance(words, l, at, n, ended)
             going = 1 - ct.min(ended)
@@ -248,7 +258,8 @@ def attend_old(h, g, held, PAST_ROWS, offset, w, s, m, x, p):
     row, ended = sequences_of_rows(offset, s)
     at = ct.gather(s.first, (row, 0), check_bounds=False, latency=1)
     l, n, polls, going = ct.zeros((S, 1), ct.int32), ct.zeros((S, 1), ct.int32), POLLS, 1
-    key, channel = ct.arange(PAST_ROWS * p.T, dtype=ct.int32), ct.arange(p.HS, dtype=ct.int32)
+    key = ct.arange(PAST_ROWS * p.T, dtype=ct.int32)
+    channel = ct.arange(ct.static_eval(padded(p.HS)), dtype=ct.int32)
     frozen = ct.full((PAST_ROWS * p.T,), m.L - 1, ct.int32)  # the last loop of which a token has a key
     for turn in range(2, 3 + m.N * (m.L + 1)):
         if going > 0 and turn > 2:
@@ -276,11 +287,11 @@ def attend_old(h, g, held, PAST_ROWS, offset, w, s, m, x, p):
                 end = ct.where(key // p.T == r, pick(at, here), end)
                 scale = ct.where(mine == r, ct.load(s.scale, (sequence, pick(n, here)), (1, 1), allow_tma=False), scale)
             seen, place = key % p.T < end, key % p.T
-            k = ct.gather(s.kv, (where[None, :], place[None, :], channel[:, None]), mask=seen[None, :],
-                          check_bounds=False, latency=1)
+            k = ct.gather(s.kv, (where[None, :], place[None, :], channel[:, None]),
+                          mask=seen[None, :] & (channel < p.HS)[:, None], check_bounds=False, latency=1)
             where = where + s.token.shape[0] * p.NH
-            v = ct.gather(s.kv, (where[:, None], place[:, None], channel[None, :]), mask=seen[:, None],
-                          check_bounds=False, latency=1)
+            v = ct.gather(s.kv, (where[:, None], place[:, None], channel[None, :]),
+                          mask=seen[:, None] & (channel < p.HS)[None, :], check_bounds=False, latency=1)
             a, polls = await_rows(x.inputs, g, PAST_ROWS, turn, polls, p)
             all_a = ()
             for i in ct.static_iter(range(len(a))):
@@ -368,7 +379,8 @@ def looplm_decode_rows_kernel(
 def rows_sizes(c, T, top_k):
     """DecodeSizes for tiles of one row and of S rows, for the settings of a model as in decode_sizes."""
     piece = min(c.n_embd, 128)
-    one = DecodeSizes(**vars(decode_sizes(c, T, top_k)) | dict(PIECE=piece))
+    one = decode_sizes(c, T, top_k)
+    one = DecodeSizes(**vars(one) | dict(PIECE=piece, THREADS=THREADS, VT=padded(one.VT)))
     return one, DecodeSizes(**vars(one) | dict(TILES=tuple((i, piece) for i in range(c.n_embd // piece))))
 
 
@@ -379,9 +391,8 @@ def blocks_of_rows(c, past_rows):
 
 def rows_of_past(c, device):
     """Rows of a PAST block: as few as the multiprocessors allow and every thread has a number of; 0 if none fit."""
-    threads, W = decode_sizes(c, 1, 0).THREADS, min(c.n_embd, 128)
     fits = [r for r in (1, 2, 4, 8, 16)
-            if r * W >= threads and blocks_of_rows(c, r) <= tile.gpu(device).multi_processor_count]
+            if r * min(c.n_embd, 128) >= THREADS and blocks_of_rows(c, r) <= tile.gpu(device).multi_processor_count]
     return min(fits, default=0)
 
 
@@ -405,7 +416,7 @@ def decode_n_tokens_of_many(spec, embedding, kv, L, token, first, places, scale,
         exchanges.append(rows_exchange(c, device))
         tile.launch(looplm_decode_rows_kernel, (blocks_of_rows(c, past),), (
             weights, sequences, numbers, exchanges[-1], offset, *map(constants, sizes), past), device,
-            num_worker_warps=sizes[0].THREADS // 32)
+            num_worker_warps=THREADS // 32)
     tokens, loops = written(sequences, exchanges)
     if ((loops >= 0) & (loops < L)).any():
         repeat_frozen(kv, first, loops)
