@@ -128,7 +128,7 @@ class DecodeSizes:
     EULER: bool    # h + alpha * (candidate - u) instead of candidate
     NORM: bool     # layer norm after every loop
     TOP_K: bool    # only the likeliest tokens can be drawn
-    PIECE: int     # channels of a row that stand together in buffers of many rows; 0: all
+    BOX: Any       # Box of exchange.py, for many rows; else ()
 
 
 @dataclass(frozen=True)
@@ -400,7 +400,7 @@ def decode_sizes(c, T, top_k):
         TILES=tiles, THREADS=threads, C=c.n_embd, NH=c.n_head, HS=c.n_embd // c.n_head, FT=64,
         SLICES=4 * c.n_embd // 64, T=T, VT=max(16, next_power_of_2(c.vocab_size)), RULE=NUMBER[c.halt],
         DECAY=c.inject == "decay", INJECTS=c.inject != "none", EULER=c.update == "euler", NORM=c.loop_norm,
-        TOP_K=0 < top_k < c.vocab_size, PIECE=0)
+        TOP_K=0 < top_k < c.vocab_size, BOX=())
 
 
 def blocks_per_sequence(c):

@@ -21,8 +21,8 @@ last round of a token is what its frozen state owes to all later loops: it is ke
 A buffer may be written again two rounds later, because the chain passes through every block: ROW publishes inputs of
 round t + 1 when it has all slices of round t; a slice of t needs `hidden` of t from all rows; these need the parts of
 t from all heads; and a part of t comes from a block that has read all inputs of t. Nobody skips a wait, so who writes
-in t + 2 knows that all have read what stood there in t. Words are read by KEY, VALUE and PAST before they read inputs
-of t + 1, by MLP before it publishes slices of t, and by ROW before it waits for them.
+in t + 2 knows that all have read what stood there in t. Words of t are read by all before they publish what belongs to
+round t + 1.
 """
 import torch
 
@@ -60,15 +60,17 @@ from kernels.exchange import (
     OLD_TOTAL,
     STOPS,
     TOKEN,
+    Box,
     RowsExchange,
     S,
     await_heads,
     await_mlp,
     await_rows,
     await_words,
-    publish,
+    box_places,
     publish_pieces,
-    tag,
+    publish_stat,
+    publish_word,
 )
 from kernels.halt import halts_on_tiles
 from kernels.tile import FLOOR, LOG2E, ZERO, Const, constants, ct, gelu, pair_sum
@@ -109,14 +111,6 @@ def normed(xs, C):
     return out
 
 
-def choose_rows(which, xs, ys):
-    """xs if `which` (1,1), else ys."""
-    out = ()
-    for i in ct.static_iter(range(len(xs))):
-        out += (ct.where(which, xs[i], ys[i]),)
-    return out
-
-
 # A load of bfloat16 reads 2 bytes a thread, a gather 16. And what a gather brings is an operand of mma as it is: a
 # matrix from a load went through shared memory in every round. 8 warps share a product's columns in eights: with fewer
 # than 64 there is no mma. So matrices are filled up with zeros.
@@ -151,7 +145,7 @@ def hold_outputs(w, r, R, p):
 # roles ---------------------------------------------------------------------------------------------------------------
 def write_row(b, head, offset, w, s, m, x, p):
     """A row's part in all rounds; head: the readout, as hold_inputs has it."""
-    R = s.token.shape[0]
+    R, box = s.token.shape[0], Box(*p.BOX)
     row, polls, going, over, n, l = ct.minimum(offset + b, R - 1), POLLS, 1, 0, 0, 0
     if offset + b >= R:
         over = 1
@@ -173,7 +167,7 @@ def write_row(b, head, offset, w, s, m, x, p):
                 if p.DECAY:
                     again = multiply_rows(gain, x0)
                 u = inject_row(h, again, decay, p)
-            publish_pieces(x.inputs, (), b, normed(u, p.C), turn, p)
+            publish_pieces(x, box.INPUTS, b, normed(u, p.C), turn, p)
             # the judgement, while the heads attend
             logp = log_softmax(contract(normed(h, p.C), head), m.V, p.VT)
             score = score_of(h, before, logp, logq, l, w, m, p)
@@ -185,11 +179,9 @@ def write_row(b, head, offset, w, s, m, x, p):
                 word = word | ENDS
             if over > 0:
                 word = STOPS + ENDS
-            ct.store(x.words, (turn & 1, b, 0), ct.full((1, 1, 16), 0, ct.int32) + (word | tag(turn)),
-                     allow_tma=False, check_bounds=False, memory_order=ct.MemoryOrder.RELAXED,
-                     memory_scope=ct.MemoryScope.DEVICE)
+            publish_word(x, b, word, turn, p)
             y, polls = await_heads(u, b, turn, polls, x, p)
-            publish_pieces(x.hidden, (), b, normed(y, p.C), turn, p)
+            publish_pieces(x, box.HIDDEN, b, normed(y, p.C), turn, p)
             # the next token, while the MLP works
             if (word & STOPS) > 0:
                 if over == 0:
@@ -204,7 +196,7 @@ def write_row(b, head, offset, w, s, m, x, p):
                                    (1, p.VT))
                 threshold = ct.load(s.threshold, (row, n), (1, 1), allow_tma=False)
                 limit = ct.load(s.limit, (row, n), (1, 1), allow_tma=False)
-            words, polls = await_words(turn, polls, x)
+            words, polls = await_words(turn, polls, x, p)
             ended = ended | (words & ENDS)
             new, polls = await_mlp(y, b, turn, polls, x, p)
             if p.EULER:
@@ -225,6 +217,7 @@ def attend_new(ROLE, h, held, offset, w, s, m, x, p):
 
     What follows a round's words stands before the next round: the compiler moved a publish behind the wait for them.
     """
+    box = Box(*p.BOX)
     row, ended = sequences_of_rows(offset, s)
     at = ct.gather(s.first, (row, 0), check_bounds=False, latency=1)
     l, n, polls, going = ct.zeros((S, 1), ct.int32), ct.zeros((S, 1), ct.int32), POLLS, 1
@@ -232,7 +225,7 @@ def attend_new(ROLE, h, held, offset, w, s, m, x, p):
     channel = ct.arange(ct.static_eval(padded(p.HS)), dtype=ct.int32)[None, :]
     for turn in range(2, 3 + m.N * (m.L + 1)):
         if going > 0 and turn > 2:
-            words, polls = await_words(turn - 1, polls, x)
+            words, polls = await_words(turn - 1, polls, x, p)
             where = ((2 * l + (ROLE == VALUE)) * s.token.shape[0] + row) * p.NH + h
             ct.scatter(s.kv, (where, at, channel), made, mask=(l < m.L) & (ended == 0) & (channel < p.HS),
                        check_bounds=False)
@@ -241,20 +234,20 @@ def attend_new(ROLE, h, held, offset, w, s, m, x, p):
             going = 1 - ct.min(ended)
         if going > 0:
             scale = ct.gather(s.scale, (row, n), check_bounds=False, latency=1) * (LOG2E / p.HS ** 0.5)
-            a, polls = await_rows(x.inputs, 0, S, turn, polls, p)
+            a, polls = await_rows(x, box.INPUTS, 0, S, turn, polls, one_of(scale), p)
             made = contract(a, held[0]).astype(s.kv.dtype)
             if ROLE == KEY:
                 match = ct.sum(contract(a, held[1]) * made.astype(ct.float32), axis=1, keepdims=True) * scale
-                publish(x.stats, (turn & 1, 0, NEW_SCORE, h), ct.reshape(match, (1, S, 1, 1)), turn)
+                publish_stat(x, NEW_SCORE, h, 0, match, turn, p)
             else:
-                publish_pieces(x.parts, (NEW, h), 0, expand(made, held[1]), turn, p)
+                publish_pieces(x, box.PARTS + (NEW * p.NH + h) * box.P, 0, expand(made, held[1]), turn, p)
     report(polls, x)
 
 
 def attend_old(h, g, held, PAST_ROWS, offset, w, s, m, x, p):
     """The part in all rounds of the block that has rows g*PAST_ROWS .. of head h. In products they repeat to 16, and
     their keys stand side by side, so that one product serves all."""
-    mine = ct.arange(S, dtype=ct.int32)[:, None] % PAST_ROWS
+    box, mine = Box(*p.BOX), ct.arange(S, dtype=ct.int32)[:, None] % PAST_ROWS
     row, ended = sequences_of_rows(offset, s)
     at = ct.gather(s.first, (row, 0), check_bounds=False, latency=1)
     l, n, polls, going = ct.zeros((S, 1), ct.int32), ct.zeros((S, 1), ct.int32), POLLS, 1
@@ -263,7 +256,7 @@ def attend_old(h, g, held, PAST_ROWS, offset, w, s, m, x, p):
     frozen = ct.full((PAST_ROWS * p.T,), m.L - 1, ct.int32)  # the last loop of which a token has a key
     for turn in range(2, 3 + m.N * (m.L + 1)):
         if going > 0 and turn > 2:
-            words, polls = await_words(turn - 1, polls, x)
+            words, polls = await_words(turn - 1, polls, x, p)
             for r in ct.static_iter(range(PAST_ROWS)):
                 here = g * PAST_ROWS + r
                 mark = ct.where((pick(words, here) & STOPS) > 0, r * p.T + pick(at, here), -1)
@@ -292,7 +285,7 @@ def attend_old(h, g, held, PAST_ROWS, offset, w, s, m, x, p):
             where = where + s.token.shape[0] * p.NH
             v = ct.gather(s.kv, (where[:, None], place[:, None], channel[None, :]),
                           mask=seen[:, None] & (channel < p.HS)[None, :], check_bounds=False, latency=1)
-            a, polls = await_rows(x.inputs, g, PAST_ROWS, turn, polls, p)
+            a, polls = await_rows(x, box.INPUTS, g, PAST_ROWS, turn, polls, one_of(k) | one_of(v), p)
             all_a = ()
             for i in ct.static_iter(range(len(a))):
                 all_a += (repeat_rows(a[i], PAST_ROWS),)
@@ -305,12 +298,17 @@ def attend_old(h, g, held, PAST_ROWS, offset, w, s, m, x, p):
             shares, out = expand(times(weight, v), held[1]), ()
             for i in ct.static_iter(range(len(shares))):
                 out += (ct.extract(shares[i], (0, 0), (PAST_ROWS, shares[i].shape[1])),)
-            publish_pieces(x.parts, (OLD, h), g, out, turn, p)
+            publish_pieces(x, box.PARTS + (OLD * p.NH + h) * box.P, g, out, turn, p)
             total = ct.extract(ct.sum(weight, axis=1, keepdims=True), (0, 0), (PAST_ROWS, 1))
             top = ct.extract(top, (0, 0), (PAST_ROWS, 1))
-            publish(x.stats, (turn & 1, g, OLD_SCORE, h), ct.reshape(top, (1, PAST_ROWS, 1, 1)), turn)
-            publish(x.stats, (turn & 1, g, OLD_TOTAL, h), ct.reshape(total, (1, PAST_ROWS, 1, 1)), turn)
+            publish_stat(x, OLD_SCORE, h, g, top, turn, p)
+            publish_stat(x, OLD_TOTAL, h, g, total, turn, p)
     report(polls, x)
+
+
+def one_of(x):
+    """0 or 1, by a number of x (M,N)."""
+    return (ct.extract(x, (0, 0), (1, 1)).item() > 0).astype(ct.int32)
 
 
 def repeat_rows(x, R):
@@ -320,17 +318,17 @@ def repeat_rows(x, R):
 
 def expand_hidden(j, held, offset, s, m, x, p):
     """The part of slice j of the MLP in all rounds."""
-    polls, going = POLLS, 1
+    polls, going, box = POLLS, 1, Box(*p.BOX)
     _, ended = sequences_of_rows(offset, s)
-    for turn in range(2, 2 + m.N * (m.L + 1)):
-        if going > 0:
-            words, polls = await_words(turn, polls, x)
+    for turn in range(2, 3 + m.N * (m.L + 1)):
+        if going > 0 and turn > 2:
+            words, polls = await_words(turn - 1, polls, x, p)
             ended = ended | (words & ENDS)
-            a, polls = await_rows(x.hidden, 0, S, turn, polls, p)
+            going = ct.where(ct.min(ended) > 0, 0, 1)
+        if going > 0:
+            a, polls = await_rows(x, box.HIDDEN, 0, S, turn, polls, 0, p)
             g = gelu(contract(a, held[0]), False)
-            publish_pieces(x.slices, (j,), 0, expand(g, held[1]), turn, p)
-            if ct.min(ended) > 0:
-                going = 0
+            publish_pieces(x, box.SLICES + j * box.P, 0, expand(g, held[1]), turn, p)
     report(polls, x)
 
 
@@ -345,7 +343,7 @@ def looplm_decode_rows_kernel(
         weights,           # the ten tensors of DecodeWeights
         sequences,         # the eleven tensors of Sequences
         numbers,           # the eight of Numbers
-        exchange,          # the eight tensors of RowsExchange
+        exchange,          # the three tensors of RowsExchange
         offset,            # the first of the S sequences
         one_row: Const,    # DecodeSizes for tiles of one row
         all_rows: Const,   # for those of S rows
@@ -378,10 +376,10 @@ def looplm_decode_rows_kernel(
 # one call ------------------------------------------------------------------------------------------------------------
 def rows_sizes(c, T, top_k):
     """DecodeSizes for tiles of one row and of S rows, for the settings of a model as in decode_sizes."""
-    piece = min(c.n_embd, 128)
     one = decode_sizes(c, T, top_k)
-    one = DecodeSizes(**vars(one) | dict(PIECE=piece, THREADS=THREADS, VT=padded(one.VT)))
-    return one, DecodeSizes(**vars(one) | dict(TILES=tuple((i, piece) for i in range(c.n_embd // piece))))
+    box, _ = box_places(c.n_embd, c.n_head, one.SLICES)
+    one = DecodeSizes(**vars(one) | dict(BOX=box, THREADS=THREADS, VT=padded(one.VT)))
+    return one, DecodeSizes(**vars(one) | dict(TILES=tuple((i, box[0]) for i in range(c.n_embd // box[0]))))
 
 
 def blocks_of_rows(c, past_rows):
@@ -436,8 +434,6 @@ def repeat_frozen(kv, first, loops):
 
 def rows_exchange(c, device):
     """The tensors of RowsExchange."""
-    nh, piece = c.n_head, min(c.n_embd, 128)
-    P = c.n_embd // piece
-    shapes = ((2, P, S * piece), (2, 2, nh, P, S * piece), (2, S, 3, nh), (2, P, S * piece),
-              (2, 4 * c.n_embd // 64, P, S * piece), (2, S, 16), (nh,), (2,))
+    box, lines = box_places(c.n_embd, c.n_head, 4 * c.n_embd // 64)
+    shapes = (2, lines, S * box[0]), (c.n_head,), (2,)
     return tuple(torch.zeros(shape, dtype=torch.int32, device=device) for shape in shapes)
