@@ -38,6 +38,7 @@ from kernels.decode import (
     add_rows,
     contract,
     decode_arguments,
+    decode_n_tokens,
     decode_sizes,
     draw,
     euler_row,
@@ -400,6 +401,14 @@ def why_not_decode_of_many(spec, T):
     if why or rows_of_past(spec.config, spec.head.device):
         return why
     return f"the decode kernel has no room for {spec.config.n_head} heads of {S} sequences"
+
+
+def fastest_decode(spec, R, T):
+    """decode_n_tokens where R sequences of T tokens have room for a group of blocks each, else decode_n_tokens_of_many;
+    None if neither does the model."""
+    if not why_not_decode_kernel(spec, R, T):
+        return decode_n_tokens
+    return None if why_not_decode_of_many(spec, T) else decode_n_tokens_of_many
 
 
 def decode_n_tokens_of_many(spec, embedding, kv, L, token, first, places, scale, threshold, limit, noise, ends,
