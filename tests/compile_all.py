@@ -81,7 +81,7 @@ def decode_many(rule, C, R=16, **settings):
 # What is called, the first of each kernel the one that the tests compile.
 CALLS = [(halt, "confidence", 128, 65), (head, "entropy", 128, 50304), (attend, 64, 32),
          (loop, "confidence", 128, 64), (decode, "confidence", 64),
-         (decode_many, "confidence", 64),
+         (decode_many, "confidence", 128),
          *((halt, rule, 384, 50304) for rule in K.halt.RULES), (halt, "kl", 128, 65), (halt, "entropy", 128, 50257),
          (halt, "confidence", 128, 65, torch.float16), (halt, "confidence", 384, 50304, torch.float32),
          (head, "confidence", 384, 50304), (head, "delta", 128, 65), (head, "confidence", 384, 1003, torch.float32),
