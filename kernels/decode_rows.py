@@ -78,6 +78,8 @@ from kernels.tile import FLOOR, LOG2E, ZERO, Const, constants, ct, gelu, pair_su
 
 THREADS = 256  # of a block, at any width: with 128 the compiler added warps that fetch, and wait in turn
 
+KEYS = 512  # of a PAST block at most: with 1024 the compiler took more than five minutes
+
 
 # rows ----------------------------------------------------------------------------------------------------------------
 def sequences_of_rows(offset, s):
@@ -397,10 +399,10 @@ def rows_of_past(c, device):
 
 def why_not_decode_of_many(spec, T):
     """What decode_n_tokens_of_many does not do of a model and sequences of T tokens, "" if it does all."""
-    why = why_not_decode_kernel(spec, 1, T)
-    if why or rows_of_past(spec.config, spec.head.device):
+    why, past = why_not_decode_kernel(spec, 1, T), rows_of_past(spec.config, spec.head.device)
+    if why or past and past * T <= KEYS:
         return why
-    return f"the decode kernel has no room for {spec.config.n_head} heads of {S} sequences"
+    return f"the decode kernel has no room for {spec.config.n_head} heads of {S} sequences of {T} tokens"
 
 
 def fastest_decode(spec, R, T):
