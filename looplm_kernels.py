@@ -32,6 +32,7 @@ from kernels.backend import (
 )
 from kernels.block import INJECTS
 from kernels.decode import decode_n_tokens, why_not_decode_kernel
+from kernels.decode_rows import decode_n_tokens_of_many, fastest_decode, why_not_decode_of_many
 from kernels.graphs import capture, gpu_milliseconds
 from kernels.halt import (
     RULES,

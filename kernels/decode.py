@@ -32,8 +32,8 @@ from kernels.exchange import (
     Exchange,
     await_attention,
     await_mlp,
-    publish,
     publish_row,
+    publish_score,
     tag,
 )
 from kernels.halt import CONFIDENCE, DELTA, ENTROPY, GATE, KL, NUMBER, halts_on_tiles
@@ -64,9 +64,9 @@ def hold_outputs(w, r, R, p):
 
 
 def times(x, w):
-    """x (1,K) @ w (K,N) in w's dtype, (1,N) float32: mma takes 16 rows at least."""
+    """x (M,K) @ w (K,N) in w's dtype, (M,N) float32, for M = 1 or 16: mma takes 16 rows at least."""
     rows = ct.broadcast_to(x.astype(w.dtype), (16, w.shape[0]))
-    return ct.extract(ct.mma(rows, w, ct.zeros((16, w.shape[1]), ct.float32)), (0, 0), (1, w.shape[1]))
+    return ct.extract(ct.mma(rows, w, ct.zeros((16, w.shape[1]), ct.float32)), (0, 0), (x.shape[0], w.shape[1]))
 
 
 def contract(xs, ws):
@@ -129,6 +129,7 @@ class DecodeSizes:
     EULER: bool    # h + alpha * (candidate - u) instead of candidate
     NORM: bool     # layer norm after every loop
     TOP_K: bool    # only the likeliest tokens can be drawn
+    BOX: Any       # Box of exchange.py, for many rows; else ()
 
 
 @dataclass(frozen=True)
@@ -204,9 +205,9 @@ def attend_past(q, k, v, at, x, b, r, wproj, turn, p):
     score = ct.where(seen, times(q, ct.permute(k, (1, 0))), FLOOR)  # (1,T)
     top = ct.max(score, axis=1, keepdims=True)
     weight = ct.where(seen, ct.exp2(score - top, flush_to_zero=True), 0.0)
-    publish_row(x.parts, (turn & 1, b, OLD, r), (1, 1, 1, 1), expand(times(weight, v), wproj), turn, p)
-    publish(x.stats, (turn & 1, b, OLD_SCORE, r), ct.reshape(top, (1, 1, 1, 1)), turn)
-    publish(x.stats, (turn & 1, b, OLD_TOTAL, r), ct.reshape(ct.sum(weight, axis=1, keepdims=True), (1, 1, 1, 1)), turn)
+    publish_row(x, b, OLD * p.NH + r, expand(times(weight, v), wproj), turn, p)
+    publish_score(x, b, OLD_SCORE, r, top, turn, p)
+    publish_score(x, b, OLD_TOTAL, r, ct.sum(weight, axis=1, keepdims=True), turn, p)
 
 
 def write_past(s, which, x, held, bare, l, end, at, b, r, w, p):
@@ -315,10 +316,10 @@ def play(ROLE, b, r, held, w, s, m, x, p):
                         a = layer_norm(u, p.C)
                         k = contract(a, held[1]).astype(s.kv.dtype)
                         score = ct.sum(contract(a, held[0]) * k.astype(ct.float32), axis=1, keepdims=True) * scale
-                        publish(x.stats, (turn & 1, b, NEW_SCORE, r), ct.reshape(score, (1, 1, 1, 1)), turn)
+                        publish_score(x, b, NEW_SCORE, r, score, turn, p)
                     if ROLE == VALUE:
                         v = contract(layer_norm(u, p.C), held[0]).astype(s.kv.dtype)
-                        publish_row(x.parts, (turn & 1, b, NEW, r), (1, 1, 1, 1), expand(v, held[1]), turn, p)
+                        publish_row(x, b, NEW * p.NH + r, expand(v, held[1]), turn, p)
                     if ROLE == PAST:
                         q = contract(layer_norm(u, p.C), held[0]) * scale
                         attend_past(q, k, v, at, x, b, r, held[1], turn, p)
@@ -330,7 +331,8 @@ def play(ROLE, b, r, held, w, s, m, x, p):
                         halted = halts_on_tiles(score, threshold, limit, l, m.min_loops, p.RULE) & (l > 0)
                         drawn = draw(logp, noise, ends, m, p)
                         word = ct.where(halted, STOPS + (drawn & 1) * ENDS + (drawn >> 1 << TOKEN), 0) | tag(turn)
-                        ct.store(x.words, (turn & 1, b), word, allow_tma=False,
+                        ct.store(x.box, (turn & 1, b, 2 * p.NH + p.SLICES + 1, 0), ct.reshape(word, (1, 1, 1, 1)),
+                                 allow_tma=False, check_bounds=False,
                                  memory_order=ct.MemoryOrder.RELAXED, memory_scope=ct.MemoryScope.DEVICE)
                     if p.STEPS:
                         step = load_row(w.steps, (ct.minimum(l + 1, m.L - 1),), (1,), p)  # before waiting
@@ -352,7 +354,7 @@ def play(ROLE, b, r, held, w, s, m, x, p):
                     else:
                         if ROLE == MLP:
                             g = gelu(contract(layer_norm(y, p.C), held[0]), False)
-                            publish_row(x.slices, (turn & 1, b, r), (1, 1, 1), expand(g, held[1]), turn, p)
+                            publish_row(x, b, 2 * p.NH + r, expand(g, held[1]), turn, p)
                         new, polls = await_mlp(y, b, turn, polls, x, p)
                         if p.EULER:
                             new = euler_row(h, new, u, m.alpha)
@@ -373,7 +375,7 @@ def looplm_decode_kernel(
         weights,        # the eleven tensors of DecodeWeights
         sequences,      # the eleven tensors of Sequences
         numbers,        # the eight of Numbers
-        exchange,       # the six tensors of Exchange
+        exchange,       # the three tensors of Exchange
         plan: Const):   # DecodeSizes
     """N tokens of R sequences. Grid (R * (3 NH + SLICES + 1),), all of whose blocks must be resident at once; tickets
     see to it that those who wait for each other have started."""
@@ -411,9 +413,8 @@ def decode_sizes(c, T, top_k):
     return DecodeSizes(
         TILES=tiles, THREADS=threads, C=c.n_embd, NH=c.n_head, HS=c.n_embd // c.n_head, FT=64,
         SLICES=4 * c.n_embd // 64, T=T, VT=max(16, next_power_of_2(c.vocab_size)), RULE=NUMBER[c.halt],
-        DECAY=c.inject == "decay", INJECTS=c.inject != "none",
-        STEPS=c.step_encoding != "none", EULER=c.update == "euler", NORM=c.loop_norm,
-        TOP_K=0 < top_k < c.vocab_size)
+        DECAY=c.inject == "decay", INJECTS=c.inject != "none", STEPS=c.step_encoding != "none",
+        EULER=c.update == "euler", NORM=c.loop_norm, TOP_K=0 < top_k < c.vocab_size, BOX=())
 
 
 def blocks_per_sequence(c):
@@ -440,9 +441,34 @@ def why_not_decode_kernel(spec, R, T, L):
 
 def exchange_buffers(c, R, device):
     """The tensors of Exchange."""
-    shapes = ((2, R, 2, c.n_head, c.n_embd), (2, R, 3, c.n_head), (2, R, 4 * c.n_embd // 64, c.n_embd), (2, R),
-              (R, c.n_head), (2,))
+    shapes = (2, R, 2 * c.n_head + 4 * c.n_embd // 64 + 2, c.n_embd), (R, c.n_head), (2,)
     return tuple(torch.zeros(shape, dtype=torch.int32, device=device) for shape in shapes)
+
+
+def decode_arguments(n, spec, embedding, kv, L, token, first, places, scale, threshold, limit, noise, ends, temperature,
+                     top_k):
+    """The tensors of DecodeWeights and of Sequences, and Numbers; the arguments are decode_n_tokens'."""
+    c, (R, N), device = spec.config, scale.shape, kv.device
+    packed = pack_weights(spec, L, kv.dtype)
+    wqkv, wproj, wfc, wout, vectors, steps, _, head, *gate = packed.tensors
+    one = torch.ones(1, 1, c.n_embd, device=device)
+    gain = spec.injected(one, kv.dtype) if c.inject == "decay" else one
+    vectors = torch.cat((vectors, gain[0].detach().float()))
+    weights = (embedding.detach(), wqkv, wproj, wfc, wout, head, vectors, steps, *gate)
+    alpha, gate_b = packed.numbers
+    tokens, loops = (torch.full((R, N), -1, dtype=torch.int32, device=device) for _ in range(2))
+    noise = torch.zeros(N, R, c.vocab_size, device=device) if noise is None else noise
+    sequences = (kv.view(-1, *kv.shape[-2:]), token.int()[:, None], first.int()[:, None], places.float().contiguous(),
+                 scale, threshold, limit.int(), noise, ends.int()[None], tokens, loops)
+    numbers = (n, L, c.vocab_size, c.min_loops, alpha, gate_b, 1 / temperature if temperature else 1.0, top_k)
+    return weights, sequences, numbers
+
+
+def written(sequences, exchanges):
+    """Tokens and loops (R,N) int64 after launches; RuntimeError if a block gave up."""
+    if any(exchange[-1][1] for exchange in exchanges):
+        raise RuntimeError("blocks of the decode kernel waited for each other in vain")
+    return tuple(x.long() for x in sequences[-2:])
 
 
 def decode_n_tokens(n, spec, embedding, kv, L, token, first, places, scale, threshold, limit, noise, ends,
@@ -457,22 +483,10 @@ def decode_n_tokens(n, spec, embedding, kv, L, token, first, places, scale, thre
     temperature 0; ends (V,) bool; temperature, top_k: as generate.sample_token has them. RuntimeError if blocks waited
     for each other in vain.
     """
-    c, (R, N), device = spec.config, scale.shape, kv.device
-    packed = pack_weights(spec, L, kv.dtype)
-    wqkv, wproj, wfc, wout, vectors, steps, _, head, *gate = packed.tensors
-    one = torch.ones(1, 1, c.n_embd, device=device)
-    gain = spec.injected(one, kv.dtype) if c.inject == "decay" else one
-    vectors = torch.cat((vectors, gain[0].detach().float()))
-    weights = (embedding.detach(), wqkv, wproj, wfc, wout, head, vectors, steps, *gate)
-    alpha, gate_b = packed.numbers
-    tokens, loops = (torch.full((R, N), -1, dtype=torch.int32, device=device) for _ in range(2))
-    noise = torch.zeros(N, R, c.vocab_size, device=device) if noise is None else noise
-    sequences = (kv.view(-1, *kv.shape[-2:]), token.int()[:, None], first.int()[:, None], places.float().contiguous(),
-                 scale, threshold, limit.int(), noise, ends.int()[None], tokens, loops)
-    numbers = (n, L, c.vocab_size, c.min_loops, alpha, gate_b, 1 / temperature if temperature else 1.0, top_k)
-    exchange, sizes = exchange_buffers(c, R, device), decode_sizes(c, kv.shape[-2], top_k)
-    tile.launch(looplm_decode_kernel, (R * blocks_per_sequence(c),), (
+    R, device = len(scale), kv.device
+    weights, sequences, numbers = decode_arguments(n, spec, embedding, kv, L, token, first, places, scale, threshold,
+                                                   limit, noise, ends, temperature, top_k)
+    exchange, sizes = exchange_buffers(spec.config, R, device), decode_sizes(spec.config, kv.shape[-2], top_k)
+    tile.launch(looplm_decode_kernel, (R * blocks_per_sequence(spec.config),), (
         weights, sequences, numbers, exchange, constants(sizes)), device, num_worker_warps=sizes.THREADS // 32)
-    if exchange[-1][1]:
-        raise RuntimeError("blocks of the decode kernel waited for each other in vain")
-    return tokens.long(), loops.long()
+    return written(sequences, [exchange])

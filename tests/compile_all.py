@@ -63,19 +63,24 @@ def loop(rule, C, T, mode="bfloat16", trace=False, V=65, L=12, B=16, **settings)
 
 
 @torch.no_grad()
-def decode(rule, C, T=256, R=1, top_k=0, V=65, L=12, N=16, **settings):
+def decode(rule, C, T=256, R=1, top_k=0, V=65, L=12, N=16, many=False, **settings):
     n_head = {64: 4, 128: 4, 256: 8, 384: 6}[C]
     model = LoopGPT(LoopConfig(vocab_size=V, n_head=n_head, n_embd=C, num_loops=L, block_size=T, halt=rule,
                                halt_head="joint" if rule == "gate" else "none", **settings)).bfloat16().eval()
+    write = K.decode_rows.decode_n_tokens_of_many if many else K.decode.decode_n_tokens
     kv = torch.empty(L, 2, R, n_head, T, C // n_head, dtype=torch.bfloat16)
-    K.decode.decode_n_tokens(
-        N, model.loop_spec(), model.lm_head.weight, kv, L, torch.zeros(R), torch.zeros(R), torch.empty(R, N, C),
-        torch.empty(R, N), torch.empty(R, N), torch.zeros(R, N), None, torch.zeros(V), top_k=top_k)
+    write(N, model.loop_spec(), model.lm_head.weight, kv, L, torch.zeros(R), torch.zeros(R), torch.empty(R, N, C),
+          torch.empty(R, N), torch.empty(R, N), torch.zeros(R, N), None, torch.zeros(V), top_k=top_k)
+
+
+def decode_many(rule, C, R=16, **settings):
+    decode(rule, C, R=R, many=True, **settings)
 
 
 # What is called, the first of each kernel the one that the tests compile.
 CALLS = [(halt, "confidence", 128, 65), (head, "entropy", 128, 50304), (attend, 64, 32),
          (loop, "confidence", 128, 64), (decode, "confidence", 64),
+         (decode_many, "confidence", 128),
          *((halt, rule, 384, 50304) for rule in K.halt.RULES), (halt, "kl", 128, 65), (halt, "entropy", 128, 50257),
          (halt, "confidence", 128, 65, torch.float16), (halt, "confidence", 384, 50304, torch.float32),
          (head, "confidence", 384, 50304), (head, "delta", 128, 65), (head, "confidence", 384, 1003, torch.float32),

@@ -536,6 +536,13 @@ def gather(array, indices, /, *, mask=None, padding_value=0, check_bounds=True, 
     return Tile(t, array.dtype)
 
 
+def scatter(array, indices, value, /, *, mask=None, check_bounds=True, latency=None):
+    _hints(latency)
+    _access(changes=True)
+    parts, live = _elements(array, indices, check_bounds, mask)
+    array.tensor[tuple(p[live] for p in parts)] = _fit(_implicit(value, array.dtype).t, live.shape)[live]
+
+
 def atomic_add(array, indices, update, /, *, check_bounds=True, memory_order=MemoryOrder.ACQ_REL,
                memory_scope=MemoryScope.DEVICE):
     """Adds element by element; the old values. An update of nothing polls."""
@@ -749,7 +756,7 @@ def load_kernels():
     before = {n: sys.modules.pop(n) for n in own()}
     try:
         with install():
-            for name in ("attention", "head", "paths", "decode"):  # these import the others
+            for name in ("attention", "head", "paths", "decode_rows"):  # these import the others
                 importlib.import_module(f"kernels.{name}")
         return sys.modules["kernels"]
     finally:

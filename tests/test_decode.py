@@ -8,12 +8,12 @@ from cutile_cpu import load_kernels
 
 import burst
 import generate
-import kernels.decode
+import kernels.decode_rows
 from cache import KVCache
 from looplm_kernels import RULES
 from model_loop import LoopConfig, LoopGPT
 
-STAND_IN = load_kernels().decode
+STAND_IN = load_kernels()
 WHY = kernels.backend.why_not_cutile(torch.device("cuda")) if torch.cuda.is_available() else "there is no GPU"
 on_both = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[
     pytest.mark.gpu, pytest.mark.skipif(bool(WHY), reason=f"needs a GPU that cuTile runs on: {WHY}")])])
@@ -64,8 +64,8 @@ def by_cache(model, prompts, n, temperature, top_k, noise, end):
     return torch.stack(tokens, 1), torch.stack(loops, 1), margin
 
 
-def by_kernel(model, prompts, n, temperature, top_k, noise, end):
-    """The same by the kernel; on a CPU by that of the stand-in."""
+def by_kernel(model, prompts, n, temperature, top_k, noise, end, many=False):
+    """The same by the kernel, or by the one of many sequences; on a CPU by that of the stand-in."""
     R, t = prompts.shape
     L, c, device = model.trained_loops, model.config, prompts.device
     cache = KVCache(model, R, 32)
@@ -77,8 +77,9 @@ def by_kernel(model, prompts, n, temperature, top_k, noise, end):
     thinks = (prompts == c.think_token).any(1, keepdim=True) if c.think_token is not None else False
     plan = generate.reading_plan(model, torch.zeros(R, n, dtype=torch.long, device=device), thinks)
     limit = torch.full((R, n), plan.limit, device=device) if plan.fixed else plan.limit
-    decode = kernels.decode if prompts.is_cuda else STAND_IN
-    return decode.decode_n_tokens(
+    package = kernels if prompts.is_cuda else STAND_IN
+    write = package.decode_rows.decode_n_tokens_of_many if many else package.decode.decode_n_tokens
+    return write(
         n, model.loop_spec(), model.transformer.wte.weight, cache.dense(L, 32), L, prompts[:, -1], at,
         places.expand(R, -1, -1)[:, t - 1:], torch.ones(R, n, device=device), plan.threshold, limit,
         noise if temperature else None, torch.arange(V, device=device) == end, temperature, top_k or 0)
@@ -86,7 +87,7 @@ def by_kernel(model, prompts, n, temperature, top_k, noise, end):
 
 @torch.no_grad()
 def check(seed, R=1, t=3, temperature=0.0, top_k=None, ends=False, order="forward", tolerance=0.05,
-          device="cpu", **settings):
+          device="cpu", many=False, **settings):
     """Tokens and loops are the cache's, on inputs on which no decision is close; what the cache gave."""
     for attempt in itertools.count():
         assert attempt < 300, "no inputs without a close decision"
@@ -102,7 +103,7 @@ def check(seed, R=1, t=3, temperature=0.0, top_k=None, ends=False, order="forwar
         if right[2] > tolerance:
             break
     with cutile_cpu.schedule(order, seed):
-        tokens, loops = by_kernel(model, prompts, N, temperature, top_k, noise, end)
+        tokens, loops = by_kernel(model, prompts, N, temperature, top_k, noise, end, many)
     assert tokens.tolist() == right[0].tolist()
     assert loops.tolist() == right[1].tolist()
     return right
@@ -141,7 +142,7 @@ def test_waits_to_think(rng):
 
 
 def test_who_waits_in_vain_gives_up(monkeypatch):
-    monkeypatch.setattr(STAND_IN, "POLLS", 3)
+    monkeypatch.setattr(STAND_IN.decode, "POLLS", 3)
     model = loop_model()
     with pytest.raises(RuntimeError, match="in vain"):
         by_kernel(model, torch.zeros(1, 1, dtype=torch.long), N, 0.0, None, None, -1)
@@ -167,7 +168,7 @@ PLACES = dict(pos="place", place_ids=40, place_next=True, number_tokens=[0, 1, 2
 def test_writing_in_bursts(settings, device, monkeypatch, rng):
     """As token by token: where windows move, symbols stand amid digits, and sequences end."""
     if device == "cpu":
-        monkeypatch.setattr(burst, "decode_n_tokens", STAND_IN.decode_n_tokens)
+        monkeypatch.setattr(burst, "decode_n_tokens", STAND_IN.decode.decode_n_tokens)
         monkeypatch.setattr(burst, "BURST", 4)
     given = dict(max_new_tokens=[9, 3, 6], temperature=1.0, top_k=6, stop=9)
     for _ in range(8):  # some inputs have a close decision
