@@ -11,7 +11,13 @@ import torch
 import torch.nn.functional as F
 
 import think
-from looplm_kernels import ERRORS, decode_n_tokens, first_line, why_not_decode_kernel
+from looplm_kernels import (
+    ERRORS,
+    fastest_decode,
+    first_line,
+    why_not_decode_kernel,
+    why_not_decode_of_many,
+)
 
 BURST = 16  # tokens of a launch
 ROOM = (64, 128, 256)  # tokens in the cache, of which a launch is compiled for the smallest that suffices
@@ -34,8 +40,10 @@ class KernelWriter:
         """What keeps the kernel from writing R sequences of a model with T tokens, "" if nothing does."""
         if not hasattr(model, "loop_spec"):
             return "a plain GPT has no loops"
-        L = think.most_loops(model.config, model.trained_loops)
-        return KernelWriter.failed or why_not_decode_kernel(model.loop_spec(), R, T, L)
+        spec, L = model.loop_spec(), think.most_loops(model.config, model.trained_loops)
+        if KernelWriter.failed or fastest_decode(spec, R, T, L):
+            return KernelWriter.failed
+        return why_not_decode_kernel(spec, 1, T, L) or why_not_decode_of_many(spec, T, L)
 
     def is_ready(self, left):
         """Whether a burst is worth trying: the kernel does it, and is compiled. If it is not, a thread of its own sees
@@ -63,9 +71,10 @@ class KernelWriter:
             return torch.zeros(shape, dtype=dtype, device=weight.device)
         kv = zeros(L, 2, R, c.n_head, T, c.n_embd // c.n_head, dtype=torch.bfloat16)
         try:
-            decode_n_tokens(0, model.loop_spec(), model.transformer.wte.weight, kv, L, zeros(R), zeros(R),
-                            zeros(R, BURST, c.n_embd), zeros(R, BURST), zeros(R, BURST), zeros(R, BURST), None,
-                            zeros(c.vocab_size), top_k=self.top_k)
+            fastest_decode(model.loop_spec(), R, T, L)(
+                0, model.loop_spec(), model.transformer.wte.weight, kv, L, zeros(R), zeros(R),
+                zeros(R, BURST, c.n_embd), *(zeros(R, BURST) for _ in range(3)), None, zeros(c.vocab_size),
+                top_k=self.top_k)
         except ERRORS as error:
             KernelWriter.failed = first_line(error)
 
@@ -86,7 +95,9 @@ class KernelWriter:
         if self.kv.size(4) < T:
             self.kv = F.pad(self.kv, (0, 0, 0, T - self.kv.size(4)))
         try:
-            tokens, loops = (x.tolist() for x in decode_n_tokens(n, *self.arguments(numbers, t, n)))
+            args = self.arguments(numbers, t, n)
+            write = fastest_decode(args[0], len(left), self.kv.size(4), args[3])
+            tokens, loops = (x.tolist() for x in write(n, *args))
         except ERRORS as error:
             KernelWriter.failed = first_line(error)
             print(f"writing: without the decode kernel from now on: {self.failed}", file=sys.stderr)

@@ -242,6 +242,7 @@ class Burst(NamedTuple):
 
 # ways of writing -----------------------------------------------------------------------------------------------------
 WAYS = ("auto", "kernel", "graph", "compiled", "eager")  # of the tokens after a prompt
+AUTO = ()  # those that auto may take beside eager: none before a GPU has run their tests and bench.py --decode=True
 TRIES = dict(eager=3)  # times that a way is tried before it is judged, 2 if it is not named: the first one sets up
 
 
@@ -272,8 +273,8 @@ def writers(way, model, trace, make):
     if way != "auto":
         return {way: make(way)}
     backend, device = model.config.backend, model.lm_head.weight.device
-    ways = ["kernel"] * (device.type == "cuda" and choose_backend(backend, device) == "cutile")
-    ways += ["graph"] * (device.type == "cuda" and backend == "auto")
+    ways = ["kernel"] * ("kernel" in AUTO and device.type == "cuda" and choose_backend(backend, device) == "cutile")
+    ways += ["graph"] * ("graph" in AUTO and device.type == "cuda" and backend == "auto")
     return {name: make(name) for name in ways}
 
 

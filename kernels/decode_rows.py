@@ -223,7 +223,7 @@ def attend_new(ROLE, h, held, offset, w, s, m, x, p):
     box = Box(*p.BOX)
     row, ended = sequences_of_rows(offset, s)
     at = ct.gather(s.first, (row, 0), check_bounds=False, latency=1)
-    l, n, polls, going = ct.zeros((S, 1), ct.int32), ct.zeros((S, 1), ct.int32), POLLS, 1
+    l, n, polls, going = ct.zeros((S, 1), ct.int32), ct.zeros((S, 1), ct.int32), POLLS, ct.minimum(m.N, 1)
     made = ct.zeros((S, ct.static_eval(padded(p.HS))), s.kv.dtype)  # keys or values
     channel = ct.arange(ct.static_eval(padded(p.HS)), dtype=ct.int32)[None, :]
     for turn in range(2, 3 + m.N * (m.L + 1)):
@@ -253,7 +253,7 @@ def attend_old(h, g, held, PAST_ROWS, offset, w, s, m, x, p):
     box, mine = Box(*p.BOX), ct.arange(S, dtype=ct.int32)[:, None] % PAST_ROWS
     row, ended = sequences_of_rows(offset, s)
     at = ct.gather(s.first, (row, 0), check_bounds=False, latency=1)
-    l, n, polls, going = ct.zeros((S, 1), ct.int32), ct.zeros((S, 1), ct.int32), POLLS, 1
+    l, n, polls, going = ct.zeros((S, 1), ct.int32), ct.zeros((S, 1), ct.int32), POLLS, ct.minimum(m.N, 1)
     key = ct.arange(PAST_ROWS * p.T, dtype=ct.int32)
     channel = ct.arange(ct.static_eval(padded(p.HS)), dtype=ct.int32)
     frozen = ct.full((PAST_ROWS * p.T,), m.L - 1, ct.int32)  # the last loop of which a token has a key
@@ -321,7 +321,7 @@ def repeat_rows(x, R):
 
 def expand_hidden(j, held, offset, s, m, x, p):
     """The part of slice j of the MLP in all rounds."""
-    polls, going, box = POLLS, 1, Box(*p.BOX)
+    polls, going, box = POLLS, ct.minimum(m.N, 1), Box(*p.BOX)
     _, ended = sequences_of_rows(offset, s)
     for turn in range(2, 3 + m.N * (m.L + 1)):
         if going > 0 and turn > 2:

@@ -101,3 +101,11 @@ def test_from_positions_of_their_own_in_two_launches(device, rng):
     b = write(model, kv, a[0][:, -1], first + 2, 2, device)
     assert torch.cat((a[0], b[0]), 1).tolist() == torch.cat(tokens).tolist()
     assert torch.cat((a[1], b[1]), 1).tolist() == torch.cat(loops).tolist()
+
+
+def test_a_launch_for_no_token_ends(monkeypatch):
+    """By which a kernel is compiled ahead."""
+    write = STAND_IN.decode_rows.decode_n_tokens_of_many
+    monkeypatch.setattr(STAND_IN.decode_rows, "decode_n_tokens_of_many", lambda n, *args: write(0, *args))
+    prompts = torch.zeros(2, 1, dtype=torch.long)
+    assert (by_kernel(loop_model(), prompts, N, 0.0, None, None, -1, many=True)[0] == -1).all()

@@ -603,7 +603,7 @@ def test_a_symbol_after_a_number_tells_where_it_ends():
     assert following.tolist() == [next_places(row) for row in idx]
     for t in range(1, idx.size(1)):
         assert torch.equal(model.place_index(idx[:, :t])[0], own[:, :t])
-    cache = SimpleNamespace(digits=0, longest=14)
+    cache = SimpleNamespace(digits=0, longest=14, static=False)
     chunks = [model.place_index(x, cache)[0] for x in idx.split([3, 1, 2, 1, 7], 1)]  # as writing goes on from a cache
     assert torch.equal(torch.cat(chunks, 1), own)
     drawn, ahead = model.train().place_index(read("123+1=4\n").expand(200, -1))
