@@ -3,7 +3,7 @@
     python sample.py --out_dir=out/demo_addition --start="123+456="
     python sample.py --checkpoint=out/x/ckpt_last.pt --start="1+2= 999+1=" --halt=entropy --halt_threshold=0.1
     python sample.py --out_dir=out/train_loop_1x12 --start="ROMEO:" --num_samples=3 --trace=True
-    python sample.py --start=FILE:prompts.txt --trace_file=trace.png
+    python sample.py --start=FILE:prompts.txt --trace_file=trace.html
 
 Addition problems are written as people write them; several are parted by spaces, commas or lines. All problems and
 samples are written at once, what each says does not depend on the others, and they are printed in their order. Where
@@ -23,6 +23,7 @@ import generate
 import outputs
 import runtime
 import think
+import viewer
 from checkpoint import inference_settings, open_model
 from configurator import configure, open_text, say_without_effect
 from dataset import decode, encode
@@ -37,7 +38,7 @@ temperature: float | None = None  # 0 or >= 1e-6: 0 takes the likeliest token; N
 top_k = 200                     # >= 0: text: only the likeliest so many tokens can be drawn; 0: all
 seed = 1337                     # >= 0: of the draws, which are each sample's own
 trace: bool | None = None       # print the thinking trace; None: of addition only
-trace_file = ""                 # also write the trace: name.jsonl has a line per token, name.png is a heat map
+trace_file = ""                 # also write the trace: name.jsonl, a line per token; name.html, to look at; name.png
 reread = False                  # read every token's whole window again, instead of keeping keys and values: to compare
 device = "auto"                 # auto, cpu, cuda
 dtype = "float32"               # float32, or bfloat16 by autocast
@@ -93,6 +94,7 @@ class Sequence:
         self.prompt, self.problem, self.complete = prompt, problem, False
         self.written, self.printed = [], 0  # tokens, and how many of prompt and written have been printed
         self.thought = []  # the trace: a dict of plain values for each token read, None for NaN
+        self.guesses = []  # of each token read the arg-max after each loop, as tokens
 
     def take(self, meta, tokens, start, record):
         """Tokens written, and the trace of those that were read for it: a dict of think.think, or None."""
@@ -111,9 +113,10 @@ class Sequence:
             row = dict(position=t, context_start=start, reads=show(meta, reads[t]),
                        writes=show(meta, writes[t]) if t in writes else None, loops=record["loops"][i],
                        prediction=[show(meta, p) for p in record["prediction"][i]])
-            for key in ("entropy", "confidence", "delta"):
+            for key in ("entropy", "confidence", "delta", "score"):
                 row[key] = [None if math.isnan(x) else round(x, 6) for x in record[key][i]]
             self.thought.append(row)
+            self.guesses.append(record["prediction"][i])
 
     def print(self, meta):
         """Print what has come since the last time: text as it comes, an answer once it is complete."""
@@ -216,6 +219,25 @@ def what_is_drawn(traces):
     return f" ({', '.join(part)}; --trace_file=FILE.jsonl has all)" if part else ""
 
 
+def answers_after_loops(meta, sequence):
+    """Of a problem the answer that stands after each loop, (text, whether it is right); [] for a text."""
+    written = [(r["loops"], guesses) for r, guesses in zip(sequence.thought, sequence.guesses, strict=True)
+               if r["writes"] is not None]
+    if not sequence.problem:
+        return []
+    lines = [answer_line(meta, sequence.problem, [guesses[min(l, n) - 1] for n, guesses in written])
+             for l in range(1, max(n for n, _ in written) + 1)]
+    return [(line.partition("   (wrong")[0], "   (wrong" not in line) for line in lines]
+
+
+def page_of(model, meta, sequence):
+    """A sequence for the page of the viewer."""
+    tokens = torch.tensor([sequence.prompt + sequence.written], device=model.lm_head.weight.device)
+    threshold = generate.reading_plan(model, tokens).threshold[0].tolist()
+    return viewer.sequence(sequence.thought, [threshold[r["position"]] for r in sequence.thought],
+                           sequence.title(meta), answers_after_loops(meta, sequence))
+
+
 def require_places(model, prompts):
     """SystemExit for a number that is too long, before the first answer is written."""
     for prompt, problem in prompts:
@@ -280,9 +302,9 @@ def say_idle_settings(model, meta):
 def main():
     settings, further, given = configure(__file__, inference_settings())
     globals().update(settings)
-    if trace_file and not trace_file.endswith((".jsonl", ".png")):
-        raise SystemExit(f"--trace_file={trace_file}: take a name that ends in .jsonl, a line per token, or in .png, a "
-                         "heat map")
+    if trace_file and not trace_file.endswith((".jsonl", ".html", ".png")):
+        raise SystemExit(f"--trace_file={trace_file}: take a name that ends in .html, a page to look at, in .jsonl, a "
+                         "line per token, or in .png, a heat map")
     machine = runtime.choose_device(device)
     overrides = {k: v for k, v in further.items() if k in given}
     model, meta, _, path = open_model(checkpoint, out_dir, machine, overrides)
@@ -291,9 +313,9 @@ def main():
         raise SystemExit(f"{path} is a plain GPT, which has no loops to trace")
     say_idle_settings(model, meta)
     tracing, largest = looped and bool(trace_file or printing), math.log(max(2, meta.vocab_size))
-    traces, titles, kept = [], [], 0
-    lines = trace_file.endswith(".jsonl")
-    if lines:
+    traces, titles, pages, kept = [], [], [], 0
+    lines, page = (trace_file.endswith(end) for end in (".jsonl", ".html"))
+    if lines or page:
         outputs.require_writable(trace_file)
     with runtime.autocast(machine, runtime.choose_dtype(dtype, machine)), torch.no_grad():
         for sequence in samples(model, meta, tracing):
@@ -301,6 +323,8 @@ def main():
                 continue
             traces.append([dict(sample=len(traces), **row) for row in sequence.thought])
             titles.append(sequence.title(meta))
+            if page:
+                pages.append(page_of(model, meta, sequence))
             if lines:
                 with outputs.going_on(trace_file):
                     write_trace(traces[-1], first=not kept)
@@ -310,7 +334,9 @@ def main():
             say_what_no_trace_shows(traces[-1])
     if lines and kept < len(traces):
         raise SystemExit(f"{trace_file} has {kept} of {len(traces)} traces, since it could not be written")
-    if lines:
+    if page:
+        viewer.write(trace_file, pages, model.config.halt, f"{path}, halting rule {model.config.halt}.")
+    if lines or page:
         print(f"trace: {trace_file}")
     elif trace_file and figures.draw_traces(traces, titles, largest, trace_file):
         print(f"heat map: {trace_file}{what_is_drawn(traces)}")

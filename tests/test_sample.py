@@ -224,6 +224,34 @@ def test_trace_file_and_picture(scripts, trained, track):
     assert [(r[0], int(r[2])) for r in table] == [(r["reads"], r["loops"]) for r in rows]
 
 
+@pytest.mark.parametrize("track", ["next", "slots"])
+def test_the_page_says_what_the_trace_says(scripts, trained, track):
+    """Sequences, numbers before halting, thresholds of reading and writing, and the answer after each loop."""
+    sample = ("sample.py", f"--checkpoint={trained[track]}", "--start=7+5= 1+2=", "--trace=False")
+    out = scripts(*sample, "--trace_file=t.html").out.splitlines()
+    scripts(*sample, "--trace_file=t.jsonl")
+    rows = [json.loads(line) for line in (scripts.folder / "t.jsonl").read_text(encoding="utf-8").splitlines()]
+    page = (scripts.folder / "t.html").read_text(encoding="utf-8")
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])
+    assert (data["rule"], data["above"], out[-1]) == ("confidence", True, "trace: t.html")
+    for i, found in enumerate(data["sequences"]):
+        assert found["title"] == out[i]
+        assert (found["said"][-1], found["right"][-1]) == (out[i].split(" ")[0], "wrong" not in out[i])
+        mine = [r for r in rows if r["sample"] == i]
+        writes = [r for r in mine if r["writes"]]
+        for l, said in enumerate(found["said"], 1):
+            guesses = [addition.ID[{"⏎": "\n", "␣": " "}.get(s, s)] for s in (r["prediction"][l - 1] for r in writes)]
+            assert said == f"{out[i].split('=')[0]}={addition.number_text(guesses)}"
+        thinks = False
+        for token, r in zip(found["tokens"], mine, strict=True):
+            n, thinks = r["loops"], thinks or r["reads"] == "="
+            assert (token["loops"], token["prediction"]) == (n, r["prediction"][:n])
+            assert token["score"] == pytest.approx(r["score"][:n], rel=1e-3)
+            assert token["threshold"] == (0.6 if thinks else None)  # the prompt takes exactly prompt_loops
+            assert not thinks or n == 3 or token["score"][-1] >= 0.6
+    assert "cannot be written" in scripts(*sample, "--trace_file=t.html/x.html", status=None).err
+
+
 def test_a_heat_map_says_what_it_leaves_out(scripts, trained):
     sample = ("sample.py", f"--checkpoint={trained['slots']}", "--trace=False", "--trace_file=t.png")
     assert "t.png (the first 6 of 8 sequences; --trace_file" in scripts(
