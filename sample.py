@@ -14,6 +14,7 @@ import math
 import re
 import sys
 import time
+import unicodedata
 
 import torch
 
@@ -177,19 +178,37 @@ def bar(values, largest):
     return "".join(" " if math.isnan(v) else BARS[min(7, int(8 * v / largest))] for v in values)
 
 
+def columns(text):
+    """The columns of a terminal that a text takes: two of a Korean syllable or an emoji, none of what joins the
+    character before it. As wcwidth has them, but for sequences of emoji, which terminals show differently."""
+    wide = (unicodedata.east_asian_width(c) in "WF" for c in text)
+    joins = (unicodedata.category(c) in ("Mn", "Me", "Cf") or "\u1160" <= c <= "\u11ff" or "\ud7b0" <= c <= "\ud7ff"
+             for c in text)  # the ranges are vowels and finals of Korean syllables written letter by letter
+    return sum(0 if j else 1 + w for w, j in zip(wide, joins, strict=True))
+
+
+def in_columns(texts, least=0, right=False):
+    """Texts as strings of equally many columns, as many as the widest takes and at least `least`."""
+    most = max(least, *map(columns, texts))
+    return [" " * (most - columns(t)) * right + t + " " * (most - columns(t)) * (not right) for t in texts]
+
+
 def print_trace(rows, largest):
     """The trace of one sequence: what each token reads and writes, its loops, entropy and guesses loop by loop.
 
     largest: the entropy of a guess that knows nothing, a full bar.
     """
     width = max(7, *(r["loops"] for r in rows))
-    print(f"  reads writes loops  {'entropy':<{width}}  last  guess after each loop")
-    for r in rows:
-        guesses = " ".join(r["prediction"][:r["loops"]])
+    reads = in_columns(["reads", *(r["reads"] for r in rows)], right=True)
+    writes = in_columns(["writes", *(r["writes"] or "·" for r in rows)], right=True)
+    guesses = [in_columns([r["prediction"][l] if l < r["loops"] else "" for r in rows])
+               for l in range(max(r["loops"] for r in rows))]  # a list for each loop
+    print(f"  {reads[0]} {writes[0]} loops  {'entropy':<{width}}  last  guess after each loop")
+    for i, r in enumerate(rows):
         entropy = [math.nan if e is None else e for e in r["entropy"]]
         last = f"{entropy[r['loops'] - 1]:.2f}" if r["loops"] else ""  # a pad has taken no loop
-        print(f"  {r['reads']:>5} {r['writes'] or '·':>6} {r['loops']:>5}  {bar(entropy[:width], largest):<{width}} "
-              f"{last:>5}  {guesses}".rstrip())
+        print(f"  {reads[i + 1]} {writes[i + 1]} {r['loops']:>5}  {bar(entropy[:width], largest):<{width}} "
+              f"{last:>5}  {' '.join(g[i] for g in guesses)}".rstrip())
 
 
 def write_trace(rows, first):

@@ -252,6 +252,33 @@ def test_the_page_says_what_the_trace_says(scripts, trained, track):
     assert "cannot be written" in scripts(*sample, "--trace_file=t.html/x.html", status=None).err
 
 
+def test_columns_of_a_terminal():
+    """By hand: two for each Korean syllable and emoji, none for marks and for letters of a syllable begun."""
+    for text, wide in (("", 0), ("ab", 2), ("한글", 4), ("🙂", 2), ("e\u0301", 1), ("\u1112\u1161\u11ab", 2), ("漢", 2),
+                       ("⏎␣·", 3), ("Ａ", 2), ("\u200b", 0), ("\ufffd", 1), ("가a", 3)):
+        assert sample_py.columns(text) == wide, text
+    assert sample_py.in_columns(["한", "a", ""], 3) == ["한 ", "a  ", "   "]
+    assert sample_py.in_columns(["한", "abc"], right=True) == [" 한", "abc"]
+
+
+def test_a_trace_lines_up_with_wide_characters(rng, capsys):
+    """Every field of a row begins in the same column of the terminal, whatever was read, written and guessed."""
+    symbols = ["a", "한", "🙂", "⏎", "ｗ", "é", "긴 말", "abcdefg"]
+    rows = [dict(reads=str(rng.choice(symbols)), writes=rng.choice([None, *symbols]), loops=int(n),
+                 entropy=[1.0] * n + [None] * (4 - n), prediction=[str(x) for x in rng.choice(symbols, 4)])
+            for n in (4, *rng.integers(1, 5, 30))]
+    sample_py.print_trace(rows, 3.0)
+    head, *lines = capsys.readouterr().out.splitlines()
+    at = head.index("guess after each loop")
+    for row, line in zip(rows, lines, strict=True):
+        cells = [c for c in line for _ in range(sample_py.columns(c))]  # the character of each column
+        assert cells[head.index("reads") + 4] == row["reads"][-1]
+        assert cells[head.index("writes") + 5] == (row["writes"] or "·")[-1]
+        assert cells[head.index("loops") + 4] == str(row["loops"])
+        assert cells[head.index("last") + 3] == "0"  # of 1.00
+        assert cells[at] == row["prediction"][0][0]
+
+
 def test_a_heat_map_says_what_it_leaves_out(scripts, trained):
     sample = ("sample.py", f"--checkpoint={trained['slots']}", "--trace=False", "--trace_file=t.png")
     assert "t.png (the first 6 of 8 sequences; --trace_file" in scripts(
