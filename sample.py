@@ -45,13 +45,11 @@ device = "auto"                 # auto, cpu, cuda
 dtype = "float32"               # float32, or bfloat16 by autocast
 
 BARS = "▁▂▃▄▅▆▇█"
-SHOWN = {"\n": "⏎", " ": "␣"}
 
 
 def show(meta, token):
     """A token as one visible string."""
-    text = decode(meta, [token])
-    return SHOWN.get(text) or (text if text.isprintable() else repr(text)[1:-1])
+    return viewer.visible(decode(meta, [token]))
 
 
 def default_prompt(meta):
@@ -109,15 +107,11 @@ class Sequence:
             reads, places = reads + self.written, range(n - 1, n + len(self.written))
             end = len(reads) - bool(tokens)  # the last one is not read yet
         writes = dict(zip(places, self.written, strict=False))
-        record = {k: x.tolist() for k, x in record.items()}
-        for i, t in enumerate(range(end - len(record["loops"]), end)):
-            row = dict(position=t, context_start=start, reads=show(meta, reads[t]),
-                       writes=show(meta, writes[t]) if t in writes else None, loops=record["loops"][i],
-                       prediction=[show(meta, p) for p in record["prediction"][i]])
-            for key in ("entropy", "confidence", "delta", "score"):
-                row[key] = [None if math.isnan(x) else round(x, 6) for x in record[key][i]]
-            self.thought.append(row)
-            self.guesses.append(record["prediction"][i])
+        at = range(end - len(record["loops"]), end)
+        rows = viewer.trace_rows(record, [show(meta, reads[t]) for t in at],
+                                 [show(meta, writes[t]) if t in writes else None for t in at], lambda x: show(meta, x))
+        self.thought += [dict(position=t, context_start=start, **row) for t, row in zip(at, rows, strict=True)]
+        self.guesses += record["prediction"].tolist()
 
     def print(self, meta):
         """Print what has come since the last time: text as it comes, an answer once it is complete."""
@@ -354,7 +348,8 @@ def main():
     if lines and kept < len(traces):
         raise SystemExit(f"{trace_file} has {kept} of {len(traces)} traces, since it could not be written")
     if page:
-        viewer.write(trace_file, pages, model.config.halt, f"{path}, halting rule {model.config.halt}.")
+        with outputs.one_line(trace_file):
+            viewer.write(trace_file, pages, model.config.halt, f"{path}, halting rule {model.config.halt}.")
     if lines or page:
         print(f"trace: {trace_file}")
     elif trace_file and figures.draw_traces(traces, titles, largest, trace_file):

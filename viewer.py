@@ -10,6 +10,26 @@ from looplm_kernels import RULES
 TEMPLATE = os.path.join(outputs.ROOT, "viewer.html")
 CURVES = ("entropy", "confidence", "delta", "score")
 TITLE = 48  # characters of a text in the list of sequences
+SHOWN = {"\n": "⏎", " ": "␣"}
+
+
+def visible(text):
+    """The text of a token as one visible string."""
+    return SHOWN.get(text) or (text if text.isprintable() else repr(text)[1:-1])
+
+
+def trace_rows(record, reads, writes, show):
+    """The trace of t tokens as plain values, a dict for each: what it reads and writes, its loops, its numbers after
+    each loop (None once it has halted), and its guesses.
+
+    record: the dict of think.think about them, (t,...); reads, writes (t): texts, None where nothing is written; show:
+    turns a token into its text.
+    """
+    record, rows = {k: x.tolist() for k, x in record.items()}, []
+    for i, loops in enumerate(record["loops"]):
+        row = dict(reads=reads[i], writes=writes[i], loops=loops, prediction=[show(p) for p in record["prediction"][i]])
+        rows.append(row | {key: [None if math.isnan(x) else round(x, 6) for x in record[key][i]] for key in CURVES})
+    return rows
 
 
 def short(x):
@@ -50,6 +70,6 @@ def page(sequences, rule, facts):
 
 
 def write(path, sequences, rule, facts):
-    """Write the page of `page`; SystemExit with one line if it cannot be."""
-    with outputs.one_line(path), outputs.whole_file(path) as f:
+    """Write the page of `page`. Raises OSError."""
+    with outputs.whole_file(path) as f:
         f.write(page(sequences, rule, facts))
