@@ -4,7 +4,8 @@
     python analyze.py --out_dir=out/train_loop_1x12 --halt=entropy --halt_threshold=1.0
 
 1 trajectories   entropy, delta, norm, arg-max flips and loss after each loop, on to 4 times the trained loops
-2 halting        loops by the checkpoint's rule: histogram, by kind of token, against loss; text coloured by loops; thinking.html
+2 halting        loops by the checkpoint's rule: histogram, by kind of token, against loss; text shaded by loops; and
+                 thinking.html, a page that shows what tokens say after each loop
 3 --halting=True does `confidence` ever pass? its distribution against the threshold, and loops at that and at 0.5
 4 probes         what a linear classifier reads from the frozen states (Alain & Bengio 1610.01644; fitted on training
                  data, tested on validation data), beside the model's own head after each loop, the logit lens
