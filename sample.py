@@ -239,7 +239,7 @@ def answers_after_loops(meta, sequence):
     if not sequence.problem:
         return []
     lines = [answer_line(meta, sequence.problem, [guesses[min(l, n) - 1] for n, guesses in written])
-             for l in range(1, max(n for n, _ in written) + 1)]
+             for l in range(1, max((n for n, _ in written), default=0) + 1)]
     return [(line.partition("   (wrong")[0], "   (wrong" not in line) for line in lines]
 
 
