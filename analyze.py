@@ -4,7 +4,8 @@
     python analyze.py --out_dir=out/train_loop_1x12 --halt=entropy --halt_threshold=1.0
 
 1 trajectories   entropy, delta, norm, arg-max flips and loss after each loop, on to 4 times the trained loops
-2 halting        loops by the checkpoint's rule: histogram, by kind of token, against loss; text coloured by loops
+2 halting        loops by the checkpoint's rule: histogram, by kind of token, against loss; text shaded by loops; and
+                 thinking.html, a page that shows what tokens say after each loop
 3 --halting=True does `confidence` ever pass? its distribution against the threshold, and loops at that and at 0.5
 4 probes         what a linear classifier reads from the frozen states (Alain & Bengio 1610.01644; fitted on training
                  data, tested on validation data), beside the model's own head after each loop, the logit lens
@@ -30,6 +31,8 @@ import addition
 import figures
 import outputs
 import runtime
+import think
+import viewer
 from checkpoint import inference_settings, open_model
 from configurator import configure, say_without_effect
 from dataset import decode, get_batch, open_dataset, sequence_length, trained_on
@@ -53,6 +56,7 @@ seed = 1337                     # >= 0: of the untrained weights, of the validat
 EPSILONS = (1e-1, 3e-2, 1e-2, 1e-3, 1e-4)  # the grid of thresholds of delta
 PERIODS = range(2, 9)
 PUSH, PUSHED_LOOPS = 1e-3, 4    # relative size of the perturbation, and the loops it is followed for
+PAGE = 512                      # tokens that thinking.html shows, or one sequence if that is longer
 CHUNK = 2048                    # tokens per forward pass: states of all loops and logits of one must fit in memory
 FIELDS = ("what", "weights", "loop", "class", "value", "low", "high", "n")
 CLASSES = ("space", "punctuation", "first letter", "inside a word")
@@ -527,6 +531,22 @@ def print_summary(rows, sample):
         print(f"not computed, since nothing varies there or tokens are too few: {', '.join(missing)}")
 
 
+def write_page(model, meta, sample, path):
+    """Write the page of viewer.py about the first sequences, by the rule of the checkpoint and the trained loops."""
+    n = max(1, PAGE // sample.X.size(1))
+    idx = sample.X[:n].to(model.lm_head.weight.device)
+    record, shown = model.think(idx, sample.L)[1], []
+    threshold = think.halting_plan(model.config, idx, sample.L).threshold
+    for i, reads in enumerate(sample.reads[:n]):
+        own = {k: x[i].cpu()[reads] for k, x in record.items()}
+        texts, last = ([viewer.visible(decode(meta, [t])) for t in tokens.tolist()]
+                       for tokens in (sample.X[i][reads], own["prediction"][:, -1]))
+        writes = [text if on else None for text, on in zip(last, sample.main[i][reads].tolist(), strict=True)]
+        rows = viewer.trace_rows(own, texts, writes, lambda t: viewer.visible(decode(meta, [t])))
+        shown.append(viewer.sequence(rows, threshold[i].cpu()[reads].tolist()))
+    viewer.write(path, shown, sample.rule, f"{sample.title}, validation data, halting rule {sample.rule}.")
+
+
 def untrained(trained, saved, overrides):
     """A model as the trained one of a checkpoint, of fresh weights."""
     runtime.seed_torch(seed)
@@ -564,6 +584,9 @@ def main():
                 raise
             raise SystemExit(f"{path}: {e}") from None
     pictures = figures.draw_analysis(rows, sample, folder, lambda t: decode(data.meta, [t]))
+    with outputs.going_on(page := os.path.join(folder, "thinking.html")):
+        write_page(model, data.meta, sample, page)
+        pictures.append("thinking.html")
     print_summary(rows, sample)
     print(f"csv: {target}\npictures: {', '.join(pictures)}")
 

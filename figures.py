@@ -4,7 +4,6 @@ its tokens. They read well in black and white. A figure that cannot be drawn or 
 Figures of analyze.py take the rows, the namespace s of what was looked at, with the settings they need, and a path.
 """
 import functools
-import html
 import math
 import os
 import re
@@ -464,32 +463,24 @@ def draw_fixed_points(rows, s, path):
 
 @guarded
 def draw_example(s, decode, path):
-    """Validation text, each character dark by the loops of the token that writes it; also as HTML beside path."""
+    """Validation text, each character dark by the loops of the token that writes it."""
     shown = slice(0, -(-384 // s.Y.size(1)))  # sequences, one after the other
     text = [decode(t).replace("\n", "⏎") for t in s.Y[shown].flatten().tolist()]
     most, width = max(2, *(int(x.max()) for x in s.loops.values())), 64
     lines = -(-len(text) // width)
     figure, axes = new_figure(2, (18, 0.8 + 0.26 * lines))
-    page = [f"<!doctype html><meta charset=utf-8><title>loops</title><p>{html.escape(s.title)}: each token is shaded "
-            f"by the loops taken to write it, white 1 to dark {most}; ⏎ is a new line"]
     for ax, (weights, loops) in zip(axes, s.loops.items(), strict=True):
         shade = np.full(lines * width, np.nan)
         shade[:len(text)] = (loops[shown].flatten() - 1) * 0.7 / (most - 1)
         image = ax.imshow(shade.reshape(lines, width), cmap="Greys", vmin=0, vmax=1, aspect="auto")
-        page.append(f"<h3>{weights}</h3><div style='font:14px monospace;white-space:pre-wrap'>")
         for i, c in enumerate(text):
-            ink, grey = ("#fff" if shade[i] > 0.5 else "#000"), round(255 * (1 - shade[i]))
+            ink = "#fff" if shade[i] > 0.5 else "#000"
             ax.text(i % width, i // width, c, ha="center", va="center", fontsize=8, color=ink)
-            page[-1] += (f"<span title='{int(loops[shown].flatten()[i])}' style='background:rgb({grey},{grey},{grey});"
-                         f"color:{ink}'>{html.escape(c)}</span>")
-        page[-1] += "</div>"
         ax.set(xticks=[], yticks=[], title=f"{weights}: loops of the token that writes each character")
     ticks = [l for l in range(1, most + 1) if (l - 1) % -(-most // 12) == 0]
     figure.colorbar(image, ax=axes, label="loops", boundaries=np.linspace(0, 0.7, 99),
                     ticks=[(l - 1) * 0.7 / (most - 1) for l in ticks]).ax.set_yticklabels(ticks)
     save(figure, path, s.title)
-    with outputs.whole_file(os.path.splitext(path)[0] + ".html") as f:
-        f.write("\n".join(page))
 
 
 def draw_analysis(rows, s, folder, decode):
@@ -501,5 +492,5 @@ def draw_analysis(rows, s, folder, decode):
         drawn["probes"] = draw_probes
     names = [f"{name}.png" for name, draw in drawn.items() if draw(rows, s, os.path.join(folder, f"{name}.png"))]
     if s.first == "all" and s.loops and draw_example(s, decode, os.path.join(folder, "example.png")):
-        names += ["example.png", "example.html"]
+        names.append("example.png")
     return names

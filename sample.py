@@ -3,7 +3,7 @@
     python sample.py --out_dir=out/demo_addition --start="123+456="
     python sample.py --checkpoint=out/x/ckpt_last.pt --start="1+2= 999+1=" --halt=entropy --halt_threshold=0.1
     python sample.py --out_dir=out/train_loop_1x12 --start="ROMEO:" --num_samples=3 --trace=True
-    python sample.py --start=FILE:prompts.txt --trace_file=trace.png
+    python sample.py --start=FILE:prompts.txt --trace_file=trace.html
 
 Addition problems are written as people write them; several are parted by spaces, commas or lines. All problems and
 samples are written at once, what each says does not depend on the others, and they are printed in their order. Where
@@ -14,6 +14,7 @@ import math
 import re
 import sys
 import time
+import unicodedata
 
 import torch
 
@@ -23,6 +24,7 @@ import generate
 import outputs
 import runtime
 import think
+import viewer
 from checkpoint import inference_settings, open_model
 from configurator import configure, open_text, say_without_effect
 from dataset import decode, encode
@@ -37,19 +39,17 @@ temperature: float | None = None  # 0 or >= 1e-6: 0 takes the likeliest token; N
 top_k = 200                     # >= 0: text: only the likeliest so many tokens can be drawn; 0: all
 seed = 1337                     # >= 0: of the draws, which are each sample's own
 trace: bool | None = None       # print the thinking trace; None: of addition only
-trace_file = ""                 # also write the trace: name.jsonl has a line per token, name.png is a heat map
+trace_file = ""                 # also write the trace: name.jsonl, a line per token; name.html, to look at; name.png
 reread = False                  # read every token's whole window again, instead of keeping keys and values: to compare
 device = "auto"                 # auto, cpu, cuda
 dtype = "float32"               # float32, or bfloat16 by autocast
 
 BARS = "▁▂▃▄▅▆▇█"
-SHOWN = {"\n": "⏎", " ": "␣"}
 
 
 def show(meta, token):
     """A token as one visible string."""
-    text = decode(meta, [token])
-    return SHOWN.get(text) or (text if text.isprintable() else repr(text)[1:-1])
+    return viewer.visible(decode(meta, [token]))
 
 
 def default_prompt(meta):
@@ -93,6 +93,7 @@ class Sequence:
         self.prompt, self.problem, self.complete = prompt, problem, False
         self.written, self.printed = [], 0  # tokens, and how many of prompt and written have been printed
         self.thought = []  # the trace: a dict of plain values for each token read, None for NaN
+        self.guesses = []  # of each token read the arg-max after each loop, as tokens
 
     def take(self, meta, tokens, start, record):
         """Tokens written, and the trace of those that were read for it: a dict of think.think, or None."""
@@ -106,14 +107,11 @@ class Sequence:
             reads, places = reads + self.written, range(n - 1, n + len(self.written))
             end = len(reads) - bool(tokens)  # the last one is not read yet
         writes = dict(zip(places, self.written, strict=False))
-        record = {k: x.tolist() for k, x in record.items()}
-        for i, t in enumerate(range(end - len(record["loops"]), end)):
-            row = dict(position=t, context_start=start, reads=show(meta, reads[t]),
-                       writes=show(meta, writes[t]) if t in writes else None, loops=record["loops"][i],
-                       prediction=[show(meta, p) for p in record["prediction"][i]])
-            for key in ("entropy", "confidence", "delta"):
-                row[key] = [None if math.isnan(x) else round(x, 6) for x in record[key][i]]
-            self.thought.append(row)
+        at = range(end - len(record["loops"]), end)
+        rows = viewer.trace_rows(record, [show(meta, reads[t]) for t in at],
+                                 [show(meta, writes[t]) if t in writes else None for t in at], lambda x: show(meta, x))
+        self.thought += [dict(position=t, context_start=start, **row) for t, row in zip(at, rows, strict=True)]
+        self.guesses += record["prediction"].tolist()
 
     def print(self, meta):
         """Print what has come since the last time: text as it comes, an answer once it is complete."""
@@ -174,19 +172,37 @@ def bar(values, largest):
     return "".join(" " if math.isnan(v) else BARS[min(7, int(8 * v / largest))] for v in values)
 
 
+def columns(text):
+    """The columns of a terminal that a text takes: two of a Korean syllable or an emoji, none of what joins the
+    character before it. As wcwidth has them, but for sequences of emoji, which terminals show differently."""
+    wide = (unicodedata.east_asian_width(c) in "WF" for c in text)
+    joins = (unicodedata.category(c) in ("Mn", "Me", "Cf") or "\u1160" <= c <= "\u11ff" or "\ud7b0" <= c <= "\ud7ff"
+             for c in text)  # the ranges are vowels and finals of Korean syllables written letter by letter
+    return sum(0 if j else 1 + w for w, j in zip(wide, joins, strict=True))
+
+
+def in_columns(texts, least=0, right=False):
+    """Texts as strings of equally many columns, as many as the widest takes and at least `least`."""
+    most = max(least, *map(columns, texts))
+    return [" " * (most - columns(t)) * right + t + " " * (most - columns(t)) * (not right) for t in texts]
+
+
 def print_trace(rows, largest):
     """The trace of one sequence: what each token reads and writes, its loops, entropy and guesses loop by loop.
 
     largest: the entropy of a guess that knows nothing, a full bar.
     """
     width = max(7, *(r["loops"] for r in rows))
-    print(f"  reads writes loops  {'entropy':<{width}}  last  guess after each loop")
-    for r in rows:
-        guesses = " ".join(r["prediction"][:r["loops"]])
+    reads = in_columns(["reads", *(r["reads"] for r in rows)], right=True)
+    writes = in_columns(["writes", *(r["writes"] or "·" for r in rows)], right=True)
+    guesses = [in_columns([r["prediction"][l] if l < r["loops"] else "" for r in rows])
+               for l in range(max(r["loops"] for r in rows))]  # a list for each loop
+    print(f"  {reads[0]} {writes[0]} loops  {'entropy':<{width}}  last  guess after each loop")
+    for i, r in enumerate(rows):
         entropy = [math.nan if e is None else e for e in r["entropy"]]
         last = f"{entropy[r['loops'] - 1]:.2f}" if r["loops"] else ""  # a pad has taken no loop
-        print(f"  {r['reads']:>5} {r['writes'] or '·':>6} {r['loops']:>5}  {bar(entropy[:width], largest):<{width}} "
-              f"{last:>5}  {guesses}".rstrip())
+        print(f"  {reads[i + 1]} {writes[i + 1]} {r['loops']:>5}  {bar(entropy[:width], largest):<{width}} "
+              f"{last:>5}  {' '.join(g[i] for g in guesses)}".rstrip())
 
 
 def write_trace(rows, first):
@@ -214,6 +230,25 @@ def what_is_drawn(traces):
     if longest > figures.TOKENS:
         part.append(f"the first {figures.TOKENS} of up to {longest} tokens")
     return f" ({', '.join(part)}; --trace_file=FILE.jsonl has all)" if part else ""
+
+
+def answers_after_loops(meta, sequence):
+    """Of a problem the answer that stands after each loop, (text, whether it is right); [] for a text."""
+    written = [(r["loops"], guesses) for r, guesses in zip(sequence.thought, sequence.guesses, strict=True)
+               if r["writes"] is not None]
+    if not sequence.problem:
+        return []
+    lines = [answer_line(meta, sequence.problem, [guesses[min(l, n) - 1] for n, guesses in written])
+             for l in range(1, max((n for n, _ in written), default=0) + 1)]
+    return [(line.partition("   (wrong")[0], "   (wrong" not in line) for line in lines]
+
+
+def page_of(model, meta, sequence):
+    """A sequence for the page of the viewer."""
+    tokens = torch.tensor([sequence.prompt + sequence.written], device=model.lm_head.weight.device)
+    threshold = generate.reading_plan(model, tokens).threshold[0].tolist()
+    return viewer.sequence(sequence.thought, [threshold[r["position"]] for r in sequence.thought],
+                           sequence.title(meta), answers_after_loops(meta, sequence))
 
 
 def require_places(model, prompts):
@@ -280,9 +315,9 @@ def say_idle_settings(model, meta):
 def main():
     settings, further, given = configure(__file__, inference_settings())
     globals().update(settings)
-    if trace_file and not trace_file.endswith((".jsonl", ".png")):
-        raise SystemExit(f"--trace_file={trace_file}: take a name that ends in .jsonl, a line per token, or in .png, a "
-                         "heat map")
+    if trace_file and not trace_file.endswith((".jsonl", ".html", ".png")):
+        raise SystemExit(f"--trace_file={trace_file}: take a name that ends in .html, a page to look at, in .jsonl, a "
+                         "line per token, or in .png, a heat map")
     machine = runtime.choose_device(device)
     overrides = {k: v for k, v in further.items() if k in given}
     model, meta, _, path = open_model(checkpoint, out_dir, machine, overrides)
@@ -291,9 +326,9 @@ def main():
         raise SystemExit(f"{path} is a plain GPT, which has no loops to trace")
     say_idle_settings(model, meta)
     tracing, largest = looped and bool(trace_file or printing), math.log(max(2, meta.vocab_size))
-    traces, titles, kept = [], [], 0
-    lines = trace_file.endswith(".jsonl")
-    if lines:
+    traces, titles, pages, kept = [], [], [], 0
+    lines, page = (trace_file.endswith(end) for end in (".jsonl", ".html"))
+    if lines or page:
         outputs.require_writable(trace_file)
     with runtime.autocast(machine, runtime.choose_dtype(dtype, machine)), torch.no_grad():
         for sequence in samples(model, meta, tracing):
@@ -301,6 +336,8 @@ def main():
                 continue
             traces.append([dict(sample=len(traces), **row) for row in sequence.thought])
             titles.append(sequence.title(meta))
+            if page:
+                pages.append(page_of(model, meta, sequence))
             if lines:
                 with outputs.going_on(trace_file):
                     write_trace(traces[-1], first=not kept)
@@ -310,7 +347,10 @@ def main():
             say_what_no_trace_shows(traces[-1])
     if lines and kept < len(traces):
         raise SystemExit(f"{trace_file} has {kept} of {len(traces)} traces, since it could not be written")
-    if lines:
+    if page:
+        with outputs.one_line(trace_file):
+            viewer.write(trace_file, pages, model.config.halt, f"{path}, halting rule {model.config.halt}.")
+    if lines or page:
         print(f"trace: {trace_file}")
     elif trace_file and figures.draw_traces(traces, titles, largest, trace_file):
         print(f"heat map: {trace_file}{what_is_drawn(traces)}")

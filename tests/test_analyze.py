@@ -2,6 +2,7 @@
 import csv
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -326,6 +327,10 @@ def test_run_on_addition(scripts, adders, track):
     assert value(found, "lens_accuracy", "trained", 2, "digit 1") == pytest.approx(right, abs=1e-5)
     assert ("lens_accuracy", "trained", "6", "digit 1") in found
     assert ("probe_accuracy", "untrained", "0", "carry into 1") in found
+    page = (scripts.folder / out / "thinking.html").read_text(encoding="utf-8")
+    shown = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])["sequences"]
+    assert [[t["loops"] for t in s["tokens"]] for s in shown] == [
+        row[row > 0].tolist() for row in loops[:analyze.PAGE // T]]
     assert "nan" not in printed
     assert all("nan" not in r.values() for r in found.values())
     keys = dict(line.split(": ", 1) for line in printed.split("---\n")[1].splitlines())
@@ -369,8 +374,10 @@ def test_run_on_text(scripts):
     assert max(int(k[2]) for k in found if k[0] == "entropy") == 4
     assert sum(float(found["loops", "trained", "", c]["n"]) for c in analyze.CLASSES if
                ("loops", "trained", "", c) in found) == 800
-    page = (scripts.folder / "an_text/example.html").read_text(encoding="utf-8")
-    assert page.count("<span") == 2 * 384
+    page = (scripts.folder / "an_text/thinking.html").read_text(encoding="utf-8")
+    shown = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])["sequences"]
+    assert [len(s["tokens"]) for s in shown] == [16] * 32
+    assert all(t["threshold"] == 0.7 and (t["score"][-1] <= 0.7 or t["loops"] == 4) for s in shown for t in s["tokens"])
     assert ("lens_accuracy", "untrained", "4", "next token") in found
     plain = scripts("analyze.py", "--out_dir=an_text", *SMALL, "--tokens=200", "--probes=False")
     assert "no loops to count" in plain.out

@@ -224,6 +224,61 @@ def test_trace_file_and_picture(scripts, trained, track):
     assert [(r[0], int(r[2])) for r in table] == [(r["reads"], r["loops"]) for r in rows]
 
 
+@pytest.mark.parametrize("track", ["next", "slots"])
+def test_the_page_says_what_the_trace_says(scripts, trained, track):
+    """Sequences, numbers before halting, thresholds of reading and writing, and the answer after each loop."""
+    sample = ("sample.py", f"--checkpoint={trained[track]}", "--start=7+5= 1+2=", "--trace=False")
+    out = scripts(*sample, "--trace_file=t.html").out.splitlines()
+    scripts(*sample, "--trace_file=t.jsonl")
+    rows = [json.loads(line) for line in (scripts.folder / "t.jsonl").read_text(encoding="utf-8").splitlines()]
+    page = (scripts.folder / "t.html").read_text(encoding="utf-8")
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])
+    assert (data["rule"], data["above"], out[-1]) == ("confidence", True, "trace: t.html")
+    for i, found in enumerate(data["sequences"]):
+        assert found["title"] == out[i]
+        assert (found["said"][-1], found["right"][-1]) == (out[i].split(" ")[0], "wrong" not in out[i])
+        mine = [r for r in rows if r["sample"] == i]
+        writes = [r for r in mine if r["writes"]]
+        for l, said in enumerate(found["said"], 1):
+            guesses = [addition.ID[{"⏎": "\n", "␣": " "}.get(s, s)] for s in (r["prediction"][l - 1] for r in writes)]
+            assert said == f"{out[i].split('=')[0]}={addition.number_text(guesses)}"
+        thinks = False
+        for token, r in zip(found["tokens"], mine, strict=True):
+            n, thinks = r["loops"], thinks or r["reads"] == "="
+            assert (token["loops"], token["prediction"]) == (n, r["prediction"][:n])
+            assert token["score"] == pytest.approx(r["score"][:n], rel=1e-3)
+            assert token["threshold"] == (0.6 if thinks else None)  # the prompt takes exactly prompt_loops
+            assert not thinks or n == 3 or token["score"][-1] >= 0.6
+    assert "cannot be written" in scripts(*sample, "--trace_file=t.html/x.html", status=None).err
+
+
+def test_columns_of_a_terminal():
+    """By hand: two for each Korean syllable and emoji, none for marks and for letters of a syllable begun."""
+    for text, wide in (("", 0), ("ab", 2), ("한글", 4), ("🙂", 2), ("e\u0301", 1), ("\u1112\u1161\u11ab", 2), ("漢", 2),
+                       ("⏎␣·", 3), ("Ａ", 2), ("\u200b", 0), ("\ufffd", 1), ("가a", 3)):
+        assert sample_py.columns(text) == wide, text
+    assert sample_py.in_columns(["한", "a", ""], 3) == ["한 ", "a  ", "   "]
+    assert sample_py.in_columns(["한", "abc"], right=True) == [" 한", "abc"]
+
+
+def test_a_trace_lines_up_with_wide_characters(rng, capsys):
+    """Every field of a row begins in the same column of the terminal, whatever was read, written and guessed."""
+    symbols = ["a", "한", "🙂", "⏎", "ｗ", "é", "긴 말", "abcdefg"]
+    rows = [dict(reads=str(rng.choice(symbols)), writes=rng.choice([None, *symbols]), loops=int(n),
+                 entropy=[1.0] * n + [None] * (4 - n), prediction=[str(x) for x in rng.choice(symbols, 4)])
+            for n in (4, *rng.integers(1, 5, 30))]
+    sample_py.print_trace(rows, 3.0)
+    head, *lines = capsys.readouterr().out.splitlines()
+    at = head.index("guess after each loop")
+    for row, line in zip(rows, lines, strict=True):
+        cells = [c for c in line for _ in range(sample_py.columns(c))]  # the character of each column
+        assert cells[head.index("reads") + 4] == row["reads"][-1]
+        assert cells[head.index("writes") + 5] == (row["writes"] or "·")[-1]
+        assert cells[head.index("loops") + 4] == str(row["loops"])
+        assert cells[head.index("last") + 3] == "0"  # of 1.00
+        assert cells[at] == row["prediction"][0][0]
+
+
 def test_a_heat_map_says_what_it_leaves_out(scripts, trained):
     sample = ("sample.py", f"--checkpoint={trained['slots']}", "--trace=False", "--trace_file=t.png")
     assert "t.png (the first 6 of 8 sequences; --trace_file" in scripts(
