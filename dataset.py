@@ -23,7 +23,7 @@ from configurator import open_text
 
 TINYSHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 # what the folders of addition were made with
-VARIANTS = {"demo": " --max_digits=3", "parallel": " --track=slots",
+VARIANTS = {"demo": " --max_digits=3 --zeros=shorter", "parallel": " --track=slots",
             "padded": " --track=slots --max_places=12", "zeros": " --zeros=shorter --few_rows=0.25",
             "slots": " --track=slots --zeros=shorter --few_rows=0.25", "few": " --few_rows=0.25",
             "shorter": " --zeros=shorter"}

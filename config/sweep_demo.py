@@ -3,7 +3,7 @@ base = "config/demo_addition.py"
 seeds = [1, 2]
 overrides = ["--max_iters=1000 --eval_interval=500"]
 rows = [
-    "6 of 12 ids:",  # base as it is
+    "8 of 24 ids:",  # base as it is
     "16 of 64 ids: --place_ids=64 --place_subset=16",
 ]
 evaluate = [

@@ -159,7 +159,8 @@ def scripts(tmp_path_factory):
     rng = np.random.default_rng(0)
     words = ["".join(rng.choice(list("abcdeé∑ "), 6)) for _ in range(30)]
     (run.folder / "input.txt").write_text("\n".join(rng.choice(words, 1000)), encoding="utf-8")
-    for name, *args in (("addition",), ("addition/demo", "--max_digits=3"), ("addition/parallel", "--track=slots"),
+    for name, *args in (("addition",), ("addition/demo", "--max_digits=3", "--zeros=shorter"),
+                        ("addition/parallel", "--track=slots"),
                         ("addition/padded", "--track=slots", "--max_places=12"),
                         ("addition/zeros", "--zeros=shorter", "--few_rows=0.25")):
         run("data/addition/prepare.py", f"--out_dir=data/{name}", "--train_rows=2000", "--val_rows=500", *args)

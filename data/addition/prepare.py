@@ -1,7 +1,7 @@
 """Write addition rows as train.bin, val.bin and meta.json; readme.md beside this says what is in them.
 
     python data/addition/prepare.py
-    python data/addition/prepare.py --max_digits=3 --out_dir=data/addition/demo
+    python data/addition/prepare.py --max_digits=3 --zeros=shorter --out_dir=data/addition/demo
     python data/addition/prepare.py --track=slots --max_places=12 --out_dir=data/addition/padded
     python data/addition/prepare.py --zeros=shorter --few_rows=0.25 --out_dir=data/addition/zeros
 """
