@@ -1,6 +1,6 @@
 """Words of a finite group: elements, '=', and the product of all up to each. All of them are read out at once on track
-slots, so that the serial depth is known: one product an element, or the log of it for a parallel scan. Words of the
-groups that are not solvable, A5 and S5, are beyond any fixed depth (Barrington 1989). Loops: 2607.20594, 2505.19245.
+slots, so that the serial depth is known: one product an element, or the log of it for a parallel scan. Words of A5
+and S5, which are not solvable, are complete for NC1 (Barrington 1989). Loops on them: 2607.20594, 2505.19245.
 
 An element is a permutation of 5 things, one letter; S3 and S4 move the first 3 and 4. The product of a and b takes a
 first: (a b)[i] = b[a[i]].

@@ -285,3 +285,31 @@ def test_multiplication(rng, track):
     assert tasks.show(task, row, s) == "12*34=408"
     tokens, _, _ = tasks.problem_set(task, s, (4, 2), 5)
     assert {tuple(map(len, tasks.show(task, row, s).partition("=")[0].split("*"))) for row in tokens} == {(4, 2)}
+
+
+def test_i_gsm(rng):
+    """By Python's own arithmetic, definition by definition as soon as what it needs is known."""
+    layers = set()
+    for text, size, difficulty in draws("i_gsm", rng, 60):
+        *lines, asked = text.partition("?")[0].split(";")
+        left, known, depth = dict(line.split("=") for line in lines), {}, {}
+        assert len(left) == len(lines)
+        assert len(left) == size if size else 4 <= len(left) <= 12
+        while left:
+            for name, expression in [*left.items()]:
+                used = set(re.findall("[a-z]", expression))
+                if used <= known.keys():
+                    known[name] = eval(left.pop(name), {}, known) % 7
+                    depth[name] = 1 + max((depth[x] for x in used), default=0)
+        assert text == f"{';'.join(lines)};{asked}?{known[asked]}\n"
+        layers.add(depth[asked])
+        needs, left = {asked}, dict(line.split("=") for line in lines)
+        while (more := needs.union(*(re.findall("[a-z]", left[x]) for x in needs))) != needs:
+            needs = more
+        assert difficulty == dict(needed=len(needs))
+    assert layers == {4}
+    task = tasks.load("i_gsm")
+    assert task.solve("b=a-5;a=3;b?", settings(task)) == "5"
+    for wrong in ("a=b;b=a;a?", "a=3;b?", "a=3+;a?", "a?", "", "a=3"):
+        with pytest.raises(ValueError, match="does not say|is not a list"):
+            task.solve(wrong, settings(task))
