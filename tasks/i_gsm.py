@@ -1,5 +1,5 @@
-"""i-GSM, symbolic, modulo 7 (Saunshi et al. 2025, 2502.17416, after Ye et al. 2024, 2407.20311): variables, each defined
-by those of the layers below, in any order, and one of the top layer is asked: b=a+5;a=3;d=b*c;c=a;d?3.
+"""i-GSM, symbolic, modulo 7 (Saunshi et al. 2025, 2502.17416, after Ye et al. 2024, 2407.20311): variables, each made
+from those of the layers below, in any order, and one of the top layer is asked: b=a+5;a=3;d=b*c;c=a;d?3.
 
 Variables stand in `layers` layers: those of the first are numbers, one above is another, or one and a number, or two,
 joined by + - *, the first of them of the layer below. A size is the number of variables.

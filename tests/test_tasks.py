@@ -313,3 +313,28 @@ def test_i_gsm(rng):
     for wrong in ("a=b;b=a;a?", "a=3;b?", "a=3+;a?", "a?", "", "a=3"):
         with pytest.raises(ValueError, match="does not say|is not a list"):
             task.solve(wrong, settings(task))
+
+
+def test_maze(rng):
+    """By filling dead ends until only the way is left, which does in a perfect maze."""
+    for text, size, difficulty in draws("maze", rng, 12):
+        maze, way = (np.array([[*line] for line in part.split("/")]) for part in text.split("="))
+        n = (len(maze) + 1) // 2
+        assert n == size if size else 2 <= n <= 4
+        assert maze.shape == way.shape == (2 * n - 1,) * 2
+        free = np.pad(maze != "#", 1)
+        assert free.sum() == 2 * n * n - 1  # the cells, and a tree's openings between them
+        keep = np.pad(np.isin(maze, ("S", "G")), 1)
+        while True:
+            near = sum(np.roll(free, *step) for step in ((1, 0), (-1, 0), (1, 1), (-1, 1)))
+            dead = free & ~keep & (near <= 1)
+            if not dead.any():
+                break
+            free &= ~dead
+        assert (way == np.where(free[1:-1, 1:-1], "o", maze)).all()
+        assert difficulty == dict(steps=int(free.sum()) // 2)
+    task = tasks.load("maze")
+    assert task.solve("S.#/#.#/G..", None) == "oo#/#o#/oo."
+    for wrong in ("S#./##./..G", "S.#/#.#/...", "S.G/...", "", "S.?/#.#/G.."):
+        with pytest.raises(ValueError, match="no maze|no way"):
+            task.solve(wrong, None)
