@@ -13,10 +13,11 @@
                  push; the spectral radius of one loop
 
 Everything is said twice, of the trained weights and of fresh ones of the same architecture: a residual stream that
-merely grows has a falling delta, and a random network is already a fair feature map for a probe. Tokens of addition
-are those that write the answer. Intervals are 95%, over sequences, whose tokens are not independent. It all stands in
-analyze.csv, as soon as it is known: what, weights, loop, class, value, low, high, n; the pictures are drawn from its
-rows alone. Where the numbers come from (command, commit, versions, card, seconds) stands in analyze.json.
+merely grows has a falling delta, and a random network is already a fair feature map for a probe. Of a task the tokens
+that write the answer count, of problems drawn afresh. Intervals are 95%, over sequences, whose tokens are not
+independent. It all stands in analyze.csv, as soon as it is known: what, weights, loop, class, value, low, high, n; the
+pictures are drawn from its rows alone. Where the numbers come from (command, commit, versions, card, seconds) stands in
+analyze.json.
 """
 import copy
 import math
@@ -27,10 +28,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-import addition
 import figures
 import outputs
 import runtime
+import tasks
 import think
 import viewer
 from checkpoint import inference_settings, open_model
@@ -42,8 +43,9 @@ from model_loop import LoopGPT, build, from_checkpoint, idle_settings
 
 checkpoint = ""                 # a checkpoint file; empty: ckpt_best.pt, else ckpt_last.pt, of out_dir
 out_dir = ""                    # where train.py wrote, and where the results go; empty: the checkpoint's folder, or out
-tokens = 20000                  # >= 1: validation tokens to look at, in whole sequences; probes are fitted to as many
-digits: list[int] = []          # >= 1: addition: hard problems of exactly so many digits, instead of validation rows
+tokens = 20000                  # >= 1: tokens to look at, in whole sequences; probes are fitted to as many
+task = ""                       # the file of a task of your own, of which the checkpoint is
+sizes: list[int] = []           # >= 1: of a task: hard problems of exactly these sizes, instead of those of training
 loop_multiple = 4               # >= 1: loops to take, in multiples of those trained with
 converged = 3e-2                # > 0: delta below it is convergence, where one number is asked for; Huginn's exit
 halting = False                 # also the diagnosis of halting by confidence
@@ -57,6 +59,7 @@ EPSILONS = (1e-1, 3e-2, 1e-2, 1e-3, 1e-4)  # the grid of thresholds of delta
 PERIODS = range(2, 9)
 PUSH, PUSHED_LOOPS = 1e-3, 4    # relative size of the perturbation, and the loops it is followed for
 PAGE = 512                      # tokens that thinking.html shows, or one sequence if that is longer
+PLACES = 12                     # of an answer at which probes read its symbols, where the task has no labels
 CHUNK = 2048                    # tokens per forward pass: states of all loops and logits of one must fit in memory
 FIELDS = ("what", "weights", "loop", "class", "value", "low", "high", "n")
 CLASSES = ("space", "punctuation", "first letter", "inside a word")
@@ -195,27 +198,6 @@ def character_classes(x, y, text_of):
     """The class (N,T) of the tokens y (N,T), each after its x; text_of turns a token into text."""
     pairs, inverse = torch.stack((x, y), -1).flatten(0, -2).unique(dim=0, return_inverse=True)
     return torch.tensor([character_class(text_of(a), text_of(b)) for a, b in pairs.tolist()])[inverse].view(x.shape)
-
-
-def answer_labels(x, y, plain=False):
-    """Of addition rows, inputs x and targets y (N,T): the place (N,T) of the answer's digit that a token writes,
-    counted from the least significant, -1 where it writes none, and the carry into it (N,T); then of each problem the
-    digits (N,) of its longer operand, leading zeros aside, and its longest carry chain (N,)."""
-    x, y, t = x.numpy(), y.numpy(), np.arange(x.size(1))
-    la, eq = (x == addition.ID["+"]).argmax(1), (x == addition.ID["="]).argmax(1)
-    lb, longest = eq - la - 1, int(max(la.max(), (eq - la - 1).max()))
-    numbers = []
-    for start, length in ((np.zeros_like(la), la), (la + 1, lb)):
-        d = np.arange(longest)
-        at = start[:, None] + (length[:, None] - 1 - d if plain else d)
-        numbers.append(np.where(d < length[:, None], np.take_along_axis(x, at.clip(0, len(t) - 1), 1), 0))
-    a, b = (n.astype(np.int8) for n in numbers)
-    writes = (y >= 0) & (y < 10)
-    place = writes.cumsum(1) - 1
-    place = np.where(writes, writes.sum(1, keepdims=True) - 1 - place if plain else place, -1)
-    carry = np.take_along_axis(addition.add(a, b)[1], place.clip(0, longest), 1)
-    size = np.where((a | b) > 0, d + 1, 1).max(1)  # leading zeros are no digits
-    return (*map(torch.from_numpy, (place, carry.astype(np.int64), size, addition.chain_lengths(a, b))),)
 
 
 # ---- a model under observation
@@ -412,42 +394,71 @@ def text_sample(meta, X, Y, train_Y):
     """What make_sample takes from a text: every token counts, its kinds are those of characters."""
     every = torch.ones_like(X, dtype=torch.bool)
     kinds = character_classes(X, Y, lambda t: decode(meta, [t]))
-    tasks = {}
+    probes = {}
     if meta.vocab:  # the 50,257 classes of BPE are too many for so few tokens
-        tasks["next token"] = (every, train_Y), (every, Y), meta.vocab_size, True
-    return dict(X=X, Y=Y, reads=every, main=every, first="all", groups=dict(all=every), tasks=tasks, difficulty={},
+        probes["next token"] = (every, train_Y), (every, Y), meta.vocab_size, True
+    return dict(X=X, Y=Y, reads=every, main=every, first="all", groups=dict(all=every), tasks=probes, difficulty={},
                 kinds={name: kinds == i for i, name in enumerate(CLASSES)})
 
 
-def hard_problems(meta, N):
-    """About N hard problems of exactly `digits` digits, mixed, so that all counts are among the first ones: X, Y."""
-    row_len = addition.row_length(max(digits), meta.track)
-    parts = []
-    for n in digits:
-        problem = addition.problem_set(n, max(2, N // len(digits)), "hard")
-        parts.append(addition.write_rows(*problem, row_len, meta.track, meta.plain))
-    X, Y = map(torch.from_numpy, addition.inputs_and_targets(np.concatenate(parts), meta.track))
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(X)))
-    return X[order], Y[order]
+def fresh_rows(task, meta, split, N):
+    """N rows as the task draws them to train on, for a split: tokens, answer (N,T), difficulty {name: (N,)}."""
+    return task.draw(np.random.default_rng([seed, *split.encode()]), N, meta)
 
 
-def addition_sample(config, meta, X, Y, train_X, train_Y):
-    """What make_sample takes from additions: tokens of the answer count; kinds, probes, difficulty by their digits."""
-    answer, reads = Y >= 0, X != config.pad_token
-    place, carry, length, chain = answer_labels(X, Y, meta.plain)
-    known, known_carry, *_ = answer_labels(train_X, train_Y, meta.plain)
-    places = range(int(place.max()) + 1)
-    tasks = {f"digit {k}": ((known == k, train_Y), (place == k, Y), 10, True) for k in places}
-    tasks |= {f"carry into {k}": ((known == k, known_carry), (place == k, carry), 2, False) for k in places[1:]}
-    kinds = {f"digit {k}, carry {c}": (place == k) & (carry == c) for k in places for c in (0, 1)}
+def sized_rows(task, meta, N):
+    """About N problems of exactly `sizes`, of the second kind if there is one, mixed, so that all sizes are among the
+    first ones: tokens, answer (N,T), difficulty {name: (N,)}."""
+    parts = [tasks.problem_set(task, meta, n, max(2, N // len(sizes)), task.KINDS[:2][-1]) for n in sizes]
+    longest, pad = max(p[0].shape[1] for p in parts), task.VOCAB.index(task.PAD)
+    tokens, answer = (np.concatenate([np.pad(p[i], ((0, 0), (0, longest - p[i].shape[1])), constant_values=fill)
+                                      for p in parts]) for i, fill in ((0, pad), (1, False)))
+    order = np.random.default_rng(seed).permutation(len(tokens))
+    difficulty = {name: np.concatenate([p[2][name] for p in parts])[order] for name in parts[0][2]}
+    return tokens[order], answer[order], difficulty
+
+
+def answer_labels(task, meta, tokens, answer):
+    """What probes are fitted to: {name: (N,T) int}, -1 elsewhere, at the tokens that write it. What the task says, or
+    the symbol at each place of the answer, of many places at some."""
+    tokens = tokens.astype(np.int64)  # in which -1 is a number
+    if hasattr(task, "labels"):
+        found = task.labels(tokens, answer, meta)
+    else:
+        place, count = np.where(answer, answer.cumsum(1) - 1, -1), int(answer.sum(1).max())
+        found = {f"symbol {k}": np.where(place == k, tokens, -1)
+                 for k in sorted({round(k) for k in np.linspace(0, count - 1, min(count, PLACES))})}
+    ahead = int(meta.track == "next")  # the token before writes it
+    return {name: torch.from_numpy(np.asarray(x, np.int64)[:, ahead:]) for name, x in found.items()}
+
+
+def task_sample(config, meta, N):
+    """What make_sample takes from a task: tokens of the answer count; kinds, probes, difficulty by its labels."""
+    task = tasks.load(meta.task)
+    train, (tokens, answer, difficulty) = fresh_rows(task, meta, "train", N), (
+        sized_rows(task, meta, N) if sizes else fresh_rows(task, meta, "val", N))
+    (X, Y), (train_X, _) = (map(torch.from_numpy, tasks.inputs_and_targets(task, *rows, meta.track))
+                            for rows in ((tokens, answer), train[:2]))
+    known, labels = answer_labels(task, meta, *train[:2]), answer_labels(task, meta, tokens, answer)
+    written, probes, kinds = Y >= 0, {}, {}
+    for name, label in labels.items():
+        mask = label >= 0
+        values = label[mask].unique().tolist()
+        kinds |= {f"{name}: {v}": label == v for v in values} if len(values) <= 2 else {name: mask}
+        if name in known:
+            classes = int(max(label.max(), known[name].max())) + 1
+            lens = bool((label == Y)[mask].all())
+            probes[name] = (known[name] >= 0, known[name]), (mask, label), classes, lens
+    other = written & ~torch.stack([label >= 0 for label in labels.values()]).any(0)
+    reads = config.pad_token != X
     prompt = reads & ((X == config.think_token).cumsum(1) == 0)
-    return dict(X=X, Y=Y, reads=reads, main=answer, first="answer", groups=dict(answer=answer, prompt=prompt),
-                tasks=tasks, kinds=kinds | {"end": answer & (place < 0)},
-                difficulty=dict(digits=length[:, None].expand_as(X), chain=chain[:, None].expand_as(X)))
+    return dict(X=X, Y=Y, reads=reads, main=written, first="answer", groups=dict(answer=written, prompt=prompt),
+                train_X=train_X, tasks=probes, kinds=kinds | {"other": other},
+                difficulty={k: torch.from_numpy(np.asarray(x))[:, None].expand_as(X) for k, x in difficulty.items()})
 
 
-def make_sample(model, data, title):
-    """What is looked at, as a namespace:
+def make_sample(model, meta, data, title):
+    """What is looked at, of a text's data or else of a task, as a namespace:
 
     X, Y, train_X (N,T)        inputs and targets; inputs for the fit of the probes
     reads, main (N,T)          tokens that are no pads; tokens that count
@@ -459,18 +470,17 @@ def make_sample(model, data, title):
     rule, loops                the halting rule; {weights: loops by it}, which halting_rows adds
     title, halting, converged, epsilons, push      for the figures
     """
-    T = sequence_length(data, model.config.block_size)
+    T = meta.row_len - (meta.track == "next") if data is None else sequence_length(data, model.config.block_size)
     N = max(2, round(tokens / T))
-    X, Y = get_batch(data, "val", (seed,), N, T)
-    train_X, train_Y = get_batch(data, "train", (seed,), N, T)
-    if data.meta.kind == "text":
-        own = text_sample(data.meta, X, Y, train_Y)
+    if data is None:
+        own = task_sample(model.config, meta, N)
     else:
-        X, Y = hard_problems(data.meta, N) if digits else (X, Y)
-        own = addition_sample(model.config, data.meta, X, Y, train_X, train_Y)
+        X, Y = get_batch(data, "val", (seed,), N, T)
+        train_X, train_Y = get_batch(data, "train", (seed,), N, T)
+        own = text_sample(meta, X, Y, train_Y) | dict(train_X=train_X)
     L = model.trained_loops
     limit = len(model.step_bias) if model.config.step_encoding == "learned" else math.inf
-    return SimpleNamespace(**own, train_X=train_X, L=L, limit=limit, total=int(min(loop_multiple * L, limit)),
+    return SimpleNamespace(**own, L=L, limit=limit, total=int(min(loop_multiple * L, limit)),
                            rule=model.config.halt, loops={}, title=title, halting=halting, converged=converged,
                            epsilons=EPSILONS, push=PUSH)
 
@@ -561,18 +571,20 @@ def main():
     globals().update(settings)
     machine = runtime.choose_device(device)
     overrides = {k: v for k, v in further.items() if k in given}
-    model, _, saved, path = open_model(checkpoint, out_dir or "out", machine, overrides)
+    if task:
+        tasks.use(task)
+    model, meta, saved, path = open_model(checkpoint, out_dir or "out", machine, overrides)
     if not isinstance(model, LoopGPT):
         raise SystemExit(f"{path} is a plain GPT, which has no loops to look at")
     folder = out_dir or os.path.dirname(path)
     target = os.path.join(folder, "analyze.csv")
     outputs.require_writable(target)  # also of a folder that is none, before data are read
-    data = open_dataset(trained_on(saved) or "?", like=saved)
+    data = None if meta.kind == "rows" else open_dataset(trained_on(saved) or "?", like=saved)
     say_without_effect(*idle_settings(model.config, every_rule=halting),
-                       (data.meta.kind == "text", "the data is a text", "digits"))
+                       (meta.kind == "text", "the data is a text", "sizes"), (*tasks.idle(meta, task), "task"))
     with outputs.measuring(target, machine, FIELDS, checkpoint=path, trained=saved.get("provenance")) as table:
         try:
-            sample = make_sample(model, data, path)
+            sample = make_sample(model, meta, data, path)
             print(f"{path}: {model.get_num_params():,} parameters, {sample.L} loops, {sample.X.size(0)} sequences of "
                   f"{sample.X.size(1)} tokens, up to {sample.total} loops"
                   f"{', where the learned steps end' * (sample.limit == sample.total)}; halt: {sample.rule}"
@@ -583,9 +595,9 @@ def main():
             if runtime.out_of_memory(e):
                 raise
             raise SystemExit(f"{path}: {e}") from None
-    pictures = figures.draw_analysis(rows, sample, folder, lambda t: decode(data.meta, [t]))
+    pictures = figures.draw_analysis(rows, sample, folder, lambda t: decode(meta, [t]))
     with outputs.going_on(page := os.path.join(folder, "thinking.html")):
-        write_page(model, data.meta, sample, page)
+        write_page(model, meta, sample, page)
         pictures.append("thinking.html")
     print_summary(rows, sample)
     print(f"csv: {target}\npictures: {', '.join(pictures)}")

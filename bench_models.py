@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-import addition
 import dataset
 import generate
 import runtime
+import tasks
 from cache import looped
 from checkpoint import open_model
 from looplm_kernels import RULES
@@ -104,14 +104,13 @@ def text_subject(name, model, trained, data, small):
 
 
 def addition_subject(name, model, meta, small):
-    digits, count = (2, 16) if small else (DIGITS, 1000)
-    problems = addition.with_zeros(addition.problem_set(digits, max(count, max(BATCHES))), meta.zeros)
-    rows = addition.write_rows(*problems, addition.row_length(digits, meta.track), meta.track, meta.plain)
-    X, Y = map(torch.from_numpy, addition.inputs_and_targets(rows, meta.track))
-    prompts = [addition.prompt_tokens(tuple(x[i:i + 1] for x in problems), meta.track, meta.plain).tolist()
-               for i in range(max(BATCHES))]
-    return Subject("addition", name, model, True, X[:count], Y[:count], prompts, digits + 3,
-                   addition.ID[addition.END], 0.0)
+    size, count = (2, 16) if small else (DIGITS, 1000)
+    task = tasks.load(meta.task)
+    tokens, answer = tasks.problem_set(task, meta, size, max(count, max(BATCHES)))[:2]
+    X, Y = map(torch.from_numpy, tasks.inputs_and_targets(task, tokens, answer, meta.track))
+    prompts = [row[:on.argmax()].tolist() for row, on in zip(tokens[:max(BATCHES)], answer, strict=False)]
+    return Subject("addition", name, model, True, X[:count], Y[:count], prompts, int(answer.sum(1).max()) + 2,
+                   task.VOCAB.index(task.END), 0.0)
 
 
 def subjects(checkpoints, device, small):

@@ -28,6 +28,7 @@ BINARY = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, 
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "None": type(None)}
 COMPARISONS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt, "": operator.eq}
 NUMBER = r"(?:[<>]=? )?-?\d+(?:\.\d+)?(?:e-?\d+)?"
+ALIASES = {"digits": "sizes"}  # other names of settings, where a script has the second and not the first
 RANGE = re.compile(rf"({NUMBER}(?:(?:, | or ){NUMBER})*): ")
 
 
@@ -168,6 +169,11 @@ def parse_value(text, kind):
         return convert(text, kind)
 
 
+def named(key, settings):
+    """The setting that a key means."""
+    return ALIASES[key] if key not in settings and ALIASES.get(key) in settings else key
+
+
 def unknown(key, settings):
     near = difflib.get_close_matches(key, settings, 1)
     return f"unknown key '{key}'" + (f"; did you mean '{near[0]}'?" if near else "; --help lists all keys")
@@ -190,13 +196,14 @@ def read_config(path, settings):
             continue  # a docstring
         if not isinstance(node, ast.Assign) or len(node.targets) != 1 or not isinstance(node.targets[0], ast.Name):
             raise SystemExit(where + "a config file holds lines `name = constant` only")
-        key = node.targets[0].id
+        typed = node.targets[0].id
+        key = named(typed, settings)
         if key not in settings:
             raise SystemExit(where + unknown(key, settings))
         try:
             given[key] = checked(constant(node.value), settings[key])
         except (ValueError, ArithmeticError) as e:
-            raise SystemExit(f"{where}{key}: {e}") from None
+            raise SystemExit(f"{where}{typed}: {e}") from None
     return given
 
 
@@ -207,15 +214,16 @@ def read_arguments(argv, settings):
         if not arg.startswith("--"):
             given |= read_config(arg, settings)
             continue
-        key, eq, text = arg[2:].partition("=")
+        typed, eq, text = arg[2:].partition("=")
+        key = named(typed, settings)
         if key not in settings:
-            raise SystemExit(f"--{key}: " + unknown(key, settings))
+            raise SystemExit(f"--{typed}: " + unknown(key, settings))
         if not eq and settings[key].kind != "bool":
-            raise SystemExit(f"{arg}: write it as --{key}=value")
+            raise SystemExit(f"{arg}: write it as --{typed}=value")
         try:
             given[key] = in_range(parse_value(text if eq else "True", settings[key].kind), settings[key])
         except ValueError as e:
-            raise SystemExit(f"--{key}: {e}") from None
+            raise SystemExit(f"--{typed}: {e}") from None
     return given
 
 
@@ -229,8 +237,9 @@ def say_without_effect(*cases):
     found = {}
     for idle, why, *keys in cases:
         for key in keys:
-            if idle and key in typed:
-                found.setdefault(key, why)
+            for name in typed:
+                if idle and key in (name, ALIASES.get(name)):
+                    found.setdefault(name, why)
     if found:
         print("without effect: " + "; ".join(f"--{key} ({why})" for key, why in found.items()), file=sys.stderr)
 

@@ -1,6 +1,6 @@
 """Rows and slices from data/<name>/*.bin by meta.json; batches as a pure function of (seed, iter, index).
 
-Two kinds of data: text is one stream of tokens, sliced anywhere; rows (addition) are equations of equal length, never
+Two kinds of data: text is one stream of tokens, sliced anywhere; rows, of a task, have equal length and are never
 sliced, with targets only where the answer stands. meta.json says which, and what it says is checked when a dataset is
 opened: a wrong file ends the program with a line that says what to run.
 """
@@ -17,12 +17,12 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-import addition
 import outputs
-from configurator import open_text
+import tasks
+from configurator import checked, open_text
 
 TINYSHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
-# what the folders of addition were made with
+# what the folders beside a prepare.py of data/<task> were made with
 VARIANTS = {"demo": " --max_digits=3 --zeros=shorter", "parallel": " --track=slots",
             "padded": " --track=slots --max_places=12", "zeros": " --zeros=shorter --few_rows=0.25",
             "slots": " --track=slots --zeros=shorter --few_rows=0.25", "few": " --few_rows=0.25",
@@ -32,8 +32,8 @@ GPT2_TOKENS = 50257
 PADDING = 1024  # a model may have fewer ids than this that no token has
 PIECE = 1 << 20  # characters of a text that are read at once
 NEEDED = dict(kind=str, vocab=(list, type(None)), vocab_size=int, dtype=str, tokens=dict, sha256=dict)
-NEEDED_ROWS = dict(vocab=list, row_len=int, pad=str, think_token=str, digits=str, mask=str, track=str, plain=bool,
-                   max_digits=int, max_places=int, zeros=str, carry_rows=(int, float), few_rows=(int, float))
+NEEDED_ROWS = dict(task=str, vocab=list, row_len=int, pad=str, think_token=str, digits=str, mask=str, track=str)
+OF_BEFORE = "addition"  # the task of rows that name none, written when there was no other
 
 
 def exit_with_hint(folder, what, advice="write it with"):
@@ -41,17 +41,38 @@ def exit_with_hint(folder, what, advice="write it with"):
     parent = folder
     while parent not in ("", os.sep) and not os.path.exists(os.path.join(parent, "prepare.py")):
         parent = os.path.dirname(parent)
-    script = os.path.join(parent, "prepare.py") if parent not in ("", os.sep) else None
+    script = None if parent in ("", os.sep) else os.path.join(parent, "prepare.py")
     extra = f" --out_dir={folder}{VARIANTS.get(os.path.basename(folder), '')}" if parent != folder else ""
+    if script and os.path.basename(os.path.abspath(parent)) == "data":  # the one that writes every task
+        name = os.path.relpath(folder, parent).split(os.sep)[0]
+        script = f"{script} --task={name}" if name in tasks.names() else None
+        extra = extra if os.path.join(parent, name) != folder else ""
     raise SystemExit(f"dataset: {what}\n  " + (f"{advice}: python {script}{extra}" if script else
                      "a dataset is a folder data/<name> with meta.json, train.bin and val.bin; see data/*/prepare.py"))
 
 
 def with_defaults(meta):
     """What meta.json or a checkpoint says, as a dict, completed by what older ones leave out."""
-    places = meta.get("max_places")
-    zeros = "places" if isinstance(places, int) and places else "none"
-    return dict(vocab=None, encoding=None, max_places=0, zeros=zeros, few_rows=0.0) | meta
+    return dict(vocab=None, encoding=None) | (dict(task=OF_BEFORE) if meta.get("kind") == "rows" else {}) | meta
+
+
+def check_task(meta):
+    """What of the meta of rows, a namespace, does not fit their task: names of keys. Settings that it does not have get
+    their defaults. ValueError for settings that do not fit."""
+    task, unfit = tasks.load(meta.task), []
+    for key, setting in tasks.settings_of(task).items():
+        try:
+            setattr(meta, key, checked(getattr(meta, key, setting.default), setting))
+        except ValueError:
+            unfit.append(key)
+    unfit += ["track"] * (meta.track not in tasks.tracks(task))
+    if unfit:
+        return unfit
+    if hasattr(task, "complete"):
+        task.complete(meta)
+    wanted = tasks.facts(task) | dict(row_len=task.row_length(None, meta))
+    wanted["mask"] = meta.mask if meta.mask in tasks.MASK_RULES else None
+    return [k for k, x in wanted.items() if getattr(meta, k) != x]
 
 
 def check_meta(found):
@@ -68,16 +89,7 @@ def check_meta(found):
                 vocab=isinstance(meta.encoding, str) if meta.vocab is None else
                 distinct and len(symbols) == meta.vocab_size,
                 tokens=all(type(n) is int for n in meta.tokens.values()))
-    if meta.kind == "rows":
-        fits.update(vocab=meta.vocab == addition.VOCAB and fits["vocab"], track=meta.track in ("next", "slots"),
-                    max_digits=meta.max_digits > 0, carry_rows=0 <= meta.carry_rows <= 1,
-                    few_rows=0 <= meta.few_rows <= 1,
-                    zeros=meta.zeros in addition.ZEROS and (meta.zeros == "places") == (meta.max_places > 0),
-                    max_places=meta.max_places in (0, *range(meta.max_digits, 101)),
-                    row_len=meta.row_len == addition.row_length(meta.max_places or meta.max_digits, meta.track),
-                    pad=meta.pad == addition.PAD, think_token=meta.think_token == addition.EQUALS,
-                    digits=meta.digits == addition.DIGITS + addition.SLOT, mask=meta.mask == addition.MASK_RULE)
-    unfit = [k for k, fit in fits.items() if not fit]
+    unfit = [k for k, fit in fits.items() if not fit] or (check_task(meta) if meta.kind == "rows" else [])
     if unfit:
         raise ValueError(f"{', '.join(unfit)} do not fit, or were written by another version")
     return meta
@@ -199,8 +211,9 @@ def open_split(folder, meta, split):
         if len(data) % meta.row_len:
             exit_with_hint(folder, f"{path} does not hold whole rows of {meta.row_len} tokens")
         data = data.reshape(-1, meta.row_len)
-        if not all(addition.is_true(row, meta.plain) for row in data[:100]):
-            exit_with_hint(folder, f"{path}: its rows are no sums as meta.json says they are written (plain, track)")
+        if not all(tasks.is_right(tasks.load(meta.task), row, meta) for row in data[:100]):
+            exit_with_hint(folder, f"{path}: its rows are no right ones of task {meta.task}, as meta.json says they "
+                                   "are written (plain, track, ...)")
     return data
 
 
@@ -211,7 +224,9 @@ def open_dataset(name, root="data", like=None):
     """
     folder = os.path.join(root, name)
     meta, known = read_meta(folder), (like or {}).get("meta")
-    differ = [k for k in ("vocab", "track", "plain", "sha256") if known and known.get(k) != getattr(meta, k, None)]
+    known = with_defaults(known) if known else {}
+    compared = ("task", "vocab", "track", "plain", "sha256") if known else ()
+    differ = [k for k in compared if known.get(k) != getattr(meta, k, None)]
     if differ and trained_on(like) not in ("", name):
         raise SystemExit(f"--dataset={name} is not what the checkpoint was trained on: {', '.join(differ)} differ; "
                          f"without --dataset its own is taken, {trained_on(like)}")
@@ -227,10 +242,11 @@ def model_facts(meta):
     """What a model must know of its tokens: the settings that a config file does not set."""
     facts = dict(vocab_size=meta.vocab_size)
     if meta.kind == "rows":
-        ids = {s: i for i, s in enumerate(meta.vocab)}
+        task, ids = tasks.load(meta.task), {s: i for i, s in enumerate(meta.vocab)}
+        counted = () if getattr(meta, "plain", False) else meta.digits  # most significant first: no place is known
         facts.update(pad_token=ids[meta.pad], think_token=ids[meta.think_token],
-                     number_tokens=() if meta.plain else tuple(ids[s] for s in meta.digits),
-                     longest_number=(meta.max_places or meta.max_digits) + 1)
+                     number_tokens=tuple(ids[s] for s in counted),
+                     longest_number=task.longest_number(None, meta) if meta.digits else 0)
     return facts
 
 
@@ -249,7 +265,7 @@ def get_batch(data, split, key, batch_size, block_size=0, device="cpu", fresh=Fa
     """X, Y (batch_size, T) int64: inputs and targets, -1 where no loss is taken. Pure: equal arguments, equal batch.
 
     key: non-negative integers that name the batch, (seed, iter, micro_step * world + rank) in training.
-    Rows only: fresh draws new problems instead of reading them; swap, flip: see addition.augment.
+    Rows only: fresh draws new problems instead of reading them; swap, flip: of a task that has augment.
     """
     rng = np.random.default_rng([*key, *split.encode()])
     meta, tokens = data.meta, data.splits[split]
@@ -258,15 +274,15 @@ def get_batch(data, split, key, batch_size, block_size=0, device="cpu", fresh=Fa
         rows = tokens[at[:, None] + np.arange(block_size + 1)].astype(np.int64)  # (B,T+1)
         x, y = rows[:, :-1], rows[:, 1:]
     else:
+        task = tasks.load(meta.task)
         if fresh:
-            problems = addition.random_problems(rng, batch_size, meta.max_digits, meta.carry_rows, meta.max_places,
-                                                meta.zeros, meta.few_rows)
-            rows = addition.write_rows(*problems, meta.row_len, meta.track, meta.plain)
+            rows, answer, _ = task.draw(rng, batch_size, meta)
         else:
             rows = tokens[rng.integers(0, len(tokens), batch_size)]
+            answer = tasks.answers(task, rows)
         if swap or flip:
-            rows = addition.augment(rng, rows, swap, flip)
-        x, y = addition.inputs_and_targets(rows, meta.track)
+            rows, answer = task.augment(rng, rows, answer, swap, flip)
+        x, y = tasks.inputs_and_targets(task, rows, answer, meta.track)
     x, y = torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(np.ascontiguousarray(y))
     if torch.device(device).type == "cuda":  # pinned, so that the copy runs beside the GPU's work
         return x.pin_memory().to(device, non_blocking=True), y.pin_memory().to(device, non_blocking=True)

@@ -1,21 +1,23 @@
-"""Measure a checkpoint: exact match and loops per digit count (addition), validation loss per loop count (any data).
+"""Measure a checkpoint: exact match and loops per size of a task's problems, validation loss per loop count (any data).
 
     python evaluate.py --out_dir=out/demo_addition
-    python evaluate.py --checkpoint=out/x/ckpt_last.pt --digits=[4,8,12] --problems=2000 --halt=entropy \
+    python evaluate.py --checkpoint=out/x/ckpt_last.pt --sizes=[4,8,12] --problems=2000 --halt=entropy \
         --halt_threshold=0.1 --control=True
-    python evaluate.py --out_dir=out/demo_addition --digits=[1,2,3,4,5,6] --frontier=True --plot=True
+    python evaluate.py --out_dir=out/demo_addition --sizes=[1,2,3,4,5,6] --frontier=True --plot=True
     python evaluate.py --checkpoint=pretrained/addition.pt --problems_file=problems.txt
 
+A size is what the task says, of addition the digits of both operands; --digits is another name of --sizes.
 A problem is solved if every token of its answer, the end symbol included, is the arg-max given the right ones before
 it; that holds exactly when greedy decoding writes the answer, and takes one forward pass. Intervals are 95% (Wilson).
-Loops of the answer are those of the tokens that write it, loops of the prompt those of the tokens before '='.
+Loops of the answer are those of the tokens that write it, loops of the prompt those of the tokens before the think
+token, '=' of an addition.
 The random control halts each token after as many loops as the rule took for some other one, drawn with replacement,
 prompt and answer apart: a rule is worth something if it beats that.
-The loops of a problem are those of the slowest token of its answer. Against digits and carries only those of solved
+The loops of a problem are those of the slowest token of its answer. Against sizes and difficulties only those of solved
 problems count: an unsolved one does not tell how many it needed.
-The frontier is exact match, the mean over the digit counts, against loops per token of the answer: every rule over a
-range of thresholds, each beside its random control, and the fixed depths. Tokens before '=' do as the checkpoint says,
-and their loops do not count.
+The frontier is exact match, the mean over the sizes, against loops per token of the answer: every rule over a
+range of thresholds, each beside its random control, and the fixed depths. Tokens of the prompt do as the checkpoint
+says, and their loops do not count.
 The table is a CSV file, written row by row; beside it stands <table>.json, where it comes from: command, commit,
 versions, card, whether it is finished, seconds.
 """
@@ -25,10 +27,10 @@ import os
 import numpy as np
 import torch
 
-import addition
 import figures
 import outputs
 import runtime
+import tasks
 from checkpoint import inference_settings, open_model
 from configurator import configure, open_text, say_without_effect
 from dataset import get_batch, open_dataset, sequence_length, trained_on
@@ -38,14 +40,15 @@ from model_loop import LoopGPT, idle_settings
 
 checkpoint = ""                 # a checkpoint file; empty: ckpt_best.pt, else ckpt_last.pt, of out_dir
 out_dir = "out"                 # where train.py wrote
-digits: list[int] = [1, 2, 3, 4, 5, 6, 7, 8]  # >= 1: addition: digit counts, both operands have exactly so many
-kinds = "uniform,hard"          # addition: the kinds of problems to measure, of addition.KINDS, or all
-problems = 2000                 # >= 1: addition: problems per digit count and kind
-problems_file = ""              # addition: a file of problems to measure, a+b a line; digits then only if given
-grid = 0                        # >= 0: addition: also all pairs of lengths 1..grid, with problems / 10 each
-control = False                 # addition: also the random control of the halting rule
-frontier = False                # addition: also accuracy against loops of every rule, with problems / 4 per digit count
-plot = False                    # addition: draw <table>_loops.png and, with frontier, <table>_frontier.png
+task = ""                       # the file of a task of your own, of which the checkpoint is
+sizes: list[int] = []           # >= 1: sizes of the problems to measure; if not given the task's SIZES
+kinds = ""                      # the kinds of problems to measure, of the task's KINDS, or all; empty: the first two
+problems = 2000                 # >= 1: problems per size and kind
+problems_file = ""              # a file of problems to measure, one a line; sizes then only if given
+grid = 0                        # >= 0: also all pairs of sizes 1..grid, with problems / 10 each
+control = False                 # also the random control of the halting rule
+frontier = False                # also accuracy against loops of every rule, with problems / 4 per size
+plot = False                    # draw <table>_loops.png and, with frontier, <table>_frontier.png
 eval_iters = 50                 # >= 0: batches of the validation loss; 0: skip it
 batch_size = 250                # >= 1: sequences per forward pass
 csv_file = ""                   # where the table goes; empty: evaluate.csv beside the checkpoint
@@ -93,36 +96,39 @@ def random_loops(loops, groups, *key):
     return drawn
 
 
-def kinds_asked():
-    """The kinds of problems that `kinds` asks for, a list of addition.KINDS. SystemExit if it names another."""
-    asked = list(addition.KINDS) if kinds == "all" else kinds.split(",")
-    if not set(asked) <= set(addition.KINDS):
-        raise SystemExit(f"--kinds={kinds}: all, or one or more of {','.join(addition.KINDS)}")
+def kinds_asked(task):
+    """The kinds of problems that `kinds` asks for, a list of task.KINDS. SystemExit if it names another."""
+    asked = list(task.KINDS[:2]) if not kinds else list(task.KINDS) if kinds == "all" else kinds.split(",")
+    if not set(asked) <= set(task.KINDS):
+        raise SystemExit(f"--kinds={kinds}: all, or one or more of {','.join(task.KINDS)}")
     return asked
 
 
-def test_batch(meta, problem):
-    """A problem a, la, b, lb of addition.py, or many: inputs and targets (N,T), as the dataset writes them."""
-    problem = addition.with_zeros(problem, meta.zeros)
-    rows = addition.write_rows(*problem, addition.row_length(problem[0].shape[1], meta.track), meta.track, meta.plain)
-    return map(torch.from_numpy, addition.inputs_and_targets(rows, meta.track))
+def batch(meta, rows):
+    """Rows as a task draws them, their answers first of what follows: inputs and targets (N,T)."""
+    return map(torch.from_numpy, tasks.inputs_and_targets(tasks.load(meta.task), *rows[:2], meta.track))
 
 
-def read_problems(path):
-    """The problems of a file, a+b a line, whatever their lengths: a, la, b, lb. SystemExit that names the line if one
-    is none; empty lines are skipped."""
-    found = []
+def problem_set(meta, *which):
+    """Test problems of the data's task, of (size, count, kind)."""
+    return tasks.problem_set(tasks.load(meta.task), meta, *which)
+
+
+def read_problems(meta, path):
+    """The problems of a file, one a line, whatever their sizes: rows and answers (N,T). SystemExit that names the line
+    if one is none; empty lines are skipped."""
+    task, found = tasks.load(meta.task), []
     with open_text(path) as f:
         for number, line in enumerate(f, 1):
             try:
-                found += [addition.read_problem(line.strip())] if line.strip() else []
+                found += [tasks.read(task, line.strip(), meta)] if line.strip() else []
             except ValueError as e:
                 raise SystemExit(f"--problems_file={path}: line {number}: {e}") from None
     if not found:
-        raise SystemExit(f"--problems_file={path}: no problem in it; write one a line, as 123+456")
-    longest = max(a.shape[1] for a, *_ in found)
-    wide = [np.pad(x, ((0, 0), (0, longest - x.shape[1]))) if x.ndim > 1 else x for p in found for x in p]
-    return tuple(np.concatenate(wide[i::4]) for i in range(4))
+        raise SystemExit(f"--problems_file={path}: no problem in it; write one a line")
+    longest, pad = max(len(row) for row, _ in found), task.VOCAB.index(task.PAD)
+    return tuple(np.stack([np.pad(x[i], (0, longest - len(x[i])), constant_values=fill) for x in found])
+                 for i, fill in ((0, pad), (1, False)))
 
 
 def prompt_and_answer_masks(model, X, Y):
@@ -136,12 +142,13 @@ def exact_match(said, Y):
     return ((said == Y) | (Y < 0)).all(1)
 
 
-def measure(model, meta, problem, key, **row):
-    """One row of the table, which begins as told, for problems a, la, b, lb; with the loops of each, None of a GPT.
+def measure(model, meta, rows, key, **row):
+    """One row of the table, which begins as told, for rows as a task draws them; with the loops, and the difficulty if
+    they have one, of each, None of a GPT.
 
     key: integers that seed the random control.
     """
-    X, Y = test_batch(meta, problem)
+    X, Y = batch(meta, rows)
     said, loops = predictions(model, X)
     solved = exact_match(said, Y)
     row |= dict(problems=len(X)) | share_interval(solved)
@@ -156,34 +163,36 @@ def measure(model, meta, problem, key, **row):
     if control:
         again, _ = predictions(model, X, random_loops(loops, (prompt, answer), *key))
         row["accuracy_random"] = share_interval(exact_match(again, Y))["accuracy"]
-    chain = torch.from_numpy(addition.chain_lengths(problem[0], problem[2]))
-    return row, per_problem | dict(solved=solved, chain=chain)
+    return row, per_problem | dict(solved=solved, difficulty=rows[2] if len(rows) > 2 else {})
 
 
-def measure_kind(model, meta, n, m, kind, count):
-    """measure of `count` problems of a kind, or of the grid, with operands of exactly n and m digits."""
-    of = "uniform" if kind == "grid" else kind
-    problem = addition.problem_set(n, count, of, m)
-    return measure(model, meta, problem, (n, m, addition.KINDS.index(of)), kind=kind, n=n, m=m)
+def measure_kind(model, meta, size, kind, count):
+    """measure of `count` problems of a size and a kind, or of a pair of sizes of the grid."""
+    of, (n, m) = "uniform" if kind == "grid" else kind, tasks.pair(size)
+    key = n, m, tasks.load(meta.task).KINDS.index(of)
+    return measure(model, meta, problem_set(meta, size, count, of), key, kind=kind, n=n, m=m)
 
 
-def chain_rows(done):
-    """Loops of the solved problems of all kinds, for every digit count and longest carry chain: (rows, the Spearman
-    correlation of the two within each digit count, since longer numbers have longer chains too)."""
-    rows, within = [], []
+def difficulty_rows(done, name):
+    """Loops of the solved problems of all kinds, for every size and value of a difficulty: (rows, the Spearman
+    correlation of the two within each size, since larger problems are more difficult, too). Neither for a difficulty
+    that never varies within a size."""
+    rows, within, varies = [], [], False
     for n in dict.fromkeys(r["n"] for r, _ in done):
         own = [p for r, p in done if r["n"] == n]
-        solved, chain, loops = (torch.cat([p[k] for p in own]).numpy() for k in ("solved", "chain", "loops_most"))
-        chain, loops = chain[solved], loops[solved].astype(float)
-        within.append(spearman(chain, loops))
-        for k in np.unique(chain):
-            x = loops[chain == k]
-            rows.append(dict(kind="chain", n=n, chain=int(k), problems=len(x)) | mean_interval(x, "loops"))
-    return rows, within
+        solved, loops = (torch.cat([p[k] for p in own]).numpy() for k in ("solved", "loops_most"))
+        level = np.concatenate([p["difficulty"][name] for p in own])
+        varies |= bool(np.ptp(level))
+        level, loops = level[solved], loops[solved].astype(float)
+        within.append(spearman(level, loops))
+        for k in np.unique(level):
+            x = loops[level == k]
+            rows.append({"kind": name, "n": n, name: int(k), "problems": len(x)} | mean_interval(x, "loops"))
+    return (rows, within) if varies else ([], [])
 
 
 def frontier_row(model, sets, rule, at):
-    """One point of the frontier: a rule with threshold `at`, or a fixed depth of `at` loops, over all digit counts."""
+    """One point of the frontier: a rule with threshold `at`, or a fixed depth of `at` loops, over all sizes."""
     c, fixed = model.config, rule == "fixed"
     c.halt, c.halt_threshold = ("none", None) if fixed else (rule, at)
     solved, again, answers, most = [], [], [], []
@@ -205,8 +214,8 @@ def frontier_rows(model, meta, table):
     """The fixed depths, and every rule that the checkpoint can use with each threshold of its grid; also added to the
     table."""
     c, sets = model.config, []
-    for n in digits:
-        X, Y = test_batch(meta, addition.problem_set(n, max(1, problems // 4)))
+    for n in sizes:
+        X, Y = batch(meta, problem_set(meta, n, max(1, problems // 4)))
         sets.append((n, X, Y, *prompt_and_answer_masks(model, X, Y)))
     points = [("fixed", l) for l in range(1, model.trained_loops + 1)]
     points += [(name, at) for name, rule in RULES.items() for at in rule.grid
@@ -228,9 +237,9 @@ def cheapest(rows):
 
 
 def print_table(rows, asked):
-    """Accuracy per digit count, the kinds of problems side by side, and the loops of the first kind."""
+    """Accuracy per size, the kinds of problems side by side, and the loops of the first kind."""
     looped, random = "loops_answer" in rows[0], "accuracy_random" in rows[0]
-    head = f"{'digits':>6}" + "".join(f" {kind:>9} {'95%':>15}" for kind in asked)
+    head = f"{'size':>6}" + "".join(f" {kind:>9} {'95%':>15}" for kind in asked)
     print(head + ("  loops: prompt answer most" if looped else "") + ("  random" if random else ""))
     for i in range(0, len(rows), len(asked)):
         first = rows[i]
@@ -244,32 +253,34 @@ def print_table(rows, asked):
 
 
 def print_correlation(rows, loops, within):
-    """Spearman correlation of a problem's loops with its digit count, for the tokens before '=' and from it on, and
-    within each digit count with its longest carry chain; or why there is none."""
-    n, none = np.concatenate([np.full(r["problems"], r["n"]) for r in rows]), "no correlation with the digit count"
+    """Spearman correlation of a problem's loops with its size, for the tokens of the prompt and of the answer, and
+    within each size with its difficulties {name: [...]}; or why there is none."""
+    n, none = np.concatenate([np.full(r["problems"], r["n"]) for r in rows]), "no correlation with the size"
     for key, what in (("loops_prompt", "a token of the prompt"), ("loops_answer", "a token of the answer"),
                       ("loops_most", "the slowest token of the answer")):
         x = np.concatenate([p[key].numpy() for p in loops])  # after the last turn, of the slowest token
         found = ("the same for every problem" if not np.ptp(x) else f"{none}, of which there is one" if not np.ptp(n)
-                 else f"Spearman with the digit count {spearman(n, x):+.2f}")
+                 else f"Spearman with the size {spearman(n, x):+.2f}")
         print(f"loops of {what}: mean {x.mean():.2f}, {found}")
     solved = np.concatenate([p["solved"].numpy() for p in loops])
     means = {r["n"]: r["loops_most_solved"] for r in rows if "loops_most_solved" in r}
     if np.ptp(n) and len(means) < 2:
-        print(f"  of solved problems: {none}, since {len(means) or 'none'} of the digit counts has any")
+        print(f"  of solved problems: {none}, since {len(means) or 'none'} of the sizes has any")
     elif np.ptp(n) and not np.ptp(x[solved]):
         print(f"  of solved problems: {none}, since the loops are the same for every problem")
     elif np.ptp(n):
         rho, of_means = spearman(n[solved], x[solved]), spearman([*means], [*means.values()])
         shown = "none" if math.isnan(of_means) else f"{of_means:+.2f}"  # equal ones
-        print(f"  of solved problems: Spearman with the digit count {rho:+.2f} over problems, {shown} over "
-              f"the means of {len(means)} digit counts")
-    within = [rho for rho in within if not math.isnan(rho)]
-    if within:
-        print(f"  of solved problems, hard ones too: Spearman with the longest carry chain {np.mean(within):+.2f}, "
-              f"mean of {len(within)} digit counts, each by itself")
-    if {4, 12} <= set(means):
-        print(f"  of solved problems: mean loops at 12 digits / at 4 digits {means[12] / means[4]:.2f}")
+        print(f"  of solved problems: Spearman with the size {rho:+.2f} over problems, {shown} over "
+              f"the means of {len(means)} sizes")
+    for name, rhos in within.items():
+        rhos = [rho for rho in rhos if not math.isnan(rho)]
+        if rhos:
+            print(f"  of solved problems of all kinds: Spearman with {name} {np.mean(rhos):+.2f}, mean of {len(rhos)} "
+                  "sizes, each by itself")
+    if len(means) > 1:
+        least, most = min(means), max(means)
+        print(f"  of solved problems: mean loops at size {most} / at size {least} {means[most] / means[least]:.2f}")
 
 
 def print_frontier(rows):
@@ -293,28 +304,28 @@ def print_frontier(rows):
 
 
 def print_grid(rows):
-    """Accuracy by the lengths of both operands; rows: those of the grid, line by line."""
-    print("accuracy (%) by the lengths of A (down) and B (across)")
+    """Accuracy by both numbers of a size; rows: those of the grid, line by line."""
+    print("accuracy (%) by size: the first number (down) and the second (across)")
     print("     " + "".join(f"{m:>6}" for m in range(1, grid + 1)))
     for n in range(grid):
         print(f"{n + 1:>5}" + "".join(f"{100 * r['accuracy']:>6.0f}" for r in rows[n * grid:][:grid]))
 
 
 def check_lengths(model, meta, of_file):
-    """ValueError that names the key if numbers are longer than the model has positions for; of_file: the problems of
-    the file, or None."""
-    asked = [(f"--{key} goes up to", n, addition.problem_set(n, 1, "hard", n))  # 99..9 + 1: the sum is longer, too
-             for key, n in (("digits", max(digits, default=0)), ("grid", grid)) if n]
+    """ValueError that names the key if rows have more than the model has positions for; of_file: the rows of the file,
+    or None."""
+    kind = tasks.load(meta.task).KINDS[:2][-1]
+    asked = [(f"--{key} goes up to {n}", problem_set(meta, (n, n) if key == "grid" else n, 2, kind))
+             for key, n in (("sizes", max(sizes, default=0)), ("grid", grid)) if n]
     if of_file:
-        n = of_file[0].shape[1]
-        first = int(np.maximum(of_file[1], of_file[3]).argmax())
-        asked.append((f"--problems_file={problems_file} has numbers of", n, [x[first:first + 1] for x in of_file]))
-    for words, n, problem in asked:
-        X, _ = test_batch(meta, problem)
+        first = of_file[1].cumsum(1)[:, -1].argmax()  # of the longest answer
+        asked.append((f"--problems_file={problems_file}", [x[first:first + 1] for x in of_file]))
+    for words, rows in asked:
+        X, _ = batch(meta, rows)
         try:
             model.embed(X.to(model.lm_head.weight.device))
         except ValueError as e:
-            raise ValueError(f"{words} {n} digits: {e}") from None
+            raise ValueError(f"{words}: {e}") from None
 
 
 def print_file(row):
@@ -326,28 +337,30 @@ def print_file(row):
           f"{100 * row['accuracy']:.2f}% ({100 * row['low']:.2f}-{100 * row['high']:.2f}){loops}")
 
 
-def addition_tables(model, meta, table):
-    """Add all rows of an addition model to the table, and print them."""
-    of_file = read_problems(problems_file) if problems_file else None
+def task_tables(model, meta, table):
+    """Add all rows of a model of a task to the table, and print them."""
+    of_file = read_problems(meta, problems_file) if problems_file else None
     check_lengths(model, meta, of_file)
-    asked, done = kinds_asked(), []
-    pairs = [(n, n, kind, problems) for n in digits for kind in asked]
-    cells = [(n, m, "grid", max(1, problems // 10)) for n in range(1, grid + 1) for m in range(1, grid + 1)]
-    for p in progress(pairs + cells, "evaluating", "set"):
+    asked, done = kinds_asked(tasks.load(meta.task)), []
+    sets = [(n, kind, problems) for n in sizes for kind in asked]
+    cells = [((n, m), "grid", max(1, problems // 10)) for n in range(1, grid + 1) for m in range(1, grid + 1)]
+    for p in progress(sets + cells, "evaluating", "set"):
         done.append(measure_kind(model, meta, *p))
         table.add(done[-1][0])
-    of_grid, done = [row for row, _ in done[len(pairs):]], done[:len(pairs)]
-    if digits:
+    of_grid, done = [row for row, _ in done[len(sets):]], done[:len(sets)]
+    if sizes:
         print_table([row for row, _ in done], asked)
-    if is_looped(model) and digits:
-        chains, within = chain_rows(done)
-        table.add(*(chains if plot else []))
+    if is_looped(model) and sizes:
+        within = {}
+        for name in done[0][1]["difficulty"]:
+            rows, within[name] = difficulty_rows(done, name)
+            table.add(*(rows if plot else []))
         first = done[::len(asked)]  # of the kinds
         print_correlation([r for r, _ in first], [p for _, p in first], within)
     if grid:
         print_grid(of_grid)
     if of_file:
-        row, _ = measure(model, meta, of_file, (len(addition.KINDS),), kind="file")
+        row, _ = measure(model, meta, of_file, (len(tasks.load(meta.task).KINDS),), kind="file")
         table.add(row)
         print_file(row)
     if frontier:
@@ -391,7 +404,7 @@ def describe(model, saved, path):
 
 @torch.no_grad()
 def measure_all(model, meta, saved, table):
-    """Add all rows to the table: those of addition, and the validation loss where the checkpoint's dataset is there."""
+    """Add all rows to the table: those of its task, and the validation loss where the checkpoint's dataset is there."""
     name = trained_on(saved)
     data, why_not = None, f"data/{name} is not there"
     if eval_iters and os.path.exists(os.path.join("data", name, "meta.json")):
@@ -400,7 +413,7 @@ def measure_all(model, meta, saved, table):
         except SystemExit as e:
             why_not = str(e).splitlines()[0].removeprefix("dataset: ")  # without the advice to write it anew
     if meta.kind == "rows":
-        addition_tables(model, meta, table)
+        task_tables(model, meta, table)
     if data:
         loss_table(model, data, table)
     elif eval_iters and meta.kind == "rows":
@@ -413,21 +426,28 @@ def main():
     """Measure, write, print; returns the model and the rows of the table."""
     settings, further, given = configure(__file__, inference_settings())
     globals().update(settings)
-    if problems_file and "digits" not in given:
-        globals().update(digits=[])
-    kinds_asked()  # a wrong one should fail now
+    if task:
+        tasks.use(task)
     machine = runtime.choose_device(device)
     number = runtime.choose_dtype(dtype, machine)
     overrides = {k: v for k, v in further.items() if k in given}
     model, meta, saved, path = open_model(checkpoint, out_dir, machine, overrides)
-    if (frontier or plot) and not (is_looped(model) and meta.kind == "rows" and digits):
-        raise SystemExit("frontier and plot need a looped model of the addition task, and digits")
+    if meta.kind == "rows":
+        known = tasks.load(meta.task)
+        kinds_asked(known)  # a wrong one should fail now
+        if grid and not getattr(known, "PAIRS", False):
+            raise SystemExit(f"--grid={grid}: the sizes of task {meta.task} are no pairs")
+        if "sizes" not in given:
+            globals().update(sizes=[] if problems_file else known.SIZES)
+    if (frontier or plot) and not (is_looped(model) and meta.kind == "rows" and sizes):
+        raise SystemExit("frontier and plot need a looped model of a task, and sizes")
     say_without_effect(
         *idle_settings(model.config, every_rule=frontier),
-        (meta.kind != "rows", "the data is a text", "digits", "kinds", "problems", "problems_file", "grid",
+        (meta.kind != "rows", "the data is a text", "sizes", "kinds", "problems", "problems_file", "grid",
          "control"),
         (not is_looped(model), "a plain GPT has no halting rule", "control"),
         (not (control or frontier), "there is no random control", "seed"),
+        (*tasks.idle(meta, task), "task"),
         (checkpoint, "checkpoint is given", "out_dir"))
     print(describe(model, saved, path))
     target = csv_file or os.path.join(os.path.dirname(path), "evaluate.csv")

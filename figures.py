@@ -12,13 +12,10 @@ import warnings
 
 import numpy as np
 
-import addition
 import outputs
 import runtime
 
-KINDS = (*addition.KINDS, "loops_solved", "chain")  # that evaluations of sweep.py tell of; OF_LOOPS: mean loops
-OF_LOOPS = KINDS[-2:]
-CHAIN_DIGITS = 12   # of the problems whose loops sweep.py tells by their carry chains
+DIFFICULTY_SIZE = 12  # of the problems whose loops sweep.py tells by their difficulties
 TRACES, TOKENS = 6, 60  # that a heat map shows at most: sequences, and tokens of each
 STYLE = {"trained": dict(color="k", marker="o", ls="-"), "untrained": dict(color="0.5", marker="s", ls="--")}
 
@@ -188,11 +185,22 @@ def finish(figure, axes, path, title=""):
     print(f"figure: {path}")
 
 
-def digit_columns(found, kind, label=""):
-    """The columns of the rows of sweep.py in which the evaluation of a label tells of one of KINDS, in their order:
-    {digits, or the length of a carry chain: column}."""
+def size_columns(found, kind, label=""):
+    """The columns of the rows of sweep.py in which the evaluation of a label tells of a kind, in their order: {size, or
+    value of a difficulty: column}."""
     prefix = f"{label}_{kind}_" if label else f"{kind}_"
     return {int(k.removeprefix(prefix)): k for r in found for k in r if re.fullmatch(re.escape(prefix) + r"\d+", k)}
+
+
+def kinds_told(found, label="", labels=()):
+    """Of what the evaluation of a label tells in the rows of sweep.py, in their order, labels being all of them: (kinds
+    of problems whose exact match it is, mean loops: loops_solved by size and loops_<difficulty>)."""
+    others = tuple(f"{x}_" for x in labels if x and x != label)
+    columns = dict.fromkeys(k for r in found for k in r if label or not k.startswith(others))
+    told = (re.fullmatch((re.escape(label) + "_" if label else "") + r"([a-z]\w*?)_\d+", k) for k in columns)
+    told = dict.fromkeys(m[1] for m in told if m and m[1] not in ("loops_answer", "loops_most", "accuracy_random"))
+    loops = [k for k in told if k.startswith("loops_")]
+    return [k for k in told if k not in loops], sorted(loops, key=lambda k: k != "loops_solved")
 
 
 def halts(found, columns):
@@ -219,32 +227,33 @@ def draw_seeds(ax, points, i, name):
 
 
 @guarded
-def draw_sweep(found, path):
-    """Exact match against the digit count, a panel per kind of problems, and where runs halt the loops of solved ones
-    against that and, if known, the longest carry chain: a line per row of the sweep, or per row and evaluation that
-    halts; the median of the seeds, and their range as a band.
+def draw_sweep(found, labels, path):
+    """Exact match against the size, a panel per kind of problems, and where runs halt the loops of solved ones against
+    that and, if known, each difficulty: a line per row of the sweep, or per row and evaluation that halts; the median
+    of the seeds, and their range as a band.
 
-    found: the rows of the table of sweep.py, with columns uniform_8, hard_8, kl_loops_solved_8, ..."""
-    matches = (re.fullmatch(r"(?:(.+)_)?loops_solved_\d+", k) for r in found for k in r)
-    labels = [label for label in dict.fromkeys(m[1] or "" for m in matches if m)
-              if halts(found, digit_columns(found, "loops_solved", label).values())]
-    chains = any(digit_columns(found, "chain", label) for label in labels)
-    kinds = [k for k in addition.KINDS if k in ("uniform", "hard") or digit_columns(found, k)]
-    size = None if chains or len(kinds) > 2 else (14 if labels else 10, 3.8)
-    figure, axes = new_figure(len(kinds) + bool(labels) + chains, size, share=not labels)
+    found: the rows of the table of sweep.py, with columns uniform_8, hard_8, kl_loops_solved_8, ...; labels: those of
+    its evaluations, "kl" of these."""
+    halting = [label for label in dict.fromkeys(["", *labels])
+               if halts(found, size_columns(found, "loops_solved", label).values())]
+    kinds = kinds_told(found, "", labels)[0]
+    of_loops = list(dict.fromkeys(k for label in halting for k in kinds_told(found, label, labels)[1]))
+    size = None if len(of_loops) > 1 or len(kinds) > 2 else (14 if halting else 10, 3.8)
+    figure, axes = new_figure(len(kinds) + len(of_loops), size, share=not halting)
     rows = dict.fromkeys(r["row"] for r in found)
-    for ax, kind in zip(axes, (*kinds, *OF_LOOPS), strict=False):
-        loops = kind in OF_LOOPS
-        for i, (name, label) in enumerate((name, label) for name in rows for label in (labels if loops else [""])):
-            own, points = [r for r in found if r["row"] == name], {}
-            for n, k in sorted(digit_columns(found, kind, label).items()):
+    for ax, kind in zip(axes, (*kinds, *of_loops), strict=True):
+        loops, name = kind in of_loops, kind.removeprefix("loops_")
+        for i, (row, label) in enumerate((row, label) for row in rows for label in (halting if loops else [""])):
+            own, points = [r for r in found if r["row"] == row], {}
+            for n, k in sorted(size_columns(found, kind, label).items()):
                 if values := [float(r[k]) * (1 if loops else 100) for r in own if r.get(k, "") != ""]:
                     points[n] = values
-            draw_seeds(ax, points, i, f"{name}, {label}" if label else name)
-        ax.set(xlabel="longest carry chain (places)" if kind == "chain" else "digits of both operands")
+            draw_seeds(ax, points, i, f"{row}, {label}" if label else row)
+        by_size = not loops or name == "solved"
+        ax.set(xlabel="size" if by_size else name)
         ax.xaxis.get_major_locator().set_params(integer=True)
         if loops:
-            which = f"problems of {CHAIN_DIGITS} digits" if kind == "chain" else "uniform problems"
+            which = "uniform problems" if by_size else f"problems of size {DIFFICULTY_SIZE}"
             ax.set(ylabel="loops of the slowest token", title=f"solved {which}, mean")
         else:
             ax.set(ylim=(-3, 103), title=f"{kind} problems")
@@ -282,36 +291,46 @@ def draw_losses(found, curves, path):
     finish(figure, axes, path)
 
 
+def draw_difficulty(ax, rows, name):
+    """Mean loops of solved problems against a difficulty, a line per size; returns the means."""
+    sizes = [n for n in dict.fromkeys(r["n"] for r in rows) if sum(r["n"] == n for r in rows) > 1]
+    if len(sizes) > 6:  # more lines cannot be told apart
+        sizes = [sizes[round(i)] for i in np.linspace(0, len(sizes) - 1, 6)]
+    means = []
+    for i, n in enumerate(sizes):
+        own = [r for r in rows if r["n"] == n]
+        mean = [r["loops"] for r in own]
+        ax.errorbar([r[name] for r in own], mean, [r["loops_high"] - r["loops"] for r in own], capsize=2,
+                    fmt="osD^v*"[i], ls=("-", "--", "-.", ":")[i % 4], color=str(0.1 * i), label=f"size {n}")
+        means += mean
+    ax.set(xlabel=name, title="all kinds, at least 10 solved problems a point")
+    return means
+
+
 @guarded
 def draw_loops(table, path):
-    """Loops of solved problems against the digit count, and against the carry chain with a line per digit count."""
-    figure, (left, right) = new_figure(2, (10, 3.8))
+    """Loops of solved problems against the size, for the first two kinds, and against each difficulty with a line per
+    size."""
+    kinds = list(dict.fromkeys(r["kind"] for r in table if "m" in r and r["kind"] != "grid"))[:2]
+    names = list(dict.fromkeys(r["kind"] for r in table if r["kind"] in r))
+    figure, axes = new_figure(1 + len(names), (5 + 5 * len(names), 3.8))
     means = []
-    for kind, style, fill in (("uniform", "k-o", "k"), ("hard", "k--s", "w")):
+    for kind, style, fill in zip(kinds, ("k-o", "k--s"), ("k", "w"), strict=False):
         own = [r for r in table if r["kind"] == kind and "loops_most_solved" in r]
         n, mean = [r["n"] for r in own], [r["loops_most_solved"] for r in own]
         ends = [[r.get(f"loops_most_solved_{end}", math.nan) for r in own] for end in ("low", "high")]
-        left.plot(n, mean, style, mfc=fill, label=f"{kind} problems")
-        left.fill_between(n, *ends, color="k", alpha=0.15, lw=0)
+        axes[0].plot(n, mean, style, mfc=fill, label=f"{kind} problems")
+        axes[0].fill_between(n, *ends, color="k", alpha=0.15, lw=0)
         means += mean
-    chains = [r for r in table if r["kind"] == "chain" and r["problems"] >= 10]  # fewer say little
-    counts = [n for n in dict.fromkeys(r["n"] for r in chains) if sum(r["n"] == n for r in chains) > 1]
-    if len(counts) > 6:  # more lines cannot be told apart
-        counts = [counts[round(i)] for i in np.linspace(0, len(counts) - 1, 6)]
-    for i, n in enumerate(counts):
-        own = [r for r in chains if r["n"] == n]
-        mean = [r["loops"] for r in own]
-        right.errorbar([r["chain"] for r in own], mean, [r["loops_high"] - r["loops"] for r in own], capsize=2,
-                       fmt="osD^v*"[i], ls=("-", "--", "-.", ":")[i % 4], color=str(0.1 * i), label=f"digits: {n}")
-        means += mean
+    for ax, name in zip(axes[1:], names, strict=True):
+        means += draw_difficulty(ax, [r for r in table if r["kind"] == name and r["problems"] >= 10], name)
     if means:  # the interval of the mean of two problems would take the whole axis
-        left.set_ylim(min(means) - 0.5, max(means) + 0.5)
-    left.set(xlabel="digits of each operand", ylabel="loops of the slowest token of the answer",
-             title="solved problems: mean and 95% interval")
-    right.set(xlabel="longest carry chain (places)", title="uniform and hard, at least 10 solved problems a point")
-    for ax in (left, right):
+        axes[0].set_ylim(min(means) - 0.5, max(means) + 0.5)
+    axes[0].set(xlabel="size", ylabel="loops of the slowest token of the answer",
+                title="solved problems: mean and 95% interval")
+    for ax in axes:
         ax.xaxis.get_major_locator().set_params(integer=True)
-    finish(figure, (left, right), path)
+    finish(figure, axes, path)
 
 
 @guarded
@@ -330,7 +349,7 @@ def draw_frontier(table, path):
             ax.plot(x, y, style, mfc=fill, ms=5, label=text)
             ax.fill_between(x, low, high, color="k", alpha=0.12, lw=0)
         ax.set(xlabel="loops per token of the answer", title=rule)
-    axes[0].set_ylabel("exact match (%), mean over digit counts")
+    axes[0].set_ylabel("exact match (%), mean over sizes")
     finish(figure, axes, path, f"{rows[0]['problems']} problems a point; bands: 95% interval")
 
 
@@ -450,12 +469,11 @@ def draw_fixed_points(rows, s, path):
     for ax, key in zip(axes[4:], s.difficulty, strict=True):
         for weights, look in STYLE.items():
             _, y, low, _, groups = pick(rows, "convergence_loop", weights)
-            at = [i for i, g in enumerate(groups) if g.startswith(key)]
+            at = [i for i, g in enumerate(groups) if g.startswith(f"{key} ")]
             ax.errorbar([int(groups[i].split()[1]) for i in at], y[at], (y - low)[at], **look, ms=4, capsize=2,
                         label=weights)
         ax.axhline(s.total + 1, color="k", lw=0.6, label="never")
-        label_axes(ax, dict(digits="digits of the longer operand", chain="longest carry chain (places)")[key],
-              f"mean first loop with delta < {s.converged:g}")
+        label_axes(ax, key, f"mean first loop with delta < {s.converged:g}")
     for ax in axes[2:]:
         ax.legend(fontsize=7)
     save(figure, path, s.title)

@@ -78,7 +78,7 @@ class LoopConfig(GPTConfig):
     halt_head: str = "none"     # learned halting: none, joint (trained along), after (on the frozen model)
     halt: str = "none"          # halting rule at inference: none, confidence, entropy, delta, kl, gate
     halt_threshold: float | None = None  # >= 0: a token halts where its score passes this; None: the rule's own, RULES
-    think_threshold: float | None = None  # >= 0: as that, from the think token on (addition: '='); None: as that
+    think_threshold: float | None = None  # >= 0: as that, from the think token on ('='); None: as that
     min_loops: int = 1          # >= 1: no rule halts a token earlier
     prompt_loops: int = 0       # >= 0: tokens before the think token take exactly this many loops; 0: by the rule
     think_loops: int = 0        # >= 0: from it on exactly this many, beyond num_loops too; 0: by the rule
@@ -88,7 +88,7 @@ class LoopConfig(GPTConfig):
     # FROM_DATASET, which train.py takes from the dataset
     pad_token: int | None = None  # pads start halted and take 0 loops
     think_token: int | None = None  # from this token on the answer is written
-    number_tokens: tuple[int, ...] = ()  # tokens that place ids count: digits and slots
+    number_tokens: tuple[int, ...] = ()  # tokens that place ids count, as digits and slots
     longest_number: int = 0     # digits of the longest number in training
 
     @property
@@ -133,7 +133,7 @@ def check(config):
         raise ValueError(f"anderson looks for a fixed point, which loops that differ by step_encoding "
                          f"{config.step_encoding!r} do not have")
     if (config.prompt_loops or config.think_loops) and config.think_token is None:
-        raise ValueError("prompt_loops and think_loops need a dataset with a think token, as addition's '='")
+        raise ValueError("prompt_loops and think_loops need a dataset with a think token, as '=' of additions")
     if config.pos == "place" and not config.number_tokens:
         raise ValueError("pos 'place' counts digits from the least significant one, which this dataset does not write "
                          "first; use learned, rope or none")

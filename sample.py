@@ -5,24 +5,23 @@
     python sample.py --out_dir=out/train_loop_1x12 --start="ROMEO:" --num_samples=3 --trace=True
     python sample.py --start=FILE:prompts.txt --trace_file=trace.html
 
-Addition problems are written as people write them; several are parted by spaces, commas or lines. All problems and
+Problems of a task are written as people write them; several are parted by lines, or as the task says. All problems and
 samples are written at once, what each says does not depend on the others, and they are printed in their order. Where
 learned positions end, at block_size, a text goes on with the second half of what it has read.
 """
 import json
 import math
-import re
 import sys
 import time
 import unicodedata
 
 import torch
 
-import addition
 import figures
 import generate
 import outputs
 import runtime
+import tasks
 import think
 import viewer
 from checkpoint import inference_settings, open_model
@@ -32,13 +31,14 @@ from model_loop import LoopGPT, idle_settings
 
 checkpoint = ""                 # a checkpoint file; empty: ckpt_best.pt, else ckpt_last.pt, of out_dir
 out_dir = "out"                 # where train.py wrote
+task = ""                       # the file of a task of your own, of which the checkpoint is
 start = ""                      # the prompt or the problems, or FILE:path; empty: a new line, or three problems
 num_samples = 1                 # >= 1: samples of each prompt
 max_new_tokens = 200            # >= 0: text: tokens to write
-temperature: float | None = None  # 0 or >= 1e-6: 0 takes the likeliest token; None: 0.8 for text, 0 for addition
+temperature: float | None = None  # 0 or >= 1e-6: 0 takes the likeliest token; None: 0.8 for text, 0 for tasks
 top_k = 200                     # >= 0: text: only the likeliest so many tokens can be drawn; 0: all
 seed = 1337                     # >= 0: of the draws, which are each sample's own
-trace: bool | None = None       # print the thinking trace; None: of addition only
+trace: bool | None = None       # print the thinking trace; None: of tasks only
 trace_file = ""                 # also write the trace: name.jsonl, a line per token; name.html, to look at; name.png
 reread = False                  # read every token's whole window again, instead of keeping keys and values: to compare
 device = "auto"                 # auto, cpu, cuda
@@ -61,8 +61,17 @@ def default_prompt(meta):
     return text
 
 
+def examples(task, meta):
+    """A text of problems for a start that names none."""
+    if hasattr(task, "EXAMPLES"):
+        return task.EXAMPLES
+    tokens, *_ = tasks.problem_set(task, meta, task.SIZES[0], 3)
+    return "\n".join(tasks.show(task, row, meta).partition(task.THINK)[0] for row in tokens)
+
+
 def read_prompts(meta):
-    """The prompts as token ids, each with its problem (track N and P) or None."""
+    """The prompts as token ids (on track slots with the slots), each with its problem or None: the row (T,) with the
+    right answer, and where that stands (T,)."""
     text = start
     if start == "FILE:":
         raise SystemExit("--start=FILE: names no file; write --start=FILE:prompts.txt")
@@ -73,21 +82,24 @@ def read_prompts(meta):
         if start and not text:
             raise SystemExit(f"--start={start}: the file is empty")
         return [(encode(meta, text or default_prompt(meta)), None)]
-    found, text = [], text if start else "57+68= 999+1= 1234+8766="
-    for word in re.sub(r"\s*\+\s*|\s+(?==)", lambda m: m[0].strip(), text).replace(",", " ").split():
-        encode(meta, word)  # names characters outside the vocabulary
+    task, found = tasks.load(meta.task), []
+    for problem in tasks.split(task, text if start else examples(task, meta)):
         try:
-            problem = addition.with_zeros(addition.read_problem(word), meta.zeros)
+            row, answer = tasks.read(task, problem, meta)
         except ValueError as e:
             raise SystemExit(f"--start: {e}") from None
-        found.append((addition.prompt_tokens(problem, meta.track, meta.plain).tolist(), problem))
+        if is_slots(meta):
+            asked = tasks.inputs_and_targets(task, row[None], answer[None], "slots")[0][0]
+        else:
+            asked = row[:answer.argmax()]
+        found.append((asked.tolist(), (row, answer)))
     if not found:
-        raise SystemExit(f"--start={start!r}: no problem in it; write one as 123+456=")
+        raise SystemExit(f"--start={start!r}: no problem in it; the task's own are {examples(task, meta)!r}")
     return found
 
 
 class Sequence:
-    """A prompt (tokens), its problem (addition) or None, and what is written after it or into its slots."""
+    """A prompt (tokens), its problem (row, answer) or None, and what is written after it or into its slots."""
 
     def __init__(self, prompt, problem):
         self.prompt, self.problem, self.complete = prompt, problem, False
@@ -102,7 +114,7 @@ class Sequence:
             return
         n, reads, slots = len(self.prompt), self.prompt, is_slots(meta)
         if slots:
-            places, end = [t for t in range(n) if reads[t] == addition.ID[addition.SLOT]], n
+            places, end = self.problem[1].nonzero()[0].tolist(), n
         else:
             reads, places = reads + self.written, range(n - 1, n + len(self.written))
             end = len(reads) - bool(tokens)  # the last one is not read yet
@@ -140,7 +152,7 @@ def into_slots(model, sequences, trace):
     for i, sequence in enumerate(sequences):
         idx = torch.tensor([sequence.prompt], device=model.lm_head.weight.device)
         logits, record = generate.read_whole(model, idx, trace)
-        slots = [t for t, token in enumerate(sequence.prompt) if token == addition.ID[addition.SLOT]]
+        slots = sequence.problem[1].nonzero()[0].tolist()
         loops = None if record is None else [record["loops"][0, slots].tolist()]
         record = [{k: x[0] for k, x in record.items()}] if trace else None
         yield generate.Burst([i], [logits[0, slots].argmax(-1).tolist()], loops, [0], record, [True])
@@ -153,18 +165,18 @@ def bursts(model, meta, sequences, trace):
     degree, stop = 0.8 if temperature is None else temperature, None
     room = [max_new_tokens] * len(sequences)
     if meta.kind == "rows":
-        degree, stop = temperature or 0, addition.ID[addition.END]
-        room = [int(max(s.problem[1][0], s.problem[3][0])) + 3 for s in sequences]
+        degree, stop = temperature or 0, meta.vocab.index(tasks.load(meta.task).END)
+        room = [int(s.problem[1].sum()) + 2 for s in sequences]
     return generate.write(model, [s.prompt for s in sequences], room, degree, top_k, stop, seed, trace, reread)
 
 
 def answer_line(meta, problem, written):
-    """123+456=579, and the right sum beside an answer that is not right token for token, end symbol included."""
-    a, la, b, lb = problem
-    x, y = (int(addition.number_text(d[0][:n[0]])) for d, n in ((a, la), (b, lb)))
-    row = addition.write_rows(*problem, addition.row_length(a.shape[1], meta.track), meta.track, meta.plain)
-    right = written == row[addition.answer_mask(row)].tolist()
-    return f"{x}+{y}={addition.number_text(written, meta.plain)}" + ("" if right else f"   (wrong: {x + y})")
+    """123+456=579, and the right answer beside one that is not right token for token, end symbol included."""
+    task, (row, answer) = tasks.load(meta.task), problem
+    line = tasks.show(task, [*row[:answer.argmax()], *written], meta)
+    if written == row[answer].tolist():
+        return line
+    return f"{line}   (wrong: {tasks.show(task, row, meta).partition(task.THINK)[2]})"
 
 
 def bar(values, largest):
@@ -309,6 +321,7 @@ def say_idle_settings(model, meta):
         (rows, "an answer has an end", "max_new_tokens"),
         (slots, "the slots are read out at once, nothing is drawn", "temperature", "top_k", "seed", "reread"),
         (greedy, "temperature is 0, nothing is drawn", "top_k", "seed"),
+        (*tasks.idle(meta, task), "task"),
         (checkpoint, "checkpoint is given", "out_dir"))
 
 
@@ -318,6 +331,8 @@ def main():
     if trace_file and not trace_file.endswith((".jsonl", ".html", ".png")):
         raise SystemExit(f"--trace_file={trace_file}: take a name that ends in .html, a page to look at, in .jsonl, a "
                          "line per token, or in .png, a heat map")
+    if task:
+        tasks.use(task)
     machine = runtime.choose_device(device)
     overrides = {k: v for k, v in further.items() if k in given}
     model, meta, _, path = open_model(checkpoint, out_dir, machine, overrides)

@@ -27,10 +27,10 @@ from datetime import timedelta
 
 import torch
 
-import addition
 import figures
 import outputs
 import runtime
+import tasks
 from checkpoint import model_settings
 from configurator import class_settings, configure, open_text, read_arguments, read_settings
 from dataset import model_facts, read_meta
@@ -109,9 +109,10 @@ def check_model(given, of_train, entries):
     if settings["init_from"] != "scratch":
         return  # then the rest is in a checkpoint
     try:
-        facts = model_facts(read_meta(os.path.join("data", settings["dataset"])))
+        meta = read_meta(os.path.join("data", settings["dataset"]))
+        facts = model_facts(meta)
     except SystemExit:  # its data may still be to come: what it would have to say is left out
-        facts = dict(think_token=0, number_tokens=(0,))
+        meta, facts = None, dict(think_token=0, number_tokens=(0,))
     with torch.device("meta"):  # no weights, no time
         model = build(model_settings(settings, set(given), facts))
     if settings["model_type"] == "loop":
@@ -119,10 +120,13 @@ def check_model(given, of_train, entries):
     for words, known in entries:
         asked, c = read_arguments(words, known), model.config
         override(copy.deepcopy(model), {k: v for k, v in asked.items() if k in INFERENCE_SETTINGS})
-        longest = max([*asked.get("digits", known["digits"].default), asked.get("grid", 0)])
-        if settings["model_type"] == "loop" and c.pos == "place" and longest + 1 + c.place_ahead > c.place_ids:
-            raise ValueError(f"'{shlex.join(words)}' asks for sums of {longest + 1} digits, but place_ids is "
-                             f"{c.place_ids}{', place_next takes one' if c.place_ahead else ''}")
+        if meta and settings["model_type"] == "loop" and c.pos == "place":
+            task = tasks.load(meta.task)
+            size = max([*asked.get("sizes", task.SIZES if "grid" in known else []), asked.get("grid", 0)], default=None)
+            longest = task.longest_number(size, meta)
+            if longest + c.place_ahead > c.place_ids:
+                raise ValueError(f"'{shlex.join(words)}' asks for numbers of {longest} digits, but place_ids is "
+                                 f"{c.place_ids}{', place_next takes one' if c.place_ahead else ''}")
 
 
 def plan(file, root):
@@ -147,6 +151,8 @@ def plan(file, root):
         words = [*filter(None, [config]), *common, *words]
         settings = read_arguments(words, of_train)
         try:
+            if "task" in settings:
+                tasks.use(settings["task"])
             looped = settings.get("model_type") != "gpt"  # without loops there is nothing for analyze.py to look at
             check_model(settings, of_train, entries + [(analysis, of_analyze)] * (looped and bool(analyze)))
         except (SystemExit, ValueError) as e:
@@ -159,6 +165,8 @@ def plan(file, root):
             own = settings | dict(seed=seed, out_dir=folder)
             if analyze and seed == seeds[0] and looped:
                 steps["analyze"] = ["analyze.py", *analysis, last, f"--out_dir={folder}"]
+            for step in steps.keys() - {"train"} if "task" in settings else ():  # which no checkpoint tells a script
+                steps[step].append(f"--task={settings['task']}")
             runs.append(dict(row=name, seed=seed, folder=folder, steps=steps, settings=own))
     # all rows with the first seed come first, so that a sweep cut short still compares them
     return sorted(runs, key=lambda run: seeds.index(run["seed"]))
@@ -219,20 +227,20 @@ def columns_of_analysis(table):
 def columns_of_evaluation(label, table):
     """uniform_8, equal_8, loops_answer_8, ... from the rows of evaluate.py, each with the label, if any, before it.
 
-    Loops are those of the uniform problems; loops_solved_8 of the slowest token of solved ones, and chain_3 of those
-    with figures.CHAIN_DIGITS digits, hard ones too, whose longest carry chain is 3, where there are ten.
+    Loops are those of the uniform problems; loops_solved_8 of the slowest token of solved ones, and loops_chain_3 of
+    those of size figures.DIFFICULTY_SIZE, of all kinds, whose difficulty `chain` is 3, where there are ten.
     """
     found, prefix = {}, f"{label}_" if label else ""
     names = dict(loops_answer="loops_answer", loops_most="loops_most", loops_most_solved="loops_solved",
                  accuracy_random="accuracy_random")
     for r in table:
-        values = {}
-        if r["kind"] in addition.KINDS:
+        values, kind = {}, r["kind"]
+        if r.get("m") and kind != "grid":
             values[f"{r['kind']}_{r['n']}"] = r["accuracy"]
         if r["kind"] == "uniform":
             values |= {f"{name}_{r['n']}": r.get(key) for key, name in names.items()}
-        if r["kind"] == "chain" and int(r["n"]) == figures.CHAIN_DIGITS and int(r["problems"]) >= 10:
-            values[f"chain_{r['chain']}"] = r["loops"]
+        if r.get(kind) and int(r["n"]) == figures.DIFFICULTY_SIZE and int(r["problems"]) >= 10:
+            values[f"loops_{kind}_{r[kind]}"] = r["loops"]
         found |= {prefix + name: round(float(x), 6) for name, x in values.items() if x}
     return found
 
@@ -283,12 +291,17 @@ def execute(run, environment):
 
 # ---- the tables
 
-def has_digit_columns(found):
-    """True for rows of the addition task, which have columns uniform_<digits>; False for those of a text.
+def has_sizes(found):
+    """True for rows of a task, which have columns uniform_<size>; False for those of a text.
 
     found: rows as `execute` returns them, here and below.
     """
     return any(re.search(r"uniform_\d+$", k) for r in found for k in r)
+
+
+def labels():
+    """The labels of the evaluations, "" for one without."""
+    return [ENTRY.fullmatch(entry)[1] or "" for entry in evaluate]
 
 
 def cell(runs, column, form, scale=1.0):
@@ -305,13 +318,13 @@ def markdown(kind, label, found, wanted):
     """A table of what an evaluation says of a kind of problems, a line per row; with the validation loss if it is the
     uniform kind of the evaluation without a label, of a text also what a model costs. "" where nothing was measured.
 
-    kind: one of figures.KINDS; label: of an entry of `evaluate`; wanted: the name of the row of every run.
+    kind: as figures.kinds_told names them; label: of an entry of `evaluate`; wanted: the name of the row of every run.
     """
-    measured = {k: n for n, k in figures.digit_columns(found, kind, label).items()}
-    loops = kind in figures.OF_LOOPS
+    measured = {k: n for n, k in figures.size_columns(found, kind, label).items()}
+    loops, difficulty = kind.startswith("loops_"), kind.removeprefix("loops_")
     head = {k: (str(n), "{:.2f}" if loops else "{:.1f}") for k, n in measured.items()}
     if kind == "uniform" and not label:
-        head = ({"val_loss": ("val loss", "{:.4f}")} if has_digit_columns(found) else OF_TEXT) | head
+        head = ({"val_loss": ("val loss", "{:.4f}")} if has_sizes(found) else OF_TEXT) | head
     if not head or loops and not figures.halts(found, measured):
         return ""
     lines = [["row", "seeds", *(name for name, _ in head.values())], ["---"] * (2 + len(head))]
@@ -322,7 +335,8 @@ def markdown(kind, label, found, wanted):
     title = "Validation loss"
     if measured:
         title = "Mean loops of the slowest token of solved problems" if loops else f"Exact match in %, {kind} problems"
-        title += f" of {figures.CHAIN_DIGITS} digits, by the longest carry chain" if kind == "chain" else ", by digits"
+        title += (f" of size {figures.DIFFICULTY_SIZE}, by {difficulty}" if loops and difficulty != "solved" else
+                  ", by size")
     title += f", `{label}`" if label else ""
     return f"\n{title}; median (lowest-highest) over seeds:\n\n" + "".join(f"| {' | '.join(x)} |\n" for x in lines)
 
@@ -338,8 +352,10 @@ def write_tables(found, wanted, target, processes):
     lines = [f"`{shlex.join(['python', 'sweep.py', *sys.argv[1:]])}`; {device}, torch {version}; "
              f"seeds {', '.join(map(str, seeds))}; {processes} at once", *(f"`evaluate.py`: `{x}`" for x in evaluate),
              *([f"`analyze.py`: `{analyze}`"] if analyze else [])]
-    labels = dict.fromkeys(["", *(ENTRY.fullmatch(entry)[1] or "" for entry in evaluate)])
-    tables = [markdown(kind, label, found, wanted) for label in labels for kind in figures.KINDS]
+    tables = []
+    for label in dict.fromkeys(["", *labels()]):
+        kinds, loops = figures.kinds_told(found, label, labels())
+        tables += [markdown(kind, label, found, wanted) for kind in dict.fromkeys(["uniform", *kinds, *loops])]
     known = outputs.provenance(card=device if device not in ("", "cpu") else outputs.card_name())
     with outputs.whole_file(f"{target}.md") as f:
         f.write("\n\n".join(lines) + "\n" + "".join(tables) + f"\n{outputs.provenance_line(known)}\n")
@@ -416,8 +432,8 @@ def finish(runs, found, target):
     outputs.write_csv(f"{target}_curves.csv", ("row", "seed", "iter", "val_loss"), [
         dict(row=name, seed=seed, iter=it, val_loss=loss) for name, own in losses.items()
         for seed, curve in own.items() for it, loss in curve.items()])
-    if has_digit_columns(found):
-        figures.draw_sweep(found, f"{target}.png")
+    if has_sizes(found):
+        figures.draw_sweep(found, labels(), f"{target}.png")
     elif any("best_val_loss" in row for row in found):
         figures.draw_losses(found, losses, f"{target}.png")
 

@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 import figures
 import outputs
 import runtime
+import tasks
 from checkpoint import model_settings
 from configurator import checked, class_settings, configure, read_settings, say_without_effect
 from dataset import get_batch, model_facts, open_dataset, require_same_tokens, sequence_length
@@ -40,6 +41,7 @@ from model_loop import (
 # input, output
 out_dir = "out"                 # where checkpoints and logs go
 dataset = "addition"            # the folder data/<dataset>, written by its prepare.py
+task = ""                       # the file of a task of your own, of which the dataset is
 init_from = "scratch"           # scratch, resume (goes on from out_dir/ckpt_last.pt), or a checkpoint's path
 seed = 1337                     # >= 0: of everything random: weights, batches, dropout, loop counts
 # evaluation and logs
@@ -53,9 +55,9 @@ wandb_run_name = "run"          # its run
 # the batch
 batch_size = 64                 # >= 1: rows of a micro-step
 gradient_accumulation_steps = 1  # >= 1: micro-steps of an iteration, over all ranks together; at least one each
-fresh_rows = False              # addition: draw new problems in every step instead of reading train.bin
-swap_operands = False           # addition: exchange the operands of half of the rows
-flip_rows = 0.0                 # >= 0, <= 1: addition: share of rows written C=A+B
+fresh_rows = False              # rows: draw new problems in every step instead of reading train.bin
+swap_operands = False           # rows, where the task can: exchange the operands of half of them
+flip_rows = 0.0                 # >= 0, <= 1: rows, where the task can: share that is written C=A+B
 # the model; its other settings are listed below these
 model_type = "loop"             # loop: LoopGPT; gpt: nanoGPT's GPT
 # AdamW
@@ -78,7 +80,7 @@ cuda_graph = False              # capture the whole step, one graph per loop cou
 deterministic = False           # bit-exact on CUDA too, slower; a CPU is in any case
 
 OF_THIS_RUN = {"out_dir", "init_from", "eval_only", "device", "dtype", "compile", "cuda_graph", "wandb_log",
-               "wandb_project", "wandb_run_name"}  # what a resumed run does not take from its checkpoint
+               "wandb_project", "wandb_run_name", "task"}  # what a resumed run does not take from its checkpoint
 MAY_CHANGE_ON_RESUME = set(INFERENCE_SETTINGS) - {"num_loops"}  # model settings that a resumed run may change
 COLUMNS = ("iter", "loss", "lr", "grad_norm", "ms", "tokens_per_s", "loops", "train_loss", "val_loss",
            "val_loss_per_loop", "halted_after")  # of log.csv
@@ -214,8 +216,12 @@ def open_run(settings, given, checkpoint, last_path):
     T = sequence_length(data, settings["block_size"])
     if model.learned_positions and settings["block_size"] < T:
         raise SystemExit(f"--block_size={settings['block_size']}, but a row of {dataset} has {T} tokens")
-    if flip_rows and (data.meta.kind != "rows" or data.meta.track != "next"):
-        raise SystemExit(f"--flip_rows={flip_rows} is for addition rows of track next")
+    rows = data.meta.kind == "rows"
+    otherwise = rows and hasattr(tasks.load(data.meta.task), "augment")
+    if flip_rows and not (otherwise and data.meta.track == "next"):
+        raise SystemExit(f"--flip_rows={flip_rows} is for rows of track next, of a task that can write C=A+B")
+    if swap_operands and rows and not otherwise:
+        raise SystemExit(f"--swap_operands: the task {data.meta.task} has no operands to exchange")
     return data, model, model_args, T
 
 
@@ -312,6 +318,7 @@ def say_idle_settings(run):
         (rows and not run.raw_model.learned_positions, "rows have their length, and pos no end", "block_size"),
         (not rows and fresh_rows, "the data is a text", "fresh_rows"),
         (not rows and swap_operands, "the data is a text", "swap_operands"),
+        (*tasks.idle(run.data.meta, task), "task"),
         (untrained and run.settings["halt_head"] == "after", "it learns what a model does that was never trained; "
          "--init_from=CHECKPOINT", "halt_head"),
         (not decay_lr, "decay_lr is False", "min_lr", "lr_decay_iters"),
@@ -613,6 +620,8 @@ def main():
     checkpoint, settings = starting_point(own | of_model, given)
     globals().update({k: settings[k] for k in own})
     check_settings()
+    if task:
+        tasks.use(task)
     run = set_up(settings, given, checkpoint)
     run.started, run.provenance = time.time(), outputs.provenance(run.device) if run.log else None
     if run.master:

@@ -1,15 +1,27 @@
 """The addition task against plain Python: text, int() and +."""
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from helpers import SYMBOLS, UNLIKELY, chains, parse, texts, value
+from helpers import (
+    SYMBOLS,
+    UNLIKELY,
+    chains,
+    inputs_and_targets,
+    number_text,
+    parse,
+    problem_set,
+    texts,
+    value,
+)
 from scipy import stats
 
-import addition
+import tasks
 from model import GPT, GPTConfig
 from model_loop import LoopConfig, LoopGPT
+from tasks import addition
 
 
 def spell(a, b, track="next", plain=False):
@@ -142,7 +154,7 @@ def test_leading_zeros(rng, track, max_digits, max_places):
         found = np.bincount(drawn[longest[padded & (own[0] == own[1])] == k], minlength=max_places + 1 - k)[1:]
         assert len(found) == max_places - k
         assert len(found) == 1 or stats.chisquare(found).pvalue > UNLIKELY
-    T = addition.row_length(max_places, track)
+    T = addition.row_tokens(max_places, track)
     rows = texts(addition.write_rows(a, la, b, lb, T, track)[:500])
     for text, x, y, n, m in zip(rows, *values, la, lb, strict=False):
         c = max(n, m) + 1 if track == "slots" else max(max(n, m), len(str(x + y)))
@@ -203,7 +215,7 @@ def test_the_shorter_number_is_written_with_leading_zeros(rng, track):
     x, y = (to_ints(digits) for digits in (problems[0], problems[2]))
     assert (x == to_ints(plain[0])).all()
     assert (y == to_ints(plain[2])).all()
-    rows = texts(addition.write_rows(*problems, addition.row_length(5, track), track))
+    rows = texts(addition.write_rows(*problems, addition.row_tokens(5, track), track))
     assert any(len(str(i)) != len(str(j)) for i, j in zip(x, y, strict=True))
     for text, i, j in zip(rows, x, y, strict=True):
         n = max(len(str(i)), len(str(j)))
@@ -215,7 +227,7 @@ def test_the_shorter_number_is_written_with_leading_zeros(rng, track):
 @pytest.mark.parametrize("kind", ["uniform", "hard"])
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (2, 2), (5, 5), (12, 12), (40, 40), (3, 7), (7, 3), (1, 4), (4, 1)])
 def test_problem_sets_have_exact_lengths(n, m, kind):
-    a, la, b, lb = addition.problem_set(n, 2000, kind, m)
+    a, la, b, lb = problem_set(n, 2000, kind, m)
     special = 2 if kind == "hard" else 0  # 99..9 + 1 and 1 + 99..9
     for digits, lengths, wanted in ((a, la, n), (b, lb, m)):
         assert [len(str(x)) for x in to_ints(digits)] == lengths.tolist()
@@ -224,7 +236,7 @@ def test_problem_sets_have_exact_lengths(n, m, kind):
 
 @pytest.mark.parametrize("n", [1, 2, 5, 12, 40])
 def test_hard_problems(n):
-    a, _, b, _ = addition.problem_set(n, 2000, "hard")
+    a, _, b, _ = problem_set(n, 2000, "hard")
     a, b = to_ints(a), to_ints(b)
     assert [(a[0], b[0]), (a[1], b[1])] == [(10**n - 1, 1), (1, 10**n - 1)]
     counts = np.bincount(chains(a, b, n + 1)[2:], minlength=n + 1)
@@ -232,12 +244,12 @@ def test_hard_problems(n):
     assert len(counts) == n + 1
     if n > 1:
         assert stats.chisquare(counts[1:]).pvalue > 1e-3
-    assert addition.problem_set(n, 1, "hard")[0].shape == (1, n)  # fewer problems than special ones
+    assert problem_set(n, 1, "hard")[0].shape == (1, n)  # fewer problems than special ones
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 12, 40])
 def test_uniform_problems(n):
-    for digits in addition.problem_set(n, 4000)[::2]:
+    for digits in problem_set(n, 4000)[::2]:
         for place in {0, n // 2, n - 1}:
             counts = np.bincount(digits[:, place], minlength=10)
             leading = n > 1 and place == n - 1
@@ -249,7 +261,7 @@ def test_uniform_problems(n):
 def test_problem_sets_of_other_shapes(n):
     N, long = 3000, 10**n - 1
     for kind in ("shorter_a", "shorter_b", "equal", "nines"):
-        a, la, b, lb = addition.problem_set(n, N, kind)
+        a, la, b, lb = problem_set(n, N, kind)
         x, y = to_ints(a), to_ints(b)
         own = np.array([[len(str(i)) for i in numbers] for numbers in (x, y)])
         assert (own == [la, lb]).all()
@@ -267,15 +279,15 @@ def test_problem_sets_of_other_shapes(n):
         if kind != "equal" and n > 1:  # every length that is not longer, evenly
             assert stats.chisquare(np.bincount(shorter, minlength=n + 1)[1:]).pvalue > 1e-3
     with pytest.raises(ValueError, match="kind 'longer' is none of uniform"):
-        addition.problem_set(n, 1, "longer")
+        problem_set(n, 1, "longer")
 
 
 def test_problem_sets_are_the_same_at_every_call(rng):
     for kind in addition.KINDS:
         np.random.seed(rng.integers(2**31))  # noqa: NPY002  (it must not matter)
-        first, second = (addition.problem_set(6, 50, kind) for _ in range(2))
+        first, second = (problem_set(6, 50, kind) for _ in range(2))
         assert all((x == y).all() for x, y in zip(first, second, strict=True))
-        assert kind == "uniform" or (first[0] != addition.problem_set(6, 50)[0]).any()
+        assert kind == "uniform" or (first[0] != problem_set(6, 50)[0]).any()
 
 
 # ---- rows
@@ -285,9 +297,9 @@ def test_problem_sets_are_the_same_at_every_call(rng):
 @pytest.mark.parametrize("max_digits", [1, 4, 40])
 def test_rows_inputs_and_targets(rng, track, plain, max_digits):
     problem = addition.random_problems(rng, 50, max_digits, 0.3)
-    T = addition.row_length(max_digits, track)
+    T = addition.row_tokens(max_digits, track)
     rows = addition.write_rows(*problem, T, track, plain)
-    x, y = addition.inputs_and_targets(rows, track)
+    x, y = inputs_and_targets(rows, track)
     longest = 0
     for i, (a, b) in enumerate(zip(to_ints(problem[0]), to_ints(problem[2]), strict=True)):
         text, start = spell(a, b, track, plain)
@@ -309,9 +321,12 @@ def test_rows_inputs_and_targets(rng, track, plain, max_digits):
 def test_swap(rng, track):
     N = 4000
     a, la, b, lb = addition.random_problems(rng, N, 4, 0.3)
-    rows = addition.write_rows(a, la, b, lb, addition.row_length(4, track) + 3, track)
+    rows = addition.write_rows(a, la, b, lb, addition.row_tokens(4, track) + 3, track)
+    answer = tasks.answers(addition, rows)
+    rows, same = addition.augment(rng, rows, answer, swap=True)
+    assert (same == answer).all()
     swapped, differ = 0, 0
-    for x, y, text in zip(to_ints(a), to_ints(b), texts(addition.augment(rng, rows, swap=True)), strict=True):
+    for x, y, text in zip(to_ints(a), to_ints(b), texts(rows), strict=True):
         found = tuple(map(int, parse(text, track)))
         assert found in ((x, y), (y, x))
         differ += x != y
@@ -323,8 +338,9 @@ def test_swap(rng, track):
 def test_flip(rng, swap):
     N, share = 4000, 0.3
     a, la, b, lb = addition.random_problems(rng, N, 5, 0.3)
-    rows = addition.augment(rng, addition.write_rows(a, la, b, lb, addition.row_length(5)), swap, share)
-    x, y = addition.inputs_and_targets(rows)
+    rows = addition.write_rows(a, la, b, lb, addition.row_tokens(5))
+    rows, answer = addition.augment(rng, rows, tasks.answers(addition, rows), swap, share)
+    x, y = tasks.inputs_and_targets(addition, rows, answer, "next")
     flipped = 0
     for i, (p, q, text) in enumerate(zip(to_ints(a), to_ints(b), texts(rows), strict=True)):
         body = text.rstrip(" ")
@@ -346,6 +362,27 @@ def test_flip(rng, swap):
     assert stats.binomtest(flipped, N, share).pvalue > UNLIKELY
 
 
+@pytest.mark.parametrize(("track", "plain", "places"), [("next", False, 0), ("slots", False, 0), ("next", True, 0),
+                                                         ("slots", False, 9)])
+def test_labels_and_difficulty(rng, track, plain, places):
+    """Leading zeros, up to `places` of a number, are written but are no digits of it."""
+    s = SimpleNamespace(max_digits=5, carry_rows=0.5, max_places=places, zeros="places" if places else "none",
+                        few_rows=0.0, track=track, plain=plain)
+    rows, answer, difficulty = addition.draw(rng, 200, s)
+    labels = addition.labels(rows, answer, s)
+    for i, text in enumerate(texts(rows)):
+        left, right = text.rstrip(" \n").split("=")
+        a, b = (value(n, plain) for n in left.split("+"))
+        seen = {name: [(t, v) for t, v in enumerate(label[i].tolist()) if v >= 0] for name, label in labels.items()}
+        for k in range(len(right)):
+            t = len(left) + 1 + (len(right) - 1 - k if plain else k)
+            assert seen.pop(f"digit {k}") == [(t, (a + b) // 10 ** k % 10)]
+            assert k == 0 or seen.pop(f"carry into {k}") == [(t, (a % 10 ** k + b % 10 ** k) // 10 ** k)]
+        assert not any(seen.values())
+        assert difficulty["digits"][i] == max(len(str(a)), len(str(b)))
+        assert difficulty["chain"][i] == chains(np.array([a]), np.array([b]), 10)[0]
+
+
 @pytest.mark.parametrize("track", ["next", "slots"])
 @pytest.mark.parametrize("plain", [False, True])
 def test_prompts_and_answers_as_people_write_them(rng, track, plain):
@@ -353,26 +390,28 @@ def test_prompts_and_answers_as_people_write_them(rng, track, plain):
     for digits in (1, 2, 13, 40):
         pairs += [tuple(int("".join(map(str, rng.integers(0, 10, rng.integers(1, digits + 1))))) for _ in "ab")]
     for a, b in pairs:
-        problem = addition.read_problem(rng.choice([f"{a}+{b}=", f"{a}+{b}", f" {a} + {b} =\n"]))
+        s = SimpleNamespace(track=track, plain=plain, zeros="none")
+        written = rng.choice([f"{a}+{b}=", f"{a}+{b}", f" {a} + {b} =\n"])
         text, start = spell(a, b, track, plain)
-        asked = text[:start] + ("_" * (len(text) - start) if track == "slots" else "")
-        prompt = addition.prompt_tokens(problem, track, plain)
-        assert "".join(SYMBOLS[t] for t in prompt) == asked
-        assert addition.number_text(to_tokens(text[start:]), plain) == str(a + b)
+        row, answer = tasks.read(addition, written, s)
+        assert "".join(SYMBOLS[t] for t in row) == text
+        assert answer.tolist() == [t >= start for t in range(len(text))]
+        assert tasks.show(addition, row, s) == f"{a}+{b}={a + b}"
+        assert addition.solve(written, s) == str(a + b)
 
 
 def test_number_text_stops_at_the_first_other_symbol():
-    assert addition.number_text(to_tokens("321\n99")) == "123"
-    assert addition.number_text(to_tokens("321 "), plain=True) == "321"
-    assert addition.number_text(to_tokens("000\n")) == "0"
-    assert addition.number_text(to_tokens("\n12")) == ""
+    assert number_text(to_tokens("321\n99")) == "123"
+    assert number_text(to_tokens("321 "), plain=True) == "321"
+    assert number_text(to_tokens("000\n")) == "0"
+    assert number_text(to_tokens("\n12")) == ""
 
 
 @pytest.mark.parametrize("text", ["", "12", "1+2+3", "+", "1+", "+1=", "a+1", "1-2", "1+2=3", "1+2==", "-1+2", "1.5+2",
                                   "²+1", "١+٢"])
 def test_what_is_no_addition_is_refused(text):
     with pytest.raises(ValueError, match="not an addition"):
-        addition.read_problem(text)
+        addition.read(text, SimpleNamespace(track="next", plain=False, zeros="none"))
 
 
 # ---- the loss never sees an operand
@@ -389,8 +428,8 @@ def models():
 @pytest.mark.parametrize("track", ["next", "slots"])
 @pytest.mark.parametrize("model", list(models()))
 def test_operands_get_no_gradient(rng, model, track):
-    rows = addition.write_rows(*addition.random_problems(rng, 9, 3), addition.row_length(3, track), track)
-    x, y = map(torch.from_numpy, addition.inputs_and_targets(rows, track))
+    rows = addition.write_rows(*addition.random_problems(rng, 9, 3), addition.row_tokens(3, track), track)
+    x, y = map(torch.from_numpy, inputs_and_targets(rows, track))
     logits = []
     hook = model.lm_head.register_forward_hook(lambda module, args, output: logits.append(output))
     model.train()(x, y)[1].backward(inputs=logits)

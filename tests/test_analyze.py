@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from helpers import UNLIKELY
 from scipy import stats
 
-import addition
 import analyze
 import dataset
 from intervals import clustered_interval, clustered_spearman
 from model_loop import LoopConfig, LoopGPT, from_checkpoint
+from tasks import addition
 
 
 @pytest.fixture
@@ -230,29 +230,6 @@ def test_character_classes():
         2, 3, 1, 0]  # tokens of BPE
 
 
-@pytest.mark.parametrize(("track", "plain", "places"), [("next", False, 0), ("slots", False, 0), ("next", True, 0),
-                                                         ("slots", False, 9)])
-def test_answer_labels(rng, track, plain, places):
-    """Leading zeros, up to `places` of a number, are written but are no digits of it."""
-    problems = addition.random_problems(rng, 200, 5, 0.5, places)
-    rows = addition.write_rows(*problems, addition.row_length(places or 5, track), track, plain)
-    x, y = map(torch.from_numpy, addition.inputs_and_targets(rows, track))
-    place, carry, length, chain = analyze.answer_labels(x, y, plain)
-    for i in range(200):
-        a, b = (int("".join(map(str, d[i, :n[i]][::-1]))) for d, n in (problems[:2], problems[2:]))
-        for t in range(x.size(1)):
-            if not 0 <= y[i, t] < 10:
-                assert place[i, t] == -1
-                continue
-            k = int(place[i, t])
-            assert y[i, t] == (a + b) // 10 ** k % 10
-            assert carry[i, t] == (a % 10 ** k + b % 10 ** k) // 10 ** k
-        digits = len(str(a + b)) if track == "next" else max(problems[1][i], problems[3][i]) + 1
-        assert sorted(p for p in place[i].tolist() if p >= 0) == list(range(digits))
-        assert length[i] == max(len(str(a)), len(str(b)))
-    assert chain.tolist() == addition.chain_lengths(problems[0], problems[2]).tolist()
-
-
 # ---- whole runs
 
 TINY = ("--device=cpu", "--n_embd=16", "--n_head=2", "--batch_size=16", "--eval_iters=1", "--eval_interval=1000")
@@ -306,7 +283,7 @@ def test_run_on_addition(scripts, adders, track):
     checkpoint = torch.load(scripts.folder / out / "ckpt_last.pt", weights_only=True)
     model, data = from_checkpoint(checkpoint), dataset.open_dataset(name, scripts.folder / "data")
     T = dataset.sequence_length(data, 0)
-    x, y = dataset.get_batch(data, "val", (analyze.seed,), round(2000 / T), T)
+    x, y = dataset.get_batch(data, "val", (analyze.seed,), round(2000 / T), T, fresh=True)
     loops = model.think(x)[1]["loops"]
     for l in (1, 2, 3):
         share = (loops[y >= 0] == l).float().mean().item()
@@ -319,11 +296,13 @@ def test_run_on_addition(scripts, adders, track):
         for key in ("entropy", "delta", "confidence"):
             assert value(found, key, "trained", l, "answer") == pytest.approx(
                 record[key][..., l - 1][y >= 0].mean().item(), rel=1e-4)
-    place, carry, *_ = analyze.answer_labels(x, y)
-    kind = (place == 1) & (carry == 1)
-    assert value(found, "loops", "trained", "", "digit 1, carry 1") == pytest.approx(loops[kind].float().mean().item(),
+    rows, answer, _ = analyze.fresh_rows(addition, data.meta, "val", len(x))
+    labels = analyze.answer_labels(addition, data.meta, rows, answer)
+    place = labels["digit 1"] >= 0
+    kind = labels["carry into 1"] == 1
+    assert value(found, "loops", "trained", "", "carry into 1: 1") == pytest.approx(loops[kind].float().mean().item(),
                                                                                     abs=1e-5)
-    right = (model(x, y, 2)[0].argmax(-1) == y)[place == 1].float().mean().item()
+    right = (model(x, y, 2)[0].argmax(-1) == y)[place].float().mean().item()
     assert value(found, "lens_accuracy", "trained", 2, "digit 1") == pytest.approx(right, abs=1e-5)
     assert ("lens_accuracy", "trained", "6", "digit 1") in found
     assert ("probe_accuracy", "untrained", "0", "carry into 1") in found

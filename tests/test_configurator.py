@@ -253,7 +253,8 @@ def test_whole_numbers_that_no_tensor_holds(number):
 
 
 SCRIPTS = ["train.py", "sample.py", "evaluate.py", "analyze.py", "sweep.py", "bench.py",
-           *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("data/*/prepare.py")))]
+           "data/prepare.py", *(str(path.relative_to(ROOT)) for path in sorted([*ROOT.glob("data/*/prepare.py"),
+                                                                                *ROOT.glob("tasks/[a-z]*.py")]))]
 OUT_OF_RANGE = {
     "train.py": ["grad_clip=-1", "ema_decay=1.5", "ema_decay=1.0", "weight_decay=-1", "n_layer=0", "min_lr=-1",
                  "lr_decay_iters=-3", "flip_rows=2", "label_smoothing=-0.5", "label_smoothing=2", "learning_rate=-1",
@@ -272,8 +273,9 @@ OUT_OF_RANGE = {
                    "converged=-1", "digits=[0]", "seed=-1"],
     "sweep.py": ["seeds=[1,-1]", "parallel=-2", "timeout=-1"],
     "bench.py": ["replays=0", "workers=0", "seconds=0"],
-    "data/addition/prepare.py": ["train_rows=0", "val_rows=-1", "max_digits=0", "max_digits=101", "max_places=-1",
-                                 "carry_rows=1.5", "carry_rows=-0.1", "few_rows=2", "seed=-1"],
+    "data/prepare.py": ["train_rows=0", "val_rows=-1", "seed=-1"],
+    "tasks/addition.py": ["max_digits=0", "max_digits=101", "max_places=-1", "carry_rows=1.5", "carry_rows=-0.1",
+                          "few_rows=2"],
 }
 
 
@@ -345,16 +347,19 @@ def test_class_settings_of_the_models(cls):
 def test_help_shows_every_key(scripts, name):
     if not (ROOT / name).exists():
         pytest.skip(f"{name} does not exist yet")
-    out = scripts(name, "--help").out
+    command = ("data/prepare.py", f"--task={Path(name).stem}") if name.startswith("tasks/") else (name,)
+    out = scripts(*command, "--help").out
+    shown = "prepare.py" if "prepare" in " ".join(command) else name
+    name = "data/prepare.py" if name == "data/addition/prepare.py" else name  # which it calls
     top = re.split(r"^def |^\S.* = configure\(", (ROOT / name).read_text(), maxsplit=1, flags=re.MULTILINE)[0]
     keys = re.findall(r"^([a-z_0-9]+)(?:: [^=]+)? = ([^#\n]*?) *# (.*)$", top, re.MULTILINE)
-    assert len(keys) >= 2
+    assert len(keys) >= (1 if name.startswith("tasks/") else 2)
     if name == "train.py":
         keys += [(f.name, repr(f.default), "") for f in dataclasses.fields(LoopConfig) if f.name not in FROM_DATASET]
     for key, default, comment in keys:
         default = re.escape(repr(ast.literal_eval(default)))
         assert re.search(rf"^  --{key}={default} +{re.escape(comment) or '.'}", out, re.MULTILINE), key
-    assert f"usage: python {Path(name).name}" in out
+    assert f"usage: python {shown}" in out
 
 
 def test_help_of_a_script(script, capsys):

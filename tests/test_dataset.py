@@ -16,18 +16,19 @@ from conftest import ROOT
 from helpers import SYMBOLS, UNLIKELY, chains, parse, texts
 from scipy import stats
 
-import addition
 import dataset
+import tasks
+from tasks import addition
 
 
 def write_rows(folder, rng, N=300, max_digits=4, track="next", plain=False, carry_rows=0.4, splits=("train", "val"),
                max_places=0, zeros=None, few_rows=0.0):
-    row_len = addition.row_length(max_places or max_digits, track)
+    row_len = addition.row_tokens(max_places or max_digits, track)
     zeros = zeros or ("places" if max_places else "none")
     draw = max_digits, carry_rows, max_places, zeros, few_rows
     data = {s: addition.write_rows(*addition.random_problems(rng, N, *draw), row_len, track, plain) for s in splits}
     dataset.write_dataset(folder, data, kind="rows", vocab=list(SYMBOLS), vocab_size=15, row_len=row_len, pad=" ",
-                           think_token="=", digits="0123456789_", mask=addition.MASK_RULE, track=track, plain=plain,
+                           think_token="=", digits="0123456789_", mask=tasks.MASK_RULES[1], track=track, plain=plain,
                            max_digits=max_digits, max_places=max_places, zeros=zeros, carry_rows=carry_rows,
                            few_rows=few_rows)
     return data
@@ -211,15 +212,16 @@ def test_broken_json(here, text):
     assert "meta.json" in message("rows")
 
 
-ROW_KEYS = ("vocab", "row_len", "pad", "think_token", "digits", "mask", "track", "plain", "max_digits", "carry_rows")
+ROW_KEYS = ("vocab", "row_len", "pad", "think_token", "digits", "mask", "track")
+SETTINGS = ("plain", "max_digits", "carry_rows")  # of the task, which have defaults
 
 
-@pytest.mark.parametrize("key", ["kind", "vocab_size", "dtype", "tokens", "sha256", *ROW_KEYS])
+@pytest.mark.parametrize("key", ["kind", "vocab_size", "dtype", "tokens", "sha256", *ROW_KEYS, *SETTINGS])
 def test_wrong_types_in_meta(here, key):
     path = here / "rows/meta.json"
     meta = json.loads(path.read_text())
     for wrong in ("missing", None, [], {}, "x", 1.5):
-        if type(wrong) is type(meta[key]) and wrong != "missing":
+        if type(wrong) is type(meta[key]) and wrong != "missing" or wrong == "missing" and key in SETTINGS:
             continue
         path.write_text(json.dumps({k: v for k, v in meta.items() if k != key or wrong != "missing"}
                                    | ({} if wrong == "missing" else {key: wrong})))

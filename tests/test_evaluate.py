@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from helpers import problem_set
 from scipy import stats
 
-import addition
 import evaluate
 import figures
 import intervals
 import sweep
 from model_loop import LoopGPT
+from tasks import addition
 
 L, PROMPT = 6, 3
 
@@ -88,7 +89,7 @@ def run(scripts, monkeypatch, rng, untrained):
 
 
 def operands(n, count, kind):
-    a, la, b, lb = addition.problem_set(n, count, kind)
+    a, la, b, lb = problem_set(n, count, kind)
     return [tuple(int("".join(map(str, x[:l][::-1]))) for x, l in ((x, lx), (y, ly)))
             for x, lx, y, ly in zip(a, la, b, lb, strict=True)]
 
@@ -136,15 +137,15 @@ def test_loops_of_solved_problems_against_digits_and_carries(run, track, capsys)
         pairs = np.array([(k, m) for k, x in chains.items() for m in x])
         if np.ptp(pairs, 0).all():
             rhos.append(stats.spearmanr(*pairs.T).statistic)
-    over_problems, over_means = re.search(r"digit count (\S+) over problems, (\S+) over the means of 4", said).groups()
+    over_problems, over_means = re.search(r"size (\S+) over problems, (\S+) over the means of 4", said).groups()
     if np.ptp(most):
         assert float(over_problems) == pytest.approx(stats.spearmanr(n_of, most).statistic, abs=0.0051)
     if np.ptp([*means.values()]):
         assert float(over_means) == pytest.approx(stats.spearmanr(counts, [*means.values()]).statistic, abs=0.0051)
     if rhos:
-        assert float(re.search(r"carry chain (\S+),", said)[1]) == pytest.approx(np.mean(rhos), abs=0.0051)
-    ratio = float(re.search(r"12 digits / at 4 digits (\S+)", said)[1])
-    assert ratio == pytest.approx(means[12] / means[4], abs=0.0051)
+        assert float(re.search(r"Spearman with chain (\S+),", said)[1]) == pytest.approx(np.mean(rhos), abs=0.0051)
+    ratio = float(re.search(r"at size 12 / at size 1 (\S+)", said)[1])
+    assert ratio == pytest.approx(means[12] / means[1], abs=0.0051)
     assert Path("fake_loops.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -165,7 +166,7 @@ def test_every_kind_of_problem_is_measured(run, track, capsys, tmp_path):
             assert (int(left[::-1]), int(right[::-1])) == (a, b)
             assert len(left) == len(right) if track == "zeros" else [len(str(a)), len(str(b))] == [*map(len, (
                 left, right))]
-    head = next(line.split() for line in said.splitlines() if line.split()[:1] == ["digits"])
+    head = next(line.split() for line in said.splitlines() if line.split()[:1] == ["size"])
     assert [word for word in head if word in kinds] == kinds
     line = next(line.split() for line in said.splitlines() if line.split()[:1] == ["9"])
     assert line[1:2 * len(kinds):2] == [f"{100 * r['accuracy']:.1f}%" for r in rows[len(kinds):]]
@@ -176,7 +177,7 @@ def test_every_kind_of_problem_is_measured(run, track, capsys, tmp_path):
     table = [dict(row="a", seed=0, error="", **found)]
     assert f"| a | 1/1 | {100 * found['equal_2']:.1f} | {100 * found['equal_9']:.1f} |" in sweep.markdown(
         "equal", "", table, ["a"])
-    figures.draw_sweep(table, str(tmp_path / "x.png"))
+    figures.draw_sweep(table, [], str(tmp_path / "x.png"))
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -207,7 +208,8 @@ def test_a_file_of_problems_is_measured(run, track, capsys, tmp_path):
 
 @pytest.mark.parametrize(("text", "words"), [
     ("1+2\n\n3+x\n", "line 3: '3.x' is not an addition"), ("1+2+3\n", "line 1"), ("12\n", "line 1"),
-    ("1+2\n" + "9" * 17 + "+1", "has numbers of 17 digits.*place_ids"), ("-1+2\n", "line 1"), ("\n\n", "no problem")])
+    ("1+2\n" + "9" * 17 + "+1", "problems.txt: a number of 1[78] digits.*place_ids"), ("-1+2\n", "line 1"),
+    ("\n\n", "no problem")])
 def test_a_file_that_holds_no_problems(run, tmp_path, text, words):
     path = tmp_path / "problems.txt"
     path.write_text(text, encoding="utf-8")
@@ -227,7 +229,7 @@ def test_adderboard_draws_its_problems():
 
 
 def test_kinds_that_do_not_exist(run):
-    for wrong in ("--kinds=", "--kinds=even", "--kinds=uniform,all"):
+    for wrong in ("--kinds=even", "--kinds=uniform,all"):
         with pytest.raises(SystemExit, match="kinds.*shorter_a"):
             run("next", "--digits=[1]", wrong)
 
@@ -279,13 +281,13 @@ def test_what_cannot_be_computed_is_left_out_with_its_reason(run, monkeypatch, c
     """One digit count; loops that are all the same; problems of which none, or of one digit count only, are solved."""
     run("next", "--digits=[4]", "--problems=70")
     said = capsys.readouterr().out
-    assert re.search(r"answer: mean \d\.\d\d, no correlation with the digit count, of which there is one\n", said)
+    assert re.search(r"answer: mean \d\.\d\d, no correlation with the size, of which there is one\n", said)
     assert f"prompt: mean {PROMPT:.2f}, the same for every problem" in said  # as every token's limit
     assert "nan" not in said
     of_problem = run.fake.problem
     for fine, frontier, words in (
-            (lambda a: False, True, "since none of the digit counts has any"),
-            (lambda a: a < 10, False, "since 1 of the digit counts has any"),
+            (lambda a: False, True, "since none of the sizes has any"),
+            (lambda a: a < 10, False, "since 1 of the sizes has any"),
             (lambda a: True, False, "since the loops are the same for every problem")):
         monkeypatch.setattr(run.fake, "problem", lambda a, b, track, fine=fine: (
             [L] * len(of_problem(a, b, track)[0]), fine(a)))

@@ -11,8 +11,8 @@ import cutile_cpu
 import numpy as np
 import pytest
 import torch
+from helpers import inputs_and_targets, prompt_tokens
 
-import addition
 import kernels as real
 import looplm_kernels
 import model_loop
@@ -20,6 +20,7 @@ import runtime
 import think
 from looplm_kernels import RULES, HaltingPlan
 from model_loop import LoopConfig, LoopGPT, from_checkpoint
+from tasks import addition
 
 ROOT = Path(looplm_kernels.__file__).parent
 WHY = real.backend.why_not_cutile(torch.device("cuda")) if torch.cuda.is_available() else "there is no GPU"
@@ -506,16 +507,16 @@ def problems():
     print(f"problems of seed {seed}")
     digits = meta["max_digits"]
     problem = addition.random_problems(np.random.default_rng(seed), PROBLEMS, digits)
-    rows = addition.write_rows(*problem, addition.row_length(digits, meta["track"]), meta["track"], meta["plain"])
-    X, Y = map(torch.from_numpy, addition.inputs_and_targets(rows, meta["track"]))
+    rows = addition.write_rows(*problem, addition.row_tokens(digits, meta["track"]), meta["track"], meta["plain"])
+    X, Y = map(torch.from_numpy, inputs_and_targets(rows, meta["track"]))
     return model, problem, X, Y, meta
 
 
 def answers(model, problem, meta, device):
     """What a model writes after each problem, greedily; prompts of one length go together."""
-    prompts = [addition.prompt_tokens([x[i:i + 1] for x in problem], meta["track"], meta["plain"])
+    prompts = [prompt_tokens([x[i:i + 1] for x in problem], meta["track"], meta["plain"])
                for i in range(PROBLEMS)]
-    said, most = [None] * PROBLEMS, addition.row_length(meta["max_digits"], meta["track"])
+    said, most = [None] * PROBLEMS, addition.row_tokens(meta["max_digits"], meta["track"])
     for length in {len(p) for p in prompts}:
         same = [i for i, p in enumerate(prompts) if len(p) == length]
         idx = torch.from_numpy(np.stack([prompts[i] for i in same])).to(device)

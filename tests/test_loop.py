@@ -7,9 +7,9 @@ import pytest
 import torch
 from models import random_weights
 
-from addition import ID
 from model import GPT, GPTConfig
 from model_loop import LoopConfig, LoopGPT
+from tasks.addition import ID
 
 V, T, C, NH, HS = 13, 7, 16, 2, 8
 ADDITION = {"vocab_size": len(ID), "number_tokens": tuple(range(10)), "think_token": ID["="], "pad_token": ID[" "]}

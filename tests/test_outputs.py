@@ -179,7 +179,7 @@ def test_a_closed_terminal_costs_no_iteration(scripts):
 
 def test_a_stopped_evaluation_leaves_what_it_measured(scripts, finished):
     run = scripts("evaluate.py", "--out_dir=finished", "--digits=[1,2]", "--problems=10", "--csv_file=cut.csv",
-                  status=130, signal_at=("digits", signal.SIGHUP))
+                  status=130, signal_at=("size", signal.SIGHUP))
     assert run.err.splitlines()[-2:] == ["cut.csv has the 4 rows measured until then", "SIGHUP: stopped"]
     assert [r["n"] for r in read_csv(scripts.folder / "cut.csv")] == ["1", "1", "2", "2"]
     assert json.loads((scripts.folder / "cut.json").read_text())["finished"] is False
@@ -293,7 +293,7 @@ def test_a_full_disk_costs_the_log_a_line_and_no_iteration(scripts):
 def test_a_full_disk_for_tables_and_traces(scripts, finished):
     run = scripts("evaluate.py", "--out_dir=finished", "--digits=[1]", "--problems=10", "--eval_iters=0",
                   "--csv_file=/dev/full", status=1)
-    assert "digits" in run.out
+    assert "size" in run.out
     assert run.err.splitlines()[-1] == "/dev/full has 0 of 2 rows, since it could not be written"
     (scripts.folder / "full.jsonl").symlink_to("/dev/full")
     run = scripts("sample.py", "--out_dir=finished", "--start=1+2= 3+4=", "--trace_file=full.jsonl", status=1)

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from helpers import inputs_and_targets, number_text
 from scipy import stats
 
-import addition
 import evaluate
 import runtime
 from dataset import checkpoint_meta
 from model_loop import from_checkpoint
+from tasks import addition
 
 PROBLEMS = 200
 ADDERBOARD = runpy.run_path(str(ROOT / "data/addition/adderboard.py"))
@@ -24,8 +25,8 @@ def fresh_problems(rng, n, count, track):
     """Inputs and targets (count,T) of additions of exactly n digits."""
     lengths = np.full(count, n)
     a, b = (addition.random_numbers(rng, lengths, n) for _ in range(2))
-    rows = addition.write_rows(a, lengths, b, lengths, addition.row_length(n, track), track)
-    return map(torch.from_numpy, addition.inputs_and_targets(rows, track))
+    rows = addition.write_rows(a, lengths, b, lengths, addition.row_tokens(n, track), track)
+    return map(torch.from_numpy, inputs_and_targets(rows, track))
 
 
 def solves(model, X, Y):
@@ -60,7 +61,7 @@ def test_one_pass_solves_what_greedy_decoding_solves(rng):
     X, Y = fresh_problems(rng, n, 30, "next")
     prompt = 2 * n + 2
     written = model.generate(X[:, :prompt], n + 2, temperature=0, stop=addition.ID[addition.END])[:, prompt:]
-    greedy = [addition.number_text(row) == addition.number_text(y) for row, y in zip(
+    greedy = [number_text(row) == number_text(y) for row, y in zip(
         written.tolist(), Y[:, prompt - 1:].tolist(), strict=True)]
     assert solves(model, X, Y).tolist() == greedy
 
@@ -72,7 +73,7 @@ def test_adderboard(count, tmp_path):
     model, meta = from_checkpoint(saved), checkpoint_meta(saved)
     path = tmp_path / "problems.txt"
     path.write_text("\n".join(f"{a}+{b}" for a, b in ADDERBOARD["problems"]()[:count]), encoding="utf-8")
-    X, Y = evaluate.test_batch(meta, evaluate.read_problems(path))
+    X, Y = evaluate.batch(meta, evaluate.read_problems(meta, path))
     assert len(X) == count
     assert all(solves(model, x, y).all() for x, y in zip(X.split(250), Y.split(250), strict=True))
 
@@ -82,12 +83,11 @@ def test_a_hundred_digits(rng):
     saved = runtime.load_checkpoint(ROOT / "pretrained/addition.pt")
     model, meta = from_checkpoint(saved), checkpoint_meta(saved)
     for kind in ("uniform", "shorter_a", "equal"):
-        a, la, b, lb = addition.problem_set(100, 400, kind)
         some = rng.choice(400, 5, replace=False)
-        X, Y = evaluate.test_batch(meta, (a[some], la[some], b[some], lb[some]))
+        X, Y = evaluate.batch(meta, [x[some] for x in evaluate.problem_set(meta, 100, 400, kind)[:2]])
         assert solves(model, X, Y).sum() >= 4, kind
     with pytest.raises(ValueError, match="12[89] digits"):
-        model.embed(next(iter(evaluate.test_batch(meta, addition.problem_set(128, 1)))))
+        model.embed(next(iter(evaluate.batch(meta, evaluate.problem_set(meta, 128, 1)))))
 
 
 @pytest.mark.parametrize("name", NAMES)

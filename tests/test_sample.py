@@ -7,13 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import inputs_and_targets, number_text, problem_set
 from models import random_weights
 
-import addition
 import dataset
 import generate
 import sample as sample_py
 from model_loop import LoopConfig, LoopGPT, from_checkpoint
+from tasks import addition
 
 TINY = ("--device=cpu", "--n_embd=32", "--n_head=2", "--num_loops=3", "--pos=place", "--place_ids=8",
         "--place_subset=4", "--tie_weights=False", "--supervise=all", "--batch_size=32", "--eval_iters=1",
@@ -48,7 +49,7 @@ def test_evaluate_agrees_with_what_sample_writes(scripts, trained, track):
     """Exact match by one forward pass over the right answer, against greedy decoding token by token."""
     scripts("evaluate.py", f"--checkpoint={trained[track]}", "--digits=[1]", "--problems=60", "--eval_iters=0",
             "--batch_size=17", "--csv_file=e.csv")
-    a, _, b, _ = addition.problem_set(1, 60)
+    a, _, b, _ = problem_set(1, 60)
     problems = [(int(x), int(y)) for x, y in zip(a[:, 0], b[:, 0], strict=True)]
     said = answers(scripts("sample.py", f"--checkpoint={trained[track]}", "--trace=False",
                            "--start=" + ",".join(f"{x}+{y}=" for x, y in problems)).out)
@@ -68,7 +69,7 @@ def test_zeros_of_the_data_are_written_and_not_shown(scripts):
             "--train_rows=500", "--val_rows=100")
     scripts("train.py", "--dataset=zeros", *TINY, "--place_next=True", "--place_runs=0.5", "--place_scale=0.1",
             "--max_iters=200", "--out_dir=out_zeros")
-    a, la, b, lb = addition.problem_set(2, 60, "shorter_b")
+    a, la, b, lb = problem_set(2, 60, "shorter_b")
     assert (la > lb).any()
     problems = [(int(x[0] + 10 * x[1]), int(y[0] + 10 * y[1])) for x, y in zip(a, b, strict=True)]
     out = scripts("sample.py", "--checkpoint=out_zeros/ckpt_last.pt", "--trace_file=t.jsonl", "--halt=none",
@@ -88,7 +89,7 @@ def test_zeros_of_the_data_are_written_and_not_shown(scripts):
             idx = torch.cat((idx, model(idx)[0][:, -1:].argmax(-1)), 1)
             if idx[0, -1] == addition.ID[addition.END]:
                 break
-        assert said[x, y] == addition.number_text(idx[0, len(prompt):])
+        assert said[x, y] == number_text(idx[0, len(prompt):])
 
 
 def test_evaluate_counts_loops_of_prompt_and_answer_apart(scripts, trained):
@@ -97,8 +98,8 @@ def test_evaluate_counts_loops_of_prompt_and_answer_apart(scripts, trained):
     rows = read_csv(scripts, "e.csv")
     checkpoint = torch.load(scripts.folder / trained["next"], weights_only=True)
     model, meta = from_checkpoint(checkpoint), dataset.checkpoint_meta(checkpoint)
-    written = addition.write_rows(*addition.problem_set(2, 30, "hard"), addition.row_length(2))
-    x, _ = map(torch.from_numpy, addition.inputs_and_targets(written, meta.track))
+    written = addition.write_rows(*problem_set(2, 30, "hard"), addition.row_tokens(2))
+    x, _ = map(torch.from_numpy, inputs_and_targets(written, meta.track))
     most = []
     for row in x:
         tokens = row[row != addition.ID[addition.PAD]][None]
@@ -155,7 +156,7 @@ def test_the_points_of_the_frontier_are_plain_evaluations(scripts, trained, trac
 
 def test_a_failed_evaluation_leaves_the_old_table(scripts, trained):
     (scripts.folder / "old.csv").write_text("old")
-    for key, *args in (("digits", "--digits=[1,30]"), ("grid", "--digits=[1]", "--grid=8")):  # sums of 9 digits
+    for key, *args in (("sizes", "--digits=[1,30]"), ("grid", "--digits=[1]", "--grid=8")):  # sums of 9 digits
         run = scripts("evaluate.py", f"--checkpoint={trained['next']}", *args, "--csv_file=old.csv", status=None)
         assert f"--{key} goes up to" in run.err
         assert "place_ids is 8" in run.err
@@ -207,7 +208,7 @@ def test_trace_file_and_picture(scripts, trained, track):
     rows = [json.loads(line) for line in (scripts.folder / "t.jsonl").read_text(encoding="utf-8").splitlines()]
     reads, writes = "".join(r["reads"] for r in rows), "".join(r["writes"] or "" for r in rows)
     assert reads.startswith("7+5=")
-    said = addition.number_text([addition.ID[{"⏎": "\n", "␣": " "}.get(w, w)] for w in writes])
+    said = number_text([addition.ID[{"⏎": "\n", "␣": " "}.get(w, w)] for w in writes])
     assert run.out.startswith(f"7+5={said}")
     assert ("wrong: 12" in run.out.splitlines()[0]) == (said != "12")
     tokens = torch.tensor([[addition.ID[{"⏎": "\n", "␣": " "}.get(s, s)] for s in reads]])
@@ -299,7 +300,7 @@ def test_problems_from_a_file(scripts, trained):
     ("1 + 2 =", ["1+2"]), ("1+2 =3 +4", ["1+2=3+4"]), (" 1 +2,3+ 4 = 5+6=\n7\t+\t8\n=", ["1+2", "3+4", "5+6", "7+8"]),
     ("1+2", ["1+2"]), ("", ["57+68", "999+1", "1234+8766"])])
 def test_problems_as_people_write_them(monkeypatch, start, found):
-    meta = SimpleNamespace(kind="rows", vocab=addition.VOCAB, track="next", plain=True, zeros="none")
+    meta = SimpleNamespace(kind="rows", task="addition", track="next", plain=True, zeros="none")
     monkeypatch.setattr(sample_py, "start", start)
     if found == ["1+2=3+4"]:
         with pytest.raises(SystemExit, match="not an addition"):
@@ -316,7 +317,7 @@ def test_files_without_a_problem(tmp_path, monkeypatch, content, words):
     (tmp_path / "some.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
     monkeypatch.setattr(sample_py, "start", f"FILE:{tmp_path}/some.txt")
     with pytest.raises(SystemExit, match=words) as e:
-        sample_py.read_prompts(SimpleNamespace(kind="rows", vocab=addition.VOCAB, track="next", plain=False))
+        sample_py.read_prompts(SimpleNamespace(kind="rows", task="addition", track="next", plain=False))
     assert "some.txt" in str(e.value)
     if content == "":
         with pytest.raises(SystemExit, match="some.txt: the file is empty"):

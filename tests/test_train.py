@@ -514,6 +514,10 @@ def test_configs(scripts, path):
     args += ["--n_layer=2"] if re.search(r"^n_layer = (?!1$)", text, re.MULTILINE) else []
     args += ["--num_loops=[2,3]"] if "num_loops = [" in text else ["--num_loops=2"] if "num_loops =" in text else []
     args += ["--prompt_loops=3"] if "prompt_loops =" in text else []
+    args += ["--min_loops=1"] if "min_loops =" in text else []
+    if data := re.search(r"Data: python data/prepare\.py((?:[\s#]+--\S+)+)", text):
+        scripts("data/prepare.py", *data[1].replace("#", "").split(), "--train_rows=400", "--val_rows=100")
+        args += ["--batch_size=32"]  # of 4 rows, in which every symbol is as likely, the loss hardly falls
     run = scripts("train.py", str(path), *args)
     folder = scripts.folder / path.stem
     assert all((folder / name).stat().st_size for name in ("config.json", "log.csv", "loss.png", "ckpt_last.pt"))

@@ -1,29 +1,76 @@
-"""The addition task: problems, rows of tokens, test sets. numpy only, and every draw from a generator given to it.
+"""Addition: A+B=C, digits least significant first.
 
-A row is A+B=C and an end symbol, digits least significant first, padded on the right. Two tracks:
+A row is A+B=C and an end symbol, padded on the right. Two tracks:
   next    the model predicts the next token, digit after digit, and ends with a newline
   slots   parallel answer: after '=' stand n+1 slots (n the longer operand's digits), and each is read out at its own
           place, so that the last may be a leading 0; no end symbol
 
-A number is a row of a digit matrix (N, D) int8, least significant digit first, 0 beyond its length (N,).
+A size is the digits of both operands, or a pair: those of A, those of B. A number is a row of a digit matrix (N, D)
+int8, least significant digit first, 0 beyond its length (N,); a problem is two of them: a, la, b, lb.
 """
+import re
+
 import numpy as np
 
+max_digits = 4                  # >= 1, <= 100: operands have 1 to this many digits, lengths drawn independently
+zeros = ""                      # none; shorter: to the longer one's length; places: see below; empty: by max_places
+max_places = 0                  # >= 0, <= 100: with zeros=places: three rows of four have so many places at most
+carry_rows = 0.4                # >= 0, <= 1: share of rows in which a carry travels several places
+few_rows = 0.0                  # >= 0, <= 1: share of rows whose digits are 1 to 3 symbols, A = B in some
+track = "next"                  # next: next-token prediction; slots: parallel answer
+plain = False                   # most significant digit first, instead of least
+
 DIGITS, PLUS, EQUALS, END, PAD, SLOT = "0123456789", "+", "=", "\n", " ", "_"
-VOCAB = list(DIGITS + PLUS + EQUALS + END + PAD + SLOT)  # the digit d has the id d
+VOCAB = DIGITS + PLUS + EQUALS + END + PAD + SLOT  # the digit d has the id d
+THINK, NUMBER = EQUALS, DIGITS + SLOT
 ID = {symbol: i for i, symbol in enumerate(VOCAB)}
-MASK_RULE = "targets are what follows the second operator, end symbol included; all others are -1"
 ZEROS = ("none", "shorter", "places")  # leading zeros of a dataset: of no number; of the shorter one of a problem, to
 # the length of the other; of both in a share PADDED of the rows, to one length up to max_places
 PADDED = 0.75
 KINDS = ("uniform", "hard", "shorter_a", "shorter_b", "equal", "nines")  # of problem_set; their order seeds the draws
+SIZES, PAIRS = [1, 2, 3, 4, 5, 6, 7, 8], True
+EXAMPLES = "57+68= 999+1= 1234+8766="
 EQUAL = 0.3  # share of the rows of few digits in which A = B
-TEST_SEED = 2_000_003  # no training stream starts with it, so test problems are the same for every model
 
 
-def row_length(places, track="next"):
-    """Tokens of a row whose operands have so many digits: A + B = C, and the end symbol of track next."""
-    return 3 * places + 3 + (track == "next")
+def complete(s):
+    """The leading zeros that max_places asks for; ValueError for settings that do not go together."""
+    s.zeros = s.zeros or ("places" if s.max_places else "none")
+    if s.zeros not in ZEROS:
+        raise ValueError(f"zeros={s.zeros}: {', '.join(ZEROS)}")
+    if (s.zeros == "places") != (s.max_places > 0) or 0 < s.max_places < s.max_digits:
+        raise ValueError(f"max_places={s.max_places}: with zeros=places at least max_digits, {s.max_digits}, else 0")
+
+
+def places(size, s):
+    """Digits of the longer operand of a size, None: of the longest in training."""
+    return max(np.atleast_1d(size or s.max_places or s.max_digits).tolist())
+
+
+def row_length(size, s):
+    """Tokens of a row of a size: A + B = C, and the end symbol of track next."""
+    return row_tokens(places(size, s), s.track)
+
+
+def row_tokens(digits, track="next"):
+    """Tokens of a row whose operands have so many digits."""
+    return 3 * digits + 3 + (track == "next")
+
+
+def longest_number(size, s):
+    """Digits of the longest sum of a size."""
+    return places(size, s) + 1
+
+
+def draw(rng, N, s, size=None, kind="uniform"):
+    """Rows (N,T) uint16 of training or, with a size, of a kind of test problems; their answers (N,T); and of each
+    problem the digits of its longer operand, leading zeros aside, and its longest carry chain."""
+    if size is None:
+        problem = random_problems(rng, N, s.max_digits, s.carry_rows, s.max_places, s.zeros, s.few_rows)
+    else:
+        problem = with_zeros(problem_set(rng, N, size, kind), s.zeros)
+    rows, (a, _, b, _) = write_rows(*problem, row_length(size, s), s.track, s.plain), problem
+    return rows, answer_mask(rows), dict(digits=number_lengths(a | b), chain=chain_lengths(a, b))
 
 
 # ---- numbers and problems
@@ -46,6 +93,11 @@ def add(a, b):
         c[:, d], carry[:, d + 1] = s % 10, s // 10
     c[:, D] = carry[:, D]
     return c, carry
+
+
+def number_lengths(digits):
+    """Digits (N,) of the numbers of a matrix (N, D), leading zeros aside; 0 has one."""
+    return np.where(digits > 0, np.arange(1, digits.shape[1] + 1), 1).max(1)
 
 
 def chain_lengths(a, b):
@@ -130,9 +182,8 @@ def random_problems(rng, N, max_digits, carry_rows=0.0, max_places=0, zeros="non
     return with_zeros((a, la, b, lb), zeros)
 
 
-def problem_set(n, count, kind="uniform", m=None):
-    """Problems whose operands have exactly n and m (default n) digits, the same at every call. Returns a, la, b, lb.
-    ValueError for a kind that is none of KINDS.
+def problem_set(rng, count, size, kind="uniform"):
+    """Test problems of exactly n and m digits, as size says: a, la, b, lb. ValueError for a kind that is none of KINDS.
 
     uniform:   every pair of such numbers is equally likely
     hard:      the longest carry chain is drawn evenly from 1..n; the first two problems are 99..9+1 and 1+99..9
@@ -143,8 +194,8 @@ def problem_set(n, count, kind="uniform", m=None):
     """
     if kind not in KINDS:
         raise ValueError(f"kind {kind!r} is none of {', '.join(KINDS)}")
-    m = n if m is None or kind not in ("uniform", "hard") else m
-    rng = np.random.default_rng([TEST_SEED, n, m, KINDS.index(kind)])
+    n, m = np.broadcast_to(size, 2).tolist()
+    m = m if kind in ("uniform", "hard") else n
     D = max(n, m)
     la, lb = np.full(count, n), np.full(count, m)
     if kind == "hard":
@@ -205,32 +256,10 @@ def write_rows(a, la, b, lb, row_len, track="next", plain=False):
     return rows
 
 
-def is_true(row, plain=False):
-    """Whether a row is a sum A+B=C, its numbers written as plain says."""
-    text = "".join(VOCAB[t] for t in row).rstrip(PAD).removesuffix(END)
-    parts = text.replace(EQUALS, PLUS).split(PLUS)
-    if len(parts) != 3 or not all(map(str.isdigit, parts)):
-        return False
-    a, b, c = (int(n if plain else n[::-1]) for n in parts)
-    return a + b == c
-
-
 def answer_mask(rows):
     """True (N, T) where a row's answer stands, its end symbol included: what follows the second of its operators."""
     operators = np.isin(rows, (ID[PLUS], ID[EQUALS]))
     return (operators.cumsum(1) == 2) & ~operators & (rows != ID[PAD])
-
-
-def inputs_and_targets(rows, track="next"):
-    """Rows (N, T) -> what the model reads and what it must say, int64; -1 where no loss is taken.
-
-    next: (N, T-1) each, targets one ahead. slots: (N, T) each, the answer hidden behind slots, targets in place.
-    """
-    answer = answer_mask(rows)
-    said = np.where(answer, rows.astype(np.int64), -1)
-    if track == "slots":
-        return np.where(answer, ID[SLOT], rows).astype(np.int64), said
-    return rows[:, :-1].astype(np.int64), said[:, 1:]
 
 
 def _reorder(rows, chosen, lengths):
@@ -245,8 +274,9 @@ def _reorder(rows, chosen, lengths):
     return np.where(chosen[:, None], np.take_along_axis(rows, source, 1), rows)
 
 
-def augment(rng, rows, swap=False, flip=0.0):
-    """swap: exchange the operands of half of the rows; flip: share of rows (track next) written C=A+B instead."""
+def augment(rng, rows, answer, swap=False, flip=0.0):
+    """swap: exchange the operands of half of the rows; flip: share of rows (track next) written C=A+B instead, whose
+    answer is B. Returns rows and answers (N,T)."""
     each = np.arange(len(rows))
     la, eq = (rows == ID[PLUS]).argmax(1), (rows == ID[EQUALS]).argmax(1)
     if swap:
@@ -262,31 +292,68 @@ def augment(rng, rows, swap=False, flip=0.0):
         rows = _reorder(rows, chosen, [(eq + 1, lc), (np.zeros_like(la), la), (la + 1, lb)])
         rows[each[chosen], lc[chosen]] = ID[EQUALS]
         rows[each[chosen], (lc + 1 + la)[chosen]] = ID[PLUS]
-    return rows
+        answer = answer_mask(rows)
+    return rows, answer
+
+
+def labels(rows, answer, s):
+    """For probes: 'digit k', the digit of place k of the sum at the token that is it, and 'carry into k' there; (N,T)
+    each, -1 elsewhere. Places are counted from the least significant one."""
+    rows, T = rows.astype(np.int64), rows.shape[1]  # in which -1 is a number
+    la, eq = (rows == ID[PLUS]).argmax(1), (rows == ID[EQUALS]).argmax(1)
+    lb = eq - la - 1
+    d = np.arange(max(la.max(), lb.max()))
+    numbers = []
+    for start, length in ((np.zeros_like(la), la), (la + 1, lb)):
+        at = start[:, None] + (length[:, None] - 1 - d if s.plain else d)
+        numbers.append(np.where(d < length[:, None], np.take_along_axis(rows, at.clip(0, T - 1), 1), 0))
+    carry = add(*(n.astype(np.int8) for n in numbers))[1]  # (N,D+1)
+    digit = answer & (rows < 10)
+    place = digit.cumsum(1) - 1
+    place = np.where(digit, digit.sum(1, keepdims=True) - 1 - place if s.plain else place, -1)
+    carry = np.take_along_axis(carry, place.clip(0, len(d)), 1)
+    found = {}
+    for k in range(place.max() + 1):
+        found[f"digit {k}"] = np.where(place == k, rows, -1)
+        if k:
+            found[f"carry into {k}"] = np.where(place == k, carry, -1)
+    return found
 
 
 # ---- as people write them
 
-def read_problem(text):
-    """'123+456=' (spaces and a missing '=' are fine) -> a, la, b, lb of one problem. ValueError if it is none."""
+def split(text):
+    """Problems parted by spaces, commas, lines; spaces around '+' and before '=' are fine."""
+    return re.sub(r"\s*\+\s*|\s+(?==)", lambda m: m[0].strip(), text).replace(",", " ").split()
+
+
+def numbers_of(text):
+    """'123+456=' (spaces and a missing '=' are fine) -> the two numbers, as text. ValueError if it is no addition."""
     parts = text.replace(" ", "").strip().removesuffix("=").split("+")
     if len(parts) != 2 or not all(p.isascii() and p.isdigit() for p in parts):
-        raise ValueError(f"{text!r} is not an addition; write it as 123+456=")
+        unknown = sorted({c for c in text if c not in VOCAB})
+        raise ValueError(f"{text!r} is not an addition; write it as 123+456=" +
+                         (f", without {' '.join(map(repr, unknown))}" if unknown else ""))
+    return parts
+
+
+def read(text, s):
+    """The row of a problem as people write it. ValueError if it is none."""
+    parts = numbers_of(text)
     D = max(map(len, parts))
     (a, la), (b, lb) = ((np.array([list(map(int, p[::-1].ljust(D, "0")))], np.int8), np.array([len(p)])) for p in parts)
-    return a, la, b, lb
+    row = write_rows(*with_zeros((a, la, b, lb), s.zeros), row_tokens(D, s.track), s.track, s.plain)[0]
+    return "".join(VOCAB[t] for t in row).rstrip(PAD)
 
 
-def prompt_tokens(problem, track="next", plain=False):
-    """Tokens (T,) int64 that ask a problem: A+B= and, in track slots, the slots of its answer."""
-    a, la, b, lb = problem
-    row = write_rows(a, la, b, lb, row_length(a.shape[1], track), track, plain)
-    tokens = inputs_and_targets(row, "slots")[0][0]
-    return tokens[:int(la[0] + lb[0]) + 2] if track == "next" else tokens[tokens != ID[PAD]]
+def show(row, s):
+    """A row as people write it, 123+456=579: numbers without leading zeros, each up to its first other symbol."""
+    problem, _, c = row.partition(EQUALS)
+    numbers = [re.match(r"\d*", n)[0][::1 if s.plain else -1] for n in (*problem.partition(PLUS)[::2], c)]
+    a, b, c = (n.lstrip("0") or ("0" if n else "") for n in numbers)
+    return f"{a}+{b}={c}"
 
 
-def number_text(tokens, plain=False):
-    """Digit tokens as written by the model -> the number as people write it; stops at the first other symbol."""
-    text = "".join(VOCAB[int(t)] for t in tokens)
-    digits = text[:next((i for i, s in enumerate(text) if s not in DIGITS), len(text))]
-    return (digits if plain else digits[::-1]).lstrip("0") or ("0" if digits else "")
+def solve(problem, s):
+    """The right sum of '123+456'. ValueError if that is no addition."""
+    return str(sum(map(int, numbers_of(problem))))

@@ -1,0 +1,26 @@
+# 4 hops among 64 letters; the paper has 16 among 256. Data: python data/prepare.py --task=p_hop --hops=4
+# --length=64
+out_dir = "out/demo_p_hop"
+dataset = "p_hop"
+fresh_rows = True
+eval_interval = 1000
+eval_iters = 5
+log_interval = 100
+
+n_embd = 64
+n_head = 4
+num_loops = 6
+pos = "rope"
+block_size = 70
+supervise = "half"
+halt = "confidence"
+halt_threshold = 0.99
+min_loops = 3  # the first readouts are not trained (supervise)
+prompt_loops = 6  # what a token before '=' would say is never trained
+
+batch_size = 64
+max_iters = 4000
+learning_rate = 1e-3
+warmup_iters = 100
+weight_decay = 0.01
+device = "cpu"
