@@ -137,11 +137,13 @@ def test_loops_of_solved_problems_against_digits_and_carries(run, track, capsys)
         pairs = np.array([(k, m) for k, x in chains.items() for m in x])
         if np.ptp(pairs, 0).all():
             rhos.append(stats.spearmanr(*pairs.T).statistic)
-    over_problems, over_means = re.search(r"size (\S+) over problems, (\S+) over the means of 4", said).groups()
+    found = re.search(r"size (\S+) over problems, (\S+) over the means of 4", said)
     if np.ptp(most):
-        assert float(over_problems) == pytest.approx(stats.spearmanr(n_of, most).statistic, abs=0.0051)
+        assert float(found[1]) == pytest.approx(stats.spearmanr(n_of, most).statistic, abs=0.0051)
+    else:
+        assert "the loops are the same for every problem" in said
     if np.ptp([*means.values()]):
-        assert float(over_means) == pytest.approx(stats.spearmanr(counts, [*means.values()]).statistic, abs=0.0051)
+        assert float(found[2]) == pytest.approx(stats.spearmanr(counts, [*means.values()]).statistic, abs=0.0051)
     if rhos:
         assert float(re.search(r"Spearman with chain (\S+),", said)[1]) == pytest.approx(np.mean(rhos), abs=0.0051)
     ratio = float(re.search(r"at size 12 / at size 1 (\S+)", said)[1])
@@ -263,7 +265,7 @@ def test_frontier_of_known_needs(run, track, capsys):
     assert rules == {"fixed", "confidence", "entropy", "delta", "kl"}  # no halt head, no gate
     best = f"fixed depth {L}"  # only L loops can write a 1
     assert best in said
-    assert f"{100 * (1 - taken / L):.1f}%" in said
+    assert any(abs(float(x) - 100 * (1 - taken / L)) < 0.051 for x in re.findall(r"([\d.]+)%", said))
     assert Path("fake_frontier.png").read_bytes().startswith(b"\x89PNG")
 
     frontier = run.fake.calls[-2 * 2 * len(rows[L:]):]  # of each point: a rule and its control, for 2 digit counts
