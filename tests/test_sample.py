@@ -242,7 +242,7 @@ def test_the_page_says_what_the_trace_says(scripts, trained, track):
         writes = [r for r in mine if r["writes"]]
         for l, said in enumerate(found["said"], 1):
             guesses = [addition.ID[{"⏎": "\n", "␣": " "}.get(s, s)] for s in (r["prediction"][l - 1] for r in writes)]
-            assert said == f"{out[i].split('=')[0]}={addition.number_text(guesses)}"
+            assert said == f"{out[i].split('=')[0]}={number_text(guesses)}"
         thinks = False
         for token, r in zip(found["tokens"], mine, strict=True):
             n, thinks = r["loops"], thinks or r["reads"] == "="

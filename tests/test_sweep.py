@@ -145,7 +145,7 @@ def test_the_figure_shows_medians_and_ranges(folder, swept, monkeypatch, rng):
              for i, (x, y) in enumerate(values)] + [{"row": "failed", "seed": 0, "error": "no"}]
     drawn = []
     monkeypatch.setattr(figures, "finish", lambda figure, axes, path: drawn.extend(axes))
-    figures.draw_sweep(found, "x.png")
+    figures.draw_sweep(found, ["kl", "16"], "x.png")
     (line,), (band,) = drawn[0].lines, drawn[0].collections
     assert line.get_label() == "a (3 seeds)"
     np.testing.assert_array_equal(line.get_xdata(), [4, 12])
@@ -158,28 +158,28 @@ def test_the_figure_shows_medians_and_ranges(folder, swept, monkeypatch, rng):
     for i, r in enumerate(found[:3]):  # an evaluation that halts, and one of a fixed depth
         r.update(kl_loops_solved_4=str(i), kl_loops_solved_12=str(i + 2.5), loops_solved_4="8", loops_solved_12="8.0")
     drawn.clear()
-    figures.draw_sweep(found, "x.png")
+    figures.draw_sweep(found, ["kl", "16"], "x.png")
     (line,) = drawn[2].lines
     assert line.get_label() == "a, kl (3 seeds)"
     np.testing.assert_allclose(line.get_ydata(), [1, 3.5])
     for i, r in enumerate(found[:3]):
-        r.update(kl_chain_2=str(9.5 - i), kl_chain_11=i + 0.25)
+        r.update(kl_loops_chain_2=str(9.5 - i), kl_loops_chain_11=i + 0.25)
     drawn.clear()
-    figures.draw_sweep(found, "x.png")
+    figures.draw_sweep(found, ["kl", "16"], "x.png")
     (line,) = drawn[3].lines
     np.testing.assert_allclose(line.get_xydata(), [[2, 8.5], [11, 1.25]])
     drawn.clear()  # zeros are values, as numbers too, which rows of this process hold
-    figures.draw_sweep([dict(row="b", seed=i, uniform_4=x) for i, x in enumerate((0.0, 0.0, 0.3))], "x.png")
+    figures.draw_sweep([dict(row="b", seed=i, uniform_4=x) for i, x in enumerate((0.0, 0.0, 0.3))], [], "x.png")
     np.testing.assert_allclose(drawn[0].lines[0].get_ydata(), [0])
 
 
 def test_loops_by_carry_chains_become_columns(tmp_path):
     """Of the digit count that is told by chains, where at least ten problems were solved."""
     (tmp_path / "kl_evaluate.csv").write_text(
-        "kind,n,problems,accuracy,chain,loops\nuniform,12,40,0.5,,\nchain,12,20,,1,7.25\nchain,12,9,,2,6.0\n"
-        "chain,12,10,,3,5.5\nchain,8,90,,3,4.0\n")
+        "kind,n,m,problems,accuracy,chain,loops\nuniform,12,12,40,0.5,,\nchain,12,,20,,1,7.25\nchain,12,,9,,2,6.0\n"
+        "chain,12,,10,,3,5.5\nchain,8,,90,,3,4.0\n")
     found = sweep.columns_of("kl_evaluate", tmp_path)
-    assert found == {"kl_uniform_12": 0.5, "kl_chain_1": 7.25, "kl_chain_3": 5.5}
+    assert found == {"kl_uniform_12": 0.5, "kl_loops_chain_1": 7.25, "kl_loops_chain_3": 5.5}
 
 
 def test_the_table_and_the_figure_of_a_text(monkeypatch, rng, tmp_path):
