@@ -446,7 +446,8 @@ def why_not_decode_kernel(spec, R, T, L):
             f"update {c.update!r}": c.update not in ("replace", "euler"), "Anderson acceleration": c.anderson > 0,
             f"a vocabulary of {c.vocab_size}": c.vocab_size > LOOP_VOCABULARY, "more than 256 tokens": T > 256,
             f"weights in {str(product_dtype(spec.head))[6:]}": product_dtype(spec.head) != torch.bfloat16,
-            f"{R} sequences at once": blocks > tile.gpu(spec.head.device).multi_processor_count}
+            f"{R} sequences at once": blocks > tile.gpu(spec.head.device).multi_processor_count,
+            "GPUs other than Hopper": tile.gpu(spec.head.device).major != 9}
     what = next((what for what, asked in asks.items() if asked), "")
     return f"the decode kernel does not do {what}" if what else why_not_tensors(spec.head)
 

@@ -322,6 +322,8 @@ def test_every_kernel_compiles(target):
     assert set(first) == {name for module in modules for name in vars(module)
                           if name.startswith("looplm_") and name.endswith("_kernel")}
     for name, started in first.items():
+        if target != "sm_90" and "decode" in name:
+            continue  # made for Hopper, and refused elsewhere: ptxas takes minutes for them on sm_120
         size, seconds = compile_all.build(*started, target)
         print(f"{target} {name} {seconds:.1f} s")
         assert size > 1000
