@@ -2,7 +2,6 @@
 
 R sequences (rows), N tokens of each in a launch, L loops, T tokens that the cache has room for, V vocabulary, C width.
 """
-import math
 import sys
 import threading
 from types import SimpleNamespace
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import think
+from cache import looped
 from looplm_kernels import (
     ERRORS,
     fastest_decode,
@@ -38,7 +38,7 @@ class KernelWriter:
     @staticmethod
     def why_not(model, R, T):
         """What keeps the kernel from writing R sequences of a model with T tokens, "" if nothing does."""
-        if not hasattr(model, "loop_spec"):
+        if not looped(model):
             return "a plain GPT has no loops"
         spec, L = model.loop_spec(), think.most_loops(model.config, model.trained_loops)
         if KernelWriter.failed or fastest_decode(spec, R, T, L):
@@ -104,24 +104,18 @@ class KernelWriter:
             return self.leave()
         return self.take(tokens, loops)
 
-    def window(self):
-        """Tokens of each sequence's window, of which no pass has read the last one."""
-        return [len(x) - start for x, start in zip(self.reader.sequences, self.reader.starts, strict=True)]
-
     def room(self, n):
         """The room in the cache for n tokens more, of which a launch is compiled; 0 if there is none."""
-        return next((room for room in ROOM if max(self.window()) + n - 1 <= room), 0)
+        return next((room for room in ROOM if max(self.reader.lengths()) + n - 1 <= room), 0)
 
     def tokens(self, left):
         """Tokens that a launch may read of each sequence."""
-        model, c, longest = self.reader.model, self.reader.model.config, max(self.window())
+        c = self.reader.model.config
         if c.pad_token is not None and any(x[-1] == c.pad_token for x in self.reader.sequences):
             return 0  # pads take no loop
         if c.think_token is not None and not self.cache.thinks_of_all.all():
             return 0  # from the think token on the settings may be others
-        n = min(BURST, max(left), ROOM[-1] + 1 - longest)
-        if model.learned_positions:
-            n = min(n, c.block_size + 1 - longest)  # then the window moves
+        n = self.reader.before_move(min(BURST, max(left), ROOM[-1] + 1 - max(self.reader.lengths())))
         if c.pos == "place":  # the reader says which number is too long
             n = min(n, c.place_ids - c.place_ahead - int(self.cache.digits_of_all.max()) - 1)
         return max(n, 0)
@@ -130,7 +124,7 @@ class KernelWriter:
         """What decode_n_tokens takes after n, with room for BURST tokens, so that all launches are alike."""
         model, c, R = self.reader.model, self.reader.model.config, len(self.reader.sequences)
         self.last = torch.tensor([x[-1] for x in self.reader.sequences], device=self.kv.device)  # (R,)
-        at = torch.tensor(self.window(), device=self.kv.device) - 1  # (R,)
+        at = torch.tensor(self.reader.lengths(), device=self.kv.device) - 1  # (R,)
         positions = at[:, None] + torch.arange(BURST, device=at.device)  # (R,N)
         # A launch goes on as long as what is written is like this token: a digit, where digits have place ids.
         usual = c.number_tokens[0] if c.pos == "place" else next(
@@ -147,7 +141,7 @@ class KernelWriter:
         places = self.kv.new_zeros(R, n, c.n_embd) if places is None else places
         scale = torch.ones(R, BURST, device=at.device)
         if c.log_scale:
-            scale = ((positions + 1).log() / math.log(c.log_scale)).clamp(min=1)
+            scale = think.log_scale(positions, c.log_scale)
         plan = think.halting_plan(c, self.read, model.trained_loops, self.cache.thinks_of_all)
         noise = None
         if self.temperature:

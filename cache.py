@@ -50,11 +50,15 @@ class KVCache:
         even = min(self.window) == max(self.window)
         self.place, self.mask = self.window[0] if even else None, None
         if not even:
-            ahead = torch.arange(self.longest, device=self.digits_of_all.device) > self.positions
-            self.mask = torch.zeros(ahead.shape, dtype=self.kv[0].dtype, device=ahead.device).masked_fill(
-                ahead, -torch.inf)[:, None, None]  # (R,1,1,T)
+            self.mask = self.mask_ahead()
         self.picked = None  # all rows
         self.window = [n + 1 for n in self.window]
+
+    def mask_ahead(self):
+        """What is added to scores (R,1,1,T), so that no token sees what stands after it."""
+        ahead = torch.arange(self.longest, device=self.positions.device) > self.positions
+        return torch.zeros(ahead.shape, dtype=self.kv[0].dtype, device=ahead.device).masked_fill(
+            ahead, -torch.inf)[:, None, None]
 
     def grow(self, t):
         """Make room for t tokens."""

@@ -113,6 +113,7 @@ def decode_one_token(model, idx, cache, trace=False):
 class Reader:
     """What R sequences (lists of tokens) say next, by the cache; sorted by length, the shortest first."""
     most = 0  # loops that a token which wrote has taken
+    cache = None
 
     def __init__(self, model, sequences, T):
         """T: tokens a sequence may have at most."""
@@ -126,6 +127,16 @@ class Reader:
     def windows(self):
         """Where each sequence's window begins."""
         return [window_start(self.model, len(x)) for x in self.sequences]
+
+    def lengths(self):
+        """Tokens of each sequence's window, of which no pass has read the last one."""
+        return [len(x) - start for x, start in zip(self.sequences, self.starts, strict=True)]
+
+    def before_move(self, n):
+        """So many tokens of each sequence as n, or fewer, that can be read before a window moves."""
+        if not self.model.learned_positions:
+            return n
+        return min(n, self.model.config.block_size + 1 - max(self.lengths()))
 
     def alike(self, values):
         """Slices of the sequences of equal length, which a pass can read together, with the first one's value each."""
@@ -168,7 +179,8 @@ class Reader:
     def keep(self, rows):
         """Go on with the sequences in the list rows alone."""
         self.sequences, self.starts = ([x[i] for i in rows] for x in (self.sequences, self.starts))
-        self.cache.keep(rows)
+        if self.cache is not None:
+            self.cache.keep(rows)
 
 
 class Rereader(Reader):
@@ -186,9 +198,6 @@ class Rereader(Reader):
                 record = {k: x[:, -1:] for k, x in record.items()}
             parts.append((logits, record))
         return self.gather(parts, trace)
-
-    def keep(self, rows):
-        self.sequences, self.starts = ([x[i] for i in rows] for x in (self.sequences, self.starts))
 
 
 # writing -------------------------------------------------------------------------------------------------------------

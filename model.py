@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 import generate
 from looplm_kernels import attention, rotate_halves
-from think import MASK_FLOOR
+from think import MASK_FLOOR, log_scale
 
 
 @dataclass
@@ -82,8 +82,8 @@ def scale_queries_by_log_keys(qkv, trained_length, positions=None):
     """
     T, C = qkv.size(1), qkv.size(2) // 3
     positions = torch.arange(T, device=qkv.device) if positions is None else positions
-    scale = (positions + 1).log() / math.log(trained_length)  # (T) or (B,T)
-    return torch.cat((qkv[..., :C] * scale.clamp(min=1).to(qkv.dtype)[..., None], qkv[..., C:]), -1)
+    scale = log_scale(positions, trained_length)  # (T) or (B,T)
+    return torch.cat((qkv[..., :C] * scale.to(qkv.dtype)[..., None], qkv[..., C:]), -1)
 
 
 def attention_weights(q, k):

@@ -43,9 +43,9 @@ CHOICES = dict(pos=("learned", "none", "rope", "place"), inject=INJECTS,
                supervise=("last", "half", "all"), halt=tuple(RULES), halt_head=("none", "joint", "after"),
                backend=BACKENDS)
 
+MARGIN_WEIGHT = 0.1  # of the hinge in the loss; it is 0 once the gap is there
 # explicit Runge-Kutta: of each stage after the first, how many steps it stands along the slope before it, and how much
 # its own slope weighs, the first one's being 1 (Hairer, Norsett & Wanner 1993, II.1)
-MARGIN_WEIGHT = 0.1  # of the hinge in the loss; it is 0 once the gap is there
 STAGES = dict(replace=(), euler=(), heun=((1, 1),), rk4=((0.5, 2), (0.5, 2), (1, 1)))
 
 # settings that may differ after training

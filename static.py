@@ -17,7 +17,7 @@ from collections import OrderedDict
 import torch
 
 from cache import KVCache, looped
-from looplm_kernels import ERRORS, capture, first_line, product_dtype
+from looplm_kernels import ERRORS, capture, first_line, next_power_of_2, product_dtype
 
 BURST = 8            # tokens from one look of the host to the next
 KEPT_BYTES = 2 ** 31  # of the steps of a model that are kept, the last used ones
@@ -38,10 +38,7 @@ class StaticCache(KVCache):
         self.kv, self.loops, self.slots_per_loop, self.longest = kv, len(kv), kv[0].size(0), kv[0].size(4)
         self.window, self.positions, self.rows = [0] * positions.size(0), positions, slice(None)
         self.digits_of_all, self.thinks_of_all = digits.clone(), thinks.clone()
-        self.slot, self.place, self.picked = 0, None, None
-        ahead = torch.arange(self.longest, device=positions.device) > positions  # (R,T)
-        self.mask = torch.zeros(ahead.shape, dtype=kv[0].dtype, device=ahead.device).masked_fill(
-            ahead, -torch.inf)[:, None, None]  # (R,1,1,T)
+        self.slot, self.place, self.picked, self.mask = 0, None, None, self.mask_ahead()
 
 
 class Step:
@@ -102,9 +99,8 @@ class Step:
         """The noise of the next tokens. Apart from the step: torch 2.13's code of it for a CPU, once compiled, spoils
         memory."""
         if self.make_noise:
-            t = (self.t + torch.arange(self.burst, device=self.t.device))[:, None].expand(-1, self.R).flatten()
-            self.noise.copy_(self.make_noise(self.seed, self.numbers.repeat(self.burst), t, self.noise.size(2)).view(
-                self.noise.shape))
+            t = (self.t + torch.arange(self.burst, device=self.t.device))[:, None]
+            self.noise.copy_(self.make_noise(self.seed, self.numbers, t, self.noise.size(2)))
 
     def advance(self):
         """Read a token of each sequence, and draw the next one."""
@@ -211,10 +207,6 @@ def rows_with_room(n):
     return -(-n // unit) * unit
 
 
-def power_of_2(n):
-    return 1 << max(0, n - 1).bit_length()
-
-
 # writing -------------------------------------------------------------------------------------------------------------
 class StepWriter:
     """Writes on where a Reader of generate.py stands, and stands in the place of the reader's cache while it does."""
@@ -227,10 +219,6 @@ class StepWriter:
         self.compiled, self.forced, self.stop = compiled, forced, -1 if stop is None else stop
         self.seed, self.step, self.kept = seed, None, kept_for(reader.model)
 
-    def window(self):
-        """Tokens of each sequence's window, of which no pass has read the last one."""
-        return [len(x) - start for x, start in zip(self.reader.sequences, self.reader.starts, strict=True)]
-
     def is_ready(self, left):
         """Whether a burst is worth trying."""
         return True
@@ -241,10 +229,8 @@ class StepWriter:
 
         numbers: which they are among the prompts; t: tokens written of each; left: that each may still write.
         """
-        model, longest = self.reader.model, max(self.window())
-        n = min(BURST, max(left))
-        if model.learned_positions:
-            n = min(n, model.config.block_size + 1 - longest)  # then the window moves
+        longest = max(self.reader.lengths())
+        n = self.reader.before_move(min(BURST, max(left)))
         if self.step is not None and (n < 1 or longest + n - 1 > self.step.T):
             self.leave()
         if n < 1 or self.step is None and not self.enter(numbers, t, left):
@@ -257,18 +243,18 @@ class StepWriter:
             self.leave()
             return None
         self.reader.most = max(self.reader.most, *map(max, loops))
-        return tokens, loops if looped(model) else None
+        return tokens, loops if looped(self.reader.model) else None
 
     def enter(self, numbers, t, left):
         """Take the reader's cache into a step; whether that was possible and worth it."""
-        reader, window = self.reader, self.window()
+        reader, window = self.reader, self.reader.lengths()
         model, cache, R = reader.model, reader.cache, rows_with_room(len(window))
         c, (loops, _) = model.config, model.cache_slots()
         if getattr(c, "pos", "") == "place":
             ids = c.place_ids - c.place_ahead
             if any(d + n >= ids for (d,), n in zip(cache.digits_of_all.tolist(), left, strict=True)):
                 return False  # the reader says which number is too long
-        T = power_of_2(max(SHORTEST, max(window) + (max(left) if self.compiled else BURST) - 1))
+        T = next_power_of_2(max(SHORTEST, max(window) + (max(left) if self.compiled else BURST) - 1))
         if model.learned_positions:
             T = min(T, -(-c.block_size // 8) * 8)  # attention wants its keys by 8
         if cache.later_alike and model.halts:  # one to spare, for the next token may take more
@@ -307,7 +293,7 @@ class StepWriter:
 
     def leave(self):
         """Give the reader its cache back."""
-        self.step.store(self.cache, self.at, [n - 1 for n in self.window()], [self.before[i] for i in self.at])
+        self.step.store(self.cache, self.at, [n - 1 for n in self.reader.lengths()], [self.before[i] for i in self.at])
         self.reader.cache = self.cache
         self.close()
 

@@ -10,6 +10,7 @@ Functions over a model that is given to them; this file imports none. What a loo
     alpha(h, x0)            step size, by which delta is divided
     loop_spec()             what the kernels are told of it
 """
+import math
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,11 @@ from looplm_kernels import (
 
 MASK_FLOOR = -1e20  # finite, so that a row of masked scores can never turn into NaN
 TIKHONOV = 1e-4  # of anderson, relative to a diagonal of ones
+
+
+def log_scale(positions, trained_length):
+    """log(keys) / log(trained_length) of tokens at positions (...), which see one key more, and 1 at least."""
+    return ((positions + 1).log() / math.log(trained_length)).clamp(min=1)
 
 
 # when tokens halt ----------------------------------------------------------------------------------------------------
