@@ -19,7 +19,7 @@ import torch
 
 from kernels import tile
 from kernels.backend import product_dtype, why_not_tensors
-from kernels.block import delta_of_tiles, layer_norm
+from kernels.block import delta_of_tiles
 from kernels.exchange import (
     ENDS,
     NEW,
@@ -31,14 +31,15 @@ from kernels.exchange import (
     TOKEN,
     Exchange,
     await_attention,
-    await_mlp,
+    await_shares,
+    publish_judgement,
     publish_row,
     publish_score,
-    tag,
+    slices_of_mlp,
 )
 from kernels.halt import CONFIDENCE, DELTA, ENTROPY, GATE, KL, NUMBER, halts_on_tiles
 from kernels.loop import LOOP_VOCABULARY, pack_weights
-from kernels.tile import FLOOR, LN2, LOG2E, NAN, ZERO, Const, constants, ct, finite, gelu, next_power_of_2
+from kernels.tile import FLOOR, LN2, LOG2E, NAN, ZERO, Const, constants, ct, finite, gelu, next_power_of_2, pair_sum
 
 ROLES = MLP, KEY, VALUE, PAST, JUDGE = range(5)
 POLLS = 1 << 22  # before a block gives up: seconds
@@ -47,29 +48,35 @@ POLLS = 1 << 22  # before a block gives up: seconds
 # products of one row -------------------------------------------------------------------------------------------------
 # Loads without TMA keep a matrix in registers, as operands of mma, from one token to the next. With it the compiler
 # adds warps that fetch it again for every loop.
-def transposed(w, row, ROWS, column, COLUMNS):
-    """Some rows and columns of w (N,K), from these on: a tile (COLUMNS,ROWS) with zeros beyond N.
+def padded(n, p):
+    """n columns, or as many as a product has at least."""
+    return max(n, p.LEAST)
+
+
+def transposed(w, row, ROWS, column, COLUMNS, p):
+    """Some rows and columns of w (N,K), from these on: a tile (padded(COLUMNS),padded(ROWS)) with zeros beyond.
 
     A load of bfloat16 reads 2 bytes per thread, a gather 16. And what a gather brings is an operand of mma as it is.
     """
-    i = row + ct.arange(ROWS, dtype=ct.int32)[None, :]
-    j = column + ct.arange(COLUMNS, dtype=ct.int32)[:, None]
-    return ct.gather(w, (i, j), mask=i < w.shape[0], check_bounds=False, latency=1)
+    i = ct.arange(ct.static_eval(padded(ROWS, p)), dtype=ct.int32)[None, :]
+    j = ct.arange(ct.static_eval(padded(COLUMNS, p)), dtype=ct.int32)[:, None]
+    inside = (i < ROWS) & (row + i < w.shape[0]) & (j < COLUMNS)
+    return ct.gather(w, (row + i, column + j), mask=inside, check_bounds=False, latency=1)
 
 
 def hold_inputs(w, r, R, p):
-    """Rows r*R .. (r+1)*R of w (N,C), transposed, as tiles (W,R)."""
+    """Rows r*R .. (r+1)*R of w (N,C), transposed, as tiles (W,padded(R))."""
     out = ()
     for i, W in ct.static_iter(p.TILES):
-        out += (transposed(w, r * R, R, i * W, W),)
+        out += (transposed(w, r * R, R, i * W, W, p),)
     return out
 
 
 def hold_outputs(w, r, R, p):
-    """Columns r*R .. (r+1)*R of w (C,K), transposed, as tiles (R,W)."""
+    """Columns r*R .. (r+1)*R of w (C,K), transposed, as tiles (padded(R),W)."""
     out = ()
     for i, W in ct.static_iter(p.TILES):
-        out += (transposed(w, i * W, W, r * R, R),)
+        out += (transposed(w, i * W, W, r * R, R, p),)
     return out
 
 
@@ -102,6 +109,20 @@ def load_row(x, at, ones, p):
     for i, W in ct.static_iter(p.TILES):
         row = ct.load(x, at + (i,), ones + (W,), allow_tma=False, check_bounds=False)
         out += (ct.reshape(row, (1, W)).astype(ct.float32),)
+    return out
+
+
+def normed(xs, C):
+    """layer_norm of block.py without its divisions, which have a slow path."""
+    total = square = ct.zeros((1, 1), ct.float32)
+    for x in ct.static_iter(xs):
+        t, q = ct.reduce((x, x * x), 1, pair_sum, (0.0, 0.0), keepdims=True)
+        total, square = total + t, square + q
+    mean = total * (1.0 / C)
+    scale = ct.rsqrt(ct.maximum(square * (1.0 / C) - mean * mean, 0.0) + 1e-5)
+    out = ()
+    for x in ct.static_iter(xs):
+        out += ((x - mean) * scale,)
     return out
 
 
@@ -139,6 +160,7 @@ class DecodeSizes:
     EULER: bool    # h + alpha * (candidate - u) instead of candidate
     NORM: bool     # layer norm after every loop
     TOP_K: bool    # only the likeliest tokens can be drawn
+    LEAST: int     # columns of a product, which is filled up with zeros
     BOX: Any       # Box of exchange.py, for many rows; else ()
 
 
@@ -228,7 +250,7 @@ def write_past(s, which, x, held, bare, l, end, at, b, r, w, p):
     R = s.token.shape[0]
     for j in range(l, end):
         if p.STEPS and j > l:
-            x = contract(layer_norm(add_rows(bare, load_row(w.steps, (j,), (1,), p)), p.C), held).astype(s.kv.dtype)
+            x = contract(normed(add_rows(bare, load_row(w.steps, (j,), (1,), p)), p.C), held).astype(s.kv.dtype)
         ct.store(s.kv, (((2 * j + which) * R + b) * p.NH + r, at, 0), ct.reshape(x, (1, 1, p.HS)), allow_tma=False,
                  check_bounds=False)
 
@@ -325,27 +347,25 @@ def play(ROLE, b, r, held, w, s, m, x, p):
                     if p.STEPS:
                         u = add_rows(bare, step)
                     if ROLE == KEY:
-                        a = layer_norm(u, p.C)
+                        a = normed(u, p.C)
                         k = contract(a, held[1]).astype(s.kv.dtype)
                         score = ct.sum(contract(a, held[0]) * k.astype(ct.float32), axis=1, keepdims=True) * scale
                         publish_score(x, b, NEW_SCORE, r, score, turn, p)
                     if ROLE == VALUE:
-                        v = contract(layer_norm(u, p.C), held[0]).astype(s.kv.dtype)
+                        v = contract(normed(u, p.C), held[0]).astype(s.kv.dtype)
                         publish_row(x, b, NEW * p.NH + r, expand(v, held[1]), turn, p)
                     if ROLE == PAST:
-                        q = contract(layer_norm(u, p.C), held[0]) * scale
+                        q = contract(normed(u, p.C), held[0]) * scale
                         attend_past(q, k, v, at, x, b, r, held[1], turn, p)
                         k, v = load_past(s, ct.minimum(l + 1, m.L - 1), b, r, p)  # before waiting
                     if ROLE == JUDGE:
-                        logp = log_softmax(contract(layer_norm(h, p.C), held[0]), m.V, p.VT)
+                        logp = log_softmax(contract(normed(h, p.C), held[0]), m.V, p.VT)
                         score = score_of(h, before, logp, logq, l, w, m, p)
                         logq, before = logp, h
                         halted = halts_on_tiles(score, threshold, limit, l, m.min_loops, p.RULE) & (l > 0)
                         drawn = draw(logp, noise, ends, m, p)
-                        word = ct.where(halted, STOPS + (drawn & 1) * ENDS + (drawn >> 1 << TOKEN), 0) | tag(turn)
-                        ct.store(x.box, (turn & 1, b, 2 * p.NH + p.SLICES + 1, 0), ct.reshape(word, (1, 1, 1, 1)),
-                                 allow_tma=False, check_bounds=False,
-                                 memory_order=ct.MemoryOrder.RELAXED, memory_scope=ct.MemoryScope.DEVICE)
+                        word = ct.where(halted, STOPS + (drawn & 1) * ENDS + (drawn >> 1 << TOKEN), 0)
+                        publish_judgement(x, b, word, turn, p)
                     if p.STEPS:
                         step = load_row(w.steps, (ct.minimum(l + 1, m.L - 1),), (1,), p)  # before waiting
                     y, word, polls = await_attention(u, b, turn, polls, x, p)
@@ -365,13 +385,13 @@ def play(ROLE, b, r, held, w, s, m, x, p):
                             going = 0
                     else:
                         if ROLE == MLP:
-                            g = gelu(contract(layer_norm(y, p.C), held[0]), False)
+                            g = gelu(contract(normed(y, p.C), held[0]), False)
                             publish_row(x, b, 2 * p.NH + r, expand(g, held[1]), turn, p)
-                        new, polls = await_mlp(y, b, turn, polls, x, p)
+                        new, polls = await_shares(slices_of_mlp, y, b, turn, polls, x, p)
                         if p.EULER:
                             new = euler_row(h, new, u, m.alpha)
                         if p.NORM:
-                            new = multiply_rows(layer_norm(new, p.C), norm)
+                            new = multiply_rows(normed(new, p.C), norm)
                         h = new
                     turn += 1
             at += 1
@@ -426,7 +446,7 @@ def decode_sizes(c, T, top_k):
         TILES=tiles, THREADS=threads, C=c.n_embd, NH=c.n_head, HS=c.n_embd // c.n_head, FT=64,
         SLICES=4 * c.n_embd // 64, T=T, VT=max(16, next_power_of_2(c.vocab_size)), RULE=NUMBER[c.halt],
         DECAY=c.inject == "decay", INJECTS=c.inject != "none", STEPS=c.step_encoding != "none",
-        EULER=c.update == "euler", NORM=c.loop_norm, TOP_K=0 < top_k < c.vocab_size, BOX=())
+        EULER=c.update == "euler", NORM=c.loop_norm, TOP_K=0 < top_k < c.vocab_size, LEAST=1, BOX=())
 
 
 def blocks_per_sequence(c):

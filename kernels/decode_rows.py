@@ -43,10 +43,14 @@ from kernels.decode import (
     draw,
     euler_row,
     expand,
+    hold_inputs,
+    hold_outputs,
     inject_row,
     load_row,
     log_softmax,
     multiply_rows,
+    normed,
+    padded,
     score_of,
     times,
     why_not_decode_kernel,
@@ -64,20 +68,22 @@ from kernels.exchange import (
     Box,
     RowsExchange,
     S,
-    await_heads,
-    await_mlp,
+    attention_of_heads,
     await_rows,
+    await_shares,
     await_words,
     box_places,
     publish_pieces,
     publish_stat,
     publish_word,
+    slices_of_mlp,
 )
 from kernels.halt import halts_on_tiles
-from kernels.tile import FLOOR, LOG2E, ZERO, Const, constants, ct, gelu, pair_sum
+from kernels.tile import FLOOR, LOG2E, ZERO, Const, constants, ct, gelu
 
 THREADS = 256  # of a block, at any width: with 128 the compiler added warps that fetch, and wait in turn
 
+LEAST = 64  # columns of a product, which 8 warps share in eights: with fewer there is no mma
 KEYS = 512  # of a PAST block at most: with 1024 the compiler took more than five minutes
 
 
@@ -98,51 +104,6 @@ def advance(words, l, at, n, ended):
 def pick(x, row):
     """The number of x (S,1) that belongs to a row."""
     return ct.max(ct.where(ct.arange(S, dtype=ct.int32)[:, None] == row, x, 0))
-
-
-def normed(xs, C):
-    """layer_norm without a division, whose constant 1 / 384 is no power of two."""
-    total = square = ct.zeros((1, 1), ct.float32)
-    for x in ct.static_iter(xs):
-        t, q = ct.reduce((x, x * x), 1, pair_sum, (0.0, 0.0), keepdims=True)
-        total, square = total + t, square + q
-    mean = total * (1.0 / C)
-    scale = ct.rsqrt(ct.maximum(square * (1.0 / C) - mean * mean, 0.0) + 1e-5)
-    out = ()
-    for x in ct.static_iter(xs):
-        out += ((x - mean) * scale,)
-    return out
-
-
-# A load of bfloat16 reads 2 bytes a thread, a gather 16. And what a gather brings is an operand of mma as it is: a
-# matrix from a load went through shared memory in every round. 8 warps share a product's columns in eights: with fewer
-# than 64 there is no mma. So matrices are filled up with zeros.
-def padded(n):
-    return max(n, 64)
-
-
-def transposed(w, row, ROWS, column, COLUMNS):
-    """Some rows and columns of w (N,K), from these on: a tile (padded(COLUMNS),padded(ROWS)) with zeros beyond."""
-    i = ct.arange(ct.static_eval(padded(ROWS)), dtype=ct.int32)[None, :]
-    j = ct.arange(ct.static_eval(padded(COLUMNS)), dtype=ct.int32)[:, None]
-    inside = (i < ROWS) & (row + i < w.shape[0]) & (j < COLUMNS)
-    return ct.gather(w, (row + i, column + j), mask=inside, check_bounds=False, latency=1)
-
-
-def hold_inputs(w, r, R, p):
-    """Rows r*R .. (r+1)*R of w (N,C), transposed, as tiles (W,padded(R))."""
-    out = ()
-    for i, W in ct.static_iter(p.TILES):
-        out += (transposed(w, r * R, R, i * W, W),)
-    return out
-
-
-def hold_outputs(w, r, R, p):
-    """Columns r*R .. (r+1)*R of w (C,K), transposed, as tiles (padded(R),W)."""
-    out = ()
-    for i, W in ct.static_iter(p.TILES):
-        out += (transposed(w, i * W, W, r * R, R),)
-    return out
 
 
 # roles ---------------------------------------------------------------------------------------------------------------
@@ -183,7 +144,7 @@ def write_row(b, head, offset, w, s, m, x, p):
             if over > 0:
                 word = STOPS + ENDS
             publish_word(x, b, word, turn, p)
-            y, polls = await_heads(u, b, turn, polls, x, p)
+            y, polls = await_shares(attention_of_heads, u, b, turn, polls, x, p)
             publish_pieces(x, box.HIDDEN, b, normed(y, p.C), turn, p)
             # the next token, while the MLP works
             if (word & STOPS) > 0:
@@ -201,7 +162,7 @@ def write_row(b, head, offset, w, s, m, x, p):
                 limit = ct.load(s.limit, (row, n), (1, 1), allow_tma=False)
             words, polls = await_words(turn, polls, x, p)
             ended = ended | (words & ENDS)
-            new, polls = await_mlp(y, b, turn, polls, x, p)
+            new, polls = await_shares(slices_of_mlp, y, b, turn, polls, x, p)
             if p.EULER:
                 new = euler_row(h, new, u, m.alpha)
             if p.NORM:
@@ -224,8 +185,8 @@ def attend_new(ROLE, h, held, offset, w, s, m, x, p):
     row, ended = sequences_of_rows(offset, s)
     at = ct.gather(s.first, (row, 0), check_bounds=False, latency=1)
     l, n, polls, going = ct.zeros((S, 1), ct.int32), ct.zeros((S, 1), ct.int32), POLLS, ct.minimum(m.N, 1)
-    made = ct.zeros((S, ct.static_eval(padded(p.HS))), s.kv.dtype)  # keys or values
-    channel = ct.arange(ct.static_eval(padded(p.HS)), dtype=ct.int32)[None, :]
+    made = ct.zeros((S, ct.static_eval(padded(p.HS, p))), s.kv.dtype)  # keys or values
+    channel = ct.arange(ct.static_eval(padded(p.HS, p)), dtype=ct.int32)[None, :]
     for turn in range(2, 3 + m.N * (m.L + 1)):
         if going > 0 and turn > 2:
             words, polls = await_words(turn - 1, polls, x, p)
@@ -255,7 +216,7 @@ def attend_old(h, g, held, PAST_ROWS, offset, w, s, m, x, p):
     at = ct.gather(s.first, (row, 0), check_bounds=False, latency=1)
     l, n, polls, going = ct.zeros((S, 1), ct.int32), ct.zeros((S, 1), ct.int32), POLLS, ct.minimum(m.N, 1)
     key = ct.arange(PAST_ROWS * p.T, dtype=ct.int32)
-    channel = ct.arange(ct.static_eval(padded(p.HS)), dtype=ct.int32)
+    channel = ct.arange(ct.static_eval(padded(p.HS, p)), dtype=ct.int32)
     frozen = ct.full((PAST_ROWS * p.T,), m.L - 1, ct.int32)  # the last loop of which a token has a key
     for turn in range(2, 3 + m.N * (m.L + 1)):
         if going > 0 and turn > 2:
@@ -381,7 +342,7 @@ def rows_sizes(c, T, top_k):
     """DecodeSizes for tiles of one row and of S rows, for the settings of a model as in decode_sizes."""
     one = decode_sizes(c, T, top_k)
     box, _ = box_places(c.n_embd, c.n_head, one.SLICES)
-    one = DecodeSizes(**vars(one) | dict(BOX=box, THREADS=THREADS, VT=padded(one.VT)))
+    one = DecodeSizes(**vars(one) | dict(BOX=box, THREADS=THREADS, LEAST=LEAST, VT=max(one.VT, LEAST)))
     return one, DecodeSizes(**vars(one) | dict(TILES=tuple((i, box[0]) for i in range(c.n_embd // box[0]))))
 
 

@@ -43,11 +43,15 @@ def slot_of(turn, tries):
     return (turn & 1) + (tries >> 30)
 
 
-def publish(buffer, at, x, turn):
-    """Store a float32 tile for the others."""
-    bits = (ct.bitcast(x, ct.int32) & -4) | tag(turn)
+def show(buffer, at, bits):
+    """Store a tile of int32 where the others poll it."""
     ct.store(buffer, at, bits, allow_tma=False, check_bounds=False,
              memory_order=ct.MemoryOrder.RELAXED, memory_scope=ct.MemoryScope.DEVICE)
+
+
+def publish(buffer, at, x, turn):
+    """Store a float32 tile for the others."""
+    show(buffer, at, (ct.bitcast(x, ct.int32) & -4) | tag(turn))
 
 
 def peek(buffer, at, shape):
@@ -79,9 +83,19 @@ def publish_row(x, b, line, xs, turn, p):
         publish(x.box, (turn & 1, b, line, i), ct.reshape(xs[t], (1, 1, 1, W)), turn)
 
 
+def last_lines(p):
+    """The two lines of Exchange's box after the shares: of softmax statistics, and of the judge's word."""
+    return 2 * p.NH + p.SLICES, 2 * p.NH + p.SLICES + 1
+
+
 def publish_score(x, b, kind, h, score, turn, p):
     """publish of a softmax statistic (1,1) of head h."""
-    publish(x.box, (turn & 1, b, 2 * p.NH + p.SLICES, kind * p.NH + h), ct.reshape(score, (1, 1, 1, 1)), turn)
+    publish(x.box, (turn & 1, b, last_lines(p)[0], kind * p.NH + h), ct.reshape(score, (1, 1, 1, 1)), turn)
+
+
+def publish_judgement(x, b, word, turn, p):
+    """Say to all what becomes of the token of sequence b; word (1,1)."""
+    show(x.box, (turn & 1, b, last_lines(p)[1], 0), ct.reshape(word | tag(turn), (1, 1, 1, 1)))
 
 
 def peek_part(x, slot, b, which, h, i, W, p):
@@ -103,7 +117,7 @@ def peek_slice(x, slot, b, j, i, W, p):
 def peek_stat(x, slot, b, kind, h, p):
     """A softmax statistic of head h, (1,1)."""
     if ct.static_eval(p.BOX == ()):
-        return ct.reshape(peek(x.box, (slot, b, 2 * p.NH + p.SLICES, kind * p.NH + h), (1, 1, 1, 1)), (1, 1))
+        return ct.reshape(peek(x.box, (slot, b, last_lines(p)[0], kind * p.NH + h), (1, 1, 1, 1)), (1, 1))
     box = Box(*p.BOX)
     return ct.reshape(peek(x.box, (slot, box.STATS + kind * p.NH + h, b), (1, 1, 1)), (1, 1))
 
@@ -141,7 +155,7 @@ def await_attention(u, b, turn, polls, x, p):
     tries, going, word, y = 0, 1, 0, u
     while going > 0:
         slot, tries = slot_of(turn, tries), tries + 1
-        said = ct.reshape(peek(x.box, (slot, b, 2 * p.NH + p.SLICES + 1, 0), (1, 1, 1, 1)), (1, 1))
+        said = ct.reshape(peek(x.box, (slot, b, last_lines(p)[1], 0), (1, 1, 1, 1)), (1, 1))
         y, missing = attention_of_heads(u, b, slot, turn, x, p)
         waits = ct.where((said & 3) != tag(turn), 2, ct.where((said & STOPS) > 0, 0, ct.minimum(missing & 3, 1)))
         going, word, polls = ct.max(waits), said.item(), polls - 1
@@ -166,12 +180,13 @@ def slices_of_mlp(y, b, slot, turn, x, p):
     return new, missing
 
 
-def await_mlp(y, b, turn, polls, x, p):
-    """Once all shares are there, y plus those of all slices, and the polls that are left."""
+def await_shares(plus_shares, y, b, turn, polls, x, p):
+    """Once all shares are there, y with what plus_shares adds, slices_of_mlp or attention_of_heads, and the polls that
+    are left."""
     tries, going, new = 0, 1, y
     while going > 0:
         slot, tries = slot_of(turn, tries), tries + 1
-        new, missing = slices_of_mlp(y, b, slot, turn, x, p)
+        new, missing = plus_shares(y, b, slot, turn, x, p)
         going, polls = ct.max(missing & 3), polls - 1
         if polls < 0:
             going = 0
@@ -240,9 +255,7 @@ def publish_stat(x, kind, h, g, number_of_rows, turn, p):
 
 def publish_word(x, b, word, turn, p):
     """Say to all what row b does."""
-    ct.store(x.box, (turn & 1, Box(*p.BOX).WORDS, b), ct.full((1, 1, 16), 0, ct.int32) + (word | tag(turn)),
-             allow_tma=False, check_bounds=False, memory_order=ct.MemoryOrder.RELAXED,
-             memory_scope=ct.MemoryScope.DEVICE)
+    show(x.box, (turn & 1, Box(*p.BOX).WORDS, b), ct.full((1, 1, 16), 0, ct.int32) + (word | tag(turn)))
 
 
 def await_rows(x, line, g, R, turn, polls, tries, p):
@@ -282,15 +295,3 @@ def await_words(turn, polls, x, p):
         if polls < 0:
             going, said = 0, ct.full((S, 16), STOPS + ENDS, ct.int32)
     return ct.max(said, axis=1, keepdims=True), polls
-
-
-def await_heads(u, b, turn, polls, x, p):
-    """await_attention of a row that judges itself: no word, and no wait is skipped."""
-    tries, going, y = 0, 1, u
-    while going > 0:
-        slot, tries = slot_of(turn, tries), tries + 1
-        y, missing = attention_of_heads(u, b, slot, turn, x, p)
-        going, polls = ct.max(missing & 3), polls - 1
-        if polls < 0:
-            going = 0
-    return y, polls
