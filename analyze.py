@@ -410,9 +410,7 @@ def sized_rows(task, meta, N):
     """About N problems of exactly `sizes`, of the second kind if there is one, mixed, so that all sizes are among the
     first ones: tokens, answer (N,T), difficulty {name: (N,)}."""
     parts = [tasks.problem_set(task, meta, n, max(2, N // len(sizes)), task.KINDS[:2][-1]) for n in sizes]
-    longest, pad = max(p[0].shape[1] for p in parts), task.VOCAB.index(task.PAD)
-    tokens, answer = (np.concatenate([np.pad(p[i], ((0, 0), (0, longest - p[i].shape[1])), constant_values=fill)
-                                      for p in parts]) for i, fill in ((0, pad), (1, False)))
+    tokens, answer = tasks.together(task, [p[:2] for p in parts])
     order = np.random.default_rng(seed).permutation(len(tokens))
     difficulty = {name: np.concatenate([p[2][name] for p in parts])[order] for name in parts[0][2]}
     return tokens[order], answer[order], difficulty

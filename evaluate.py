@@ -121,14 +121,12 @@ def read_problems(meta, path):
     with open_text(path) as f:
         for number, line in enumerate(f, 1):
             try:
-                found += [tasks.read(task, line.strip(), meta)] if line.strip() else []
+                found += [[x[None] for x in tasks.read(task, line.strip(), meta)]] if line.strip() else []
             except ValueError as e:
                 raise SystemExit(f"--problems_file={path}: line {number}: {e}") from None
     if not found:
         raise SystemExit(f"--problems_file={path}: no problem in it; write one a line")
-    longest, pad = max(len(row) for row, _ in found), task.VOCAB.index(task.PAD)
-    return tuple(np.stack([np.pad(x[i], (0, longest - len(x[i])), constant_values=fill) for x in found])
-                 for i, fill in ((0, pad), (1, False)))
+    return tasks.together(task, found)
 
 
 def prompt_and_answer_masks(model, X, Y):

@@ -170,13 +170,17 @@ def bursts(model, meta, sequences, trace):
     return generate.write(model, [s.prompt for s in sequences], room, degree, top_k, stop, seed, trace, reread)
 
 
+def answered(meta, problem, written):
+    """123+456=579, and whether that is right token for token, end symbol included."""
+    row, answer = problem
+    line = tasks.show(tasks.load(meta.task), [*row[:answer.argmax()], *written], meta)
+    return line, written == row[answer].tolist()
+
+
 def answer_line(meta, problem, written):
-    """123+456=579, and the right answer beside one that is not right token for token, end symbol included."""
-    task, (row, answer) = tasks.load(meta.task), problem
-    line = tasks.show(task, [*row[:answer.argmax()], *written], meta)
-    if written == row[answer].tolist():
-        return line
-    return f"{line}   (wrong: {tasks.show(task, row, meta).partition(task.THINK)[2]})"
+    """What is answered, and the right answer beside a wrong one."""
+    task, (line, right) = tasks.load(meta.task), answered(meta, problem, written)
+    return line if right else f"{line}   (wrong: {tasks.show(task, problem[0], meta).partition(task.THINK)[2]})"
 
 
 def bar(values, largest):
@@ -250,9 +254,8 @@ def answers_after_loops(meta, sequence):
                if r["writes"] is not None]
     if not sequence.problem:
         return []
-    lines = [answer_line(meta, sequence.problem, [guesses[min(l, n) - 1] for n, guesses in written])
-             for l in range(1, max((n for n, _ in written), default=0) + 1)]
-    return [(line.partition("   (wrong")[0], "   (wrong" not in line) for line in lines]
+    return [answered(meta, sequence.problem, [guesses[min(l, n) - 1] for n, guesses in written])
+            for l in range(1, max((n for n, _ in written), default=0) + 1)]
 
 
 def page_of(model, meta, sequence):

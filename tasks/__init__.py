@@ -143,6 +143,14 @@ def inputs_and_targets(task, tokens, answer, track):
     return tokens[:, :-1].astype(np.int64), said[:, 1:]
 
 
+def together(task, parts):
+    """Rows and answers [(tokens (N,T), answer (N,T)), ...] of several lengths T, as two arrays: shorter ones end in
+    pads."""
+    longest = max(tokens.shape[1] for tokens, _ in parts)
+    return tuple(np.concatenate([np.pad(x[i], ((0, 0), (0, longest - x[i].shape[1])), constant_values=fill)
+                                 for x in parts]) for i, fill in ((0, task.VOCAB.index(task.PAD)), (1, False)))
+
+
 def pair(size):
     """The two numbers of a size, the same twice where it has one."""
     return tuple(size) if isinstance(size, (tuple, list)) else (size, size)
