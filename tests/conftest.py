@@ -126,7 +126,7 @@ class Scripts:
         signal_at: (text, signal) as `watch` takes them; file_limit: the largest size of a file, in bytes."""
         self.count += 1
         output = [str(self.folder / f"run{self.count}.{name}") for name in ("stdout", "stderr")]
-        process = server.Process(target=child, daemon=True, args=(
+        process = server.Process(target=child, args=(  # no daemon: those have no children
             str(ROOT / script), args, str(self.folder), env or {}, output, signal_at, file_limit))
         process.start()
         return process, output, f"{script} {' '.join(args)}"
