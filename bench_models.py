@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 import dataset
 import generate
+import outputs
 import runtime
 import tasks
 from cache import looped
@@ -116,7 +117,7 @@ def addition_subject(name, model, meta, small):
 def subjects(checkpoints, device, small):
     """The Subjects of checkpoints, a list of paths; by default those that come with LoopLM and those of OUT, or models
     of their shapes."""
-    given = checkpoints or ["pretrained/addition.pt", *(f"out/{name}" for name in OUT)]
+    given = checkpoints or [os.path.join(outputs.ROOT, "pretrained/addition.pt"), *(f"out/{name}" for name in OUT)]
     for path in given:
         name = os.path.basename(os.path.dirname(path) if path.endswith(("ckpt_best.pt", "ckpt_last.pt")) else path)
         if not checkpoints and name in OUT and not os.path.exists(f"{path}/ckpt_best.pt"):
