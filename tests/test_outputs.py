@@ -48,6 +48,7 @@ def signals():
     """Gives the handlers back that a test replaces."""
     numbers = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
     before = [signal.getsignal(n) for n in numbers]
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it is ignored where the tests run under nohup
     yield
     for n, handler in zip(numbers, before, strict=True):
         signal.signal(n, handler)
