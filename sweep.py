@@ -170,7 +170,7 @@ def plan(file, root):
             last = f"--checkpoint={folder}/ckpt_last.pt"
             steps = {"train": ["train.py", *words, f"--seed={seed}", f"--out_dir={folder}"]} | {
                 step: ["evaluate.py", *test, last, f"--csv_file={folder}/{step}.csv"] for step, test in tests.items()}
-            own = settings | dict(seed=seed, out_dir=folder)
+            own = settings | dict(seed=seed, out_dir=folder) | (dict(ranks=int(ranks)) if ranks else {})
             if analyze and seed == seeds[0] and looped:
                 steps["analyze"] = ["analyze.py", *analysis, last, f"--out_dir={folder}"]
             for step in steps.keys() - {"train"} if "task" in settings else ():  # which no checkpoint tells a script

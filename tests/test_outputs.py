@@ -381,13 +381,13 @@ def test_an_evaluation_without_the_data_of_its_checkpoint(scripts):
 def test_a_row_of_a_sweep_whose_files_are_damaged_runs_anew(tmp_path, monkeypatch):
     folder, commands = str(tmp_path / "row/seed1"), []
 
-    def launch(command, log, environment):
+    def launch(command, log, environment, ranks):
         commands.append(command)
         outputs.write_json(f"{folder}/summary.json", dict(val_loss=1.0))
         (tmp_path / "row/seed1/ckpt_last.pt").touch()
         return ""
     monkeypatch.setattr(sweep, "launch", launch)
-    run = dict(row="row", seed=1, folder=folder, settings={"a": 1}, steps={"train": ["train.py"]})
+    run = dict(row="row", seed=1, ranks=1, folder=folder, settings={"a": 1}, steps={"train": ["train.py"]})
     assert sweep.execute(run, {})[0] == dict(row="row", seed=1, error="", val_loss=1.0)
     for content, count in (("[1]", 2), ("{", 3), ('{"settings": {"a": 1}}', 4),
                            ('{"settings": {"a": 1}, "done": 3}', 5)):
