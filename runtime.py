@@ -20,13 +20,14 @@ PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4
 
 
 def choose_device(device="auto"):
-    """'auto' -> 'cuda' if there is one, else 'cpu'; else what is asked for. SystemExit if it is not there."""
+    """'auto' -> 'cuda' if there is one, else 'mps', Apple's GPU, else 'cpu'; else what is asked for. SystemExit if that
+    is not there."""
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         place = torch.device(device)
     except RuntimeError:
-        raise SystemExit(f"--device={device}: auto, cpu, cuda, cuda:1, ...") from None
+        raise SystemExit(f"--device={device}: auto, cpu, cuda, cuda:1, mps, ...") from None
     if place.type == "cuda":
         if not torch.cuda.is_available():
             raise SystemExit(f"--device={device}: torch {torch.__version__} sees no CUDA GPU; use --device=cpu")

@@ -19,6 +19,7 @@ import outputs
 import runtime
 import sweep
 import train
+from kernels import backend
 
 TINY = ("--n_embd=16", "--n_head=2", "--batch_size=8", "--eval_iters=1", "--device=cpu", "--num_loops=2",
         "--log_interval=1", "--eval_interval=1000")
@@ -463,11 +464,30 @@ def test_devices_that_are_not_there(device, words):
     assert len(str(e.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize(("cuda", "mps", "taken"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])
+def test_the_device_that_auto_takes(monkeypatch, cuda, mps, taken):
+    """Apple's GPU where there is no CUDA, in float32."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: True)
+    assert runtime.choose_device("auto") == taken
+    assert runtime.choose_dtype("auto", taken) == ("bfloat16" if cuda else "float32")
+
+
+@pytest.mark.parametrize(("device", "says"), [("cpu", ""), ("mps", "plain PyTorch, since cuTile is for NVIDIA GPUs")])
+def test_kernels_are_spoken_of_where_one_may_expect_them(device, says, capsys):
+    backend.backend_choice.cache_clear()
+    assert [backend.choose_backend("auto", device) for _ in range(2)] == ["torch"] * 2
+    err = capsys.readouterr().err
+    assert says in err
+    assert len(err.splitlines()) == bool(says)
+
+
 def test_kernels_that_were_asked_for_and_cannot_run(scripts, finished):
     for script, *args in (("sample.py", "--out_dir=finished"), ("train.py", *TINY, "--out_dir=no_kernels")):
         err = scripts(script, "--backend=cutile", "--device=cpu", *args, status=None).err
-        assert err.strip() == ("--backend: backend cutile cannot run here: a cpu device has no cuTile; use torch or "
-                               "auto")
+        assert err.strip() == ("--backend: backend cutile cannot run here: cuTile is for NVIDIA GPUs, and the device "
+                               "is cpu; use torch or auto")
     assert not (scripts.folder / "no_kernels").exists()
 
 
