@@ -390,7 +390,7 @@ def kill_all():
 
 def processes_at_once(runs):
     """How many runs go on at once, and the environment of each."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = runtime.usable_cores()
     on_gpu = torch.cuda.is_available() and any(run["settings"].get("device") != "cpu" for run in runs)
     count = parallel or (max(1, min(8, cores // 2)) if on_gpu else cores)
     environment = os.environ | dict(PYTHONUNBUFFERED="1")  # a log as it happens, its lines in order

@@ -155,13 +155,15 @@ def say_what_differs(run, checkpoint):
           + (f", but {', '.join(differ)}" if differ else ""))
 
 
-def choose_machine():
-    """Where this process computes: rank, world, device, dtype, cuda (bool), master (rank 0 or not), context (autocast).
-    """
+def choose_machine(checkpoint):
+    """Where this process computes: rank, world, device, dtype, cuda (bool), master (rank 0 or not), context (autocast);
+    a resumed run on as many threads as before."""
     if deterministic:
         runtime.set_deterministic()
     torch.set_float32_matmul_precision("highest" if deterministic else "high")
-    rank, world, place = runtime.init_distributed(runtime.choose_device(device))
+    known = (checkpoint or {}).get("provenance") or {}
+    place = runtime.choose_device(device, known.get("threads") if init_from == "resume" else None)
+    rank, world, place = runtime.init_distributed(place)
     cuda, number = place.startswith("cuda"), runtime.choose_dtype(dtype, place)
     if cuda_graph and (not cuda or world > 1):
         raise SystemExit("--cuda_graph=True needs one process on one CUDA GPU")
@@ -279,7 +281,7 @@ def set_up(settings, given, checkpoint):
     log, wandb                         log.csv as a Table, None where this process writes no files; wandb's run, or None
     started, provenance                when, and what `provenance` of outputs.py says; main sets both
     """
-    run = choose_machine()
+    run = choose_machine(checkpoint)
     run.settings, run.it, run.best_val_loss, run.saved, run.between_steps = settings, 0, math.inf, None, True
     run.last_path, run.best_path, run.log_path = (
         os.path.join(out_dir, name) for name in ("ckpt_last.pt", "ckpt_best.pt", "log.csv"))
@@ -447,7 +449,7 @@ def save(run, path):
     """Write a checkpoint of the run as it stands; rank 0 does, unless it only evaluates."""
     if not run.log:
         return
-    known = run.provenance | dict(seconds=round(time.time() - run.started, 1))
+    known = run.provenance | dict(seconds=round(time.time() - run.started, 1), threads=torch.get_num_threads())
     try:
         runtime.save_checkpoint(path, dict(
             model=run.raw_model.state_dict(), optimizer=run.optimizer.state_dict(), model_args=run.model_args,
@@ -628,7 +630,8 @@ def main():
         say_idle_settings(run)
         if init_from == "resume":
             say_what_differs(run, checkpoint)
-        print(f"{model_type} with {run.raw_model.get_num_params():,} parameters, {run.dtype} on {run.device}, "
+        threads = f" with {torch.get_num_threads()} thread(s)" if run.device == "cpu" else ""
+        print(f"{model_type} with {run.raw_model.get_num_params():,} parameters, {run.dtype} on {run.device}{threads}, "
               f"{run.world} process(es); {batch_size} x {run.micro_steps * run.world} sequences of {run.T} tokens an "
               f"iteration; {dataset}, seed {seed}")
         if run.it >= max_iters and not eval_only:
