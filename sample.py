@@ -47,7 +47,7 @@ seed = 1337                     # >= 0: of the draws, which are each sample's ow
 trace: bool | None = None       # print the thinking trace; None: of tasks only
 trace_file = ""                 # also write the trace: name.jsonl, a line per token; name.html, to look at; name.png
 reread = False                  # read every token's whole window again, instead of keeping keys and values: to compare
-device = "auto"                 # auto, cpu, cuda
+device = "auto"                 # auto, cpu, cuda, mps
 dtype = "float32"               # float32, or bfloat16 by autocast
 
 BARS = "▁▂▃▄▅▆▇█"
