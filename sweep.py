@@ -436,7 +436,7 @@ def differences(table, a, b):
     a, mean of b, the seeds, {mean, mean_low, mean_high} of a - b by seed)}."""
     own = [{r["seed"]: r for r in table if r["row"] == name and not r["error"]} for name in (a, b)]
     found = {}
-    of_settings = ("row", "seed", "error", "device", "torch", "parameters", "flops_per_token")
+    of_settings = ("row", "seed", "error", "device", "torch", "ran_on", "parameters", "flops_per_token")
     for column in [k for k in table[0] if k not in of_settings]:
         shared = [seed for seed in own[0] if seed in own[1] and all(r[seed][column] not in ("", None) for r in own)]
         x, y = (np.array([float(r[seed][column]) for seed in shared]) for r in own)
