@@ -485,13 +485,12 @@ def make_sample(model, meta, data, title):
 
 def measure(name, model, sample, table):
     """All rows of one set of weights, also added to the table."""
-    from tqdm import tqdm
-    rows = []
-    with tqdm(total=3 + (sample.rule != "none") + halting + probes, desc=name, unit="part", disable=None) as progress:
+    rows, parts = [], 3 + (sample.rule != "none") + halting + probes
+    with outputs.Progress(f"analyzing the {name} weights", "parts", parts) as said:
         def add(more):
             rows.extend(more)
             table.add(*({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in r.items()} for r in more))
-            progress.update()
+            said.add()
 
         seen = observe(model, sample.X, sample.Y, sample.total)
         add(trajectory_rows(name, seen, sample))
@@ -568,13 +567,14 @@ def main():
     settings, further, given = configure(__file__, inference_settings())
     globals().update(settings)
     machine = runtime.choose_device(device)
+    machine = "cpu" if (device, machine) == ("auto", "mps") else machine  # Apple's GPUs have no float64
     overrides = {k: v for k, v in further.items() if k in given}
     if task:
         tasks.use(task)
     model, meta, saved, path = open_model(checkpoint, out_dir or "out", machine, overrides)
     if not isinstance(model, LoopGPT):
         raise SystemExit(f"{path} is a plain GPT, which has no loops to look at")
-    folder = out_dir or os.path.dirname(path)
+    folder = out_dir or outputs.folder_of_measurements(path)
     target = os.path.join(folder, "analyze.csv")
     outputs.require_writable(target)  # also of a folder that is none, before data are read
     data = None if meta.kind == "rows" else open_dataset(trained_on(saved) or "?", like=saved)

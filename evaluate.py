@@ -18,11 +18,14 @@ problems count: an unsolved one does not tell how many it needed.
 The frontier is exact match, the mean over the sizes, against loops per token of the answer: every rule over a
 range of thresholds, each beside its random control, and the fixed depths. Tokens of the prompt do as the checkpoint
 says, and their loops do not count.
-The table is a CSV file, written row by row; beside it stands <table>.json, where it comes from: command, commit,
-versions, card, whether it is finished, seconds.
+The table is a CSV file, written row by row. It is named after what was measured, so that no other kind of measurement
+overwrites it: evaluate.csv, evaluate_frontier.csv, evaluate_halt=kl.csv, evaluate_ckpt_last.csv where there is a
+ckpt_best.pt, ... It stands beside the checkpoint, for those of pretrained/ in out/pretrained/<name>. Beside it stands
+<table>.json, where it comes from: command, commit, versions, card, whether it is finished, seconds.
 """
 import math
 import os
+import re
 
 import numpy as np
 import torch
@@ -31,7 +34,7 @@ import figures
 import outputs
 import runtime
 import tasks
-from checkpoint import inference_settings, open_model
+from checkpoint import find_checkpoint, inference_settings, open_model
 from configurator import configure, open_text, say_without_effect
 from dataset import get_batch, open_dataset, sequence_length, trained_on
 from intervals import mean_interval, share_interval, spearman
@@ -51,18 +54,12 @@ frontier = False                # also accuracy against loops of every rule, wit
 plot = False                    # draw <table>_loops.png and, with frontier, <table>_frontier.png
 eval_iters = 50                 # >= 0: batches of the validation loss; 0: skip it
 batch_size = 250                # >= 1: sequences per forward pass
-csv_file = ""                   # where the table goes; empty: evaluate.csv beside the checkpoint
-device = "auto"                 # auto, cpu, cuda
+csv_file = ""                   # where the table goes; empty: evaluate_<what>.csv beside the checkpoint
+device = "auto"                 # auto, cpu, cuda, mps
 dtype = "float32"               # float32, or bfloat16 by autocast
 seed = 0                        # >= 0: of the random control
 
 MARGIN = 0.005                  # a rule that loses no more against the best fixed depth is as good
-
-
-def progress(items, name, unit):
-    """The items, with a bar on a terminal."""
-    from tqdm import tqdm
-    return tqdm(items, desc=name, unit=unit, disable=None)
 
 
 def is_looped(model):
@@ -220,7 +217,7 @@ def frontier_rows(model, meta, table):
                if name != "gate" or c.halt_head != "none"]
     kept, rows = dict(vars(c)), []
     c.think_threshold, c.think_loops = None, 0  # the point alone says when the answer halts
-    for p in progress(points, "frontier", "point"):
+    for p in outputs.progress(points, "frontier", "points"):
         rows.append(frontier_row(model, sets, *p))
         table.add(rows[-1])
     vars(c).update(kept)
@@ -342,7 +339,7 @@ def task_tables(model, meta, table):
     asked, done = kinds_asked(tasks.load(meta.task)), []
     sets = [(n, kind, problems) for n in sizes for kind in asked]
     cells = [((n, m), "grid", max(1, problems // 10)) for n in range(1, grid + 1) for m in range(1, grid + 1)]
-    for p in progress(sets + cells, "evaluating", "set"):
+    for p in outputs.progress(sets + cells, "evaluating", "sets of problems"):
         done.append(measure_kind(model, meta, *p))
         table.add(done[-1][0])
     of_grid, done = [row for row, _ in done[len(sets):]], done[:len(sets)]
@@ -370,7 +367,7 @@ def loss_table(model, data, table):
     the halting rule, if there is one."""
     T, place = sequence_length(data, model.config.block_size), model.lm_head.weight.device
     looped, losses, halted, loops = is_looped(model), [], [], []
-    for index in progress(range(eval_iters), "validation loss", "batch"):
+    for index in outputs.progress(range(eval_iters), "validation loss", "batches"):
         X, Y = get_batch(data, "val", (index,), min(batch_size, 64), T, place)
         losses.append((model.loss_per_loop(X, Y) if looped else model(X, Y)[1][None]).float().cpu())
         if looped and model.config.halt != "none":
@@ -387,6 +384,17 @@ def loss_table(model, data, table):
         print(f"  halting  {np.mean(halted):.4f} at {np.mean(loops):.2f} loops per token ({model.config.halt})")
     table.add(*(dict(kind="val_loss", loop=l, loss=x) | ({} if one else dict(low=x - e, high=x + e))
                 for l, (x, e) in enumerate(zip(mean, error, strict=True), 1)))
+
+
+def table_path(path, overrides):
+    """Where the table of the checkpoint at a path goes, named after what is measured; overrides: settings given."""
+    folder = outputs.folder_of_measurements(path)
+    name = os.path.splitext(os.path.basename(path))[0]
+    other = folder == os.path.dirname(path) and path != find_checkpoint("", folder)
+    what = ["evaluate", *[name] * other, *[f"grid{grid}"] * bool(grid), *["frontier"] * frontier]
+    what += [os.path.splitext(os.path.basename(problems_file))[0]] * bool(problems_file)
+    what += [f"{k}={str(v).strip('[]')}" for k, v in overrides.items() if k != "backend"]
+    return os.path.join(folder, re.sub(r"[^\w.=+-]+", "-", "_".join(what))[:200] + ".csv")
 
 
 def describe(model, saved, path):
@@ -448,7 +456,7 @@ def main():
         (*tasks.idle(meta, task), "task"),
         (checkpoint, "checkpoint is given", "out_dir"))
     print(describe(model, saved, path))
-    target = csv_file or os.path.join(os.path.dirname(path), "evaluate.csv")
+    target = csv_file or table_path(path, overrides)
     with outputs.measuring(target, machine, checkpoint=path, trained=saved.get("provenance")) as table:
         try:
             with runtime.autocast(machine, number):
@@ -456,7 +464,7 @@ def main():
         except ValueError as e:
             raise SystemExit(f"evaluate.py: {e}") from None
         if plot:
-            stem = os.path.splitext(target)[0]
+            stem = os.path.splitext(target)[0].removesuffix("_frontier")
             figures.draw_loops(table.rows, f"{stem}_loops.png")
             if frontier:
                 figures.draw_frontier(table.rows, f"{stem}_frontier.png")

@@ -1,16 +1,21 @@
 """Run a tuning space, rows of settings times seeds, each run in a process of its own, and write the table of results.
 
-    python sweep.py config/sweep_demo.py --dry_run=True       check it and print its commands
+    python sweep.py config/sweep_demo.py --dry_run=True       check it and print its commands, a line per run
     python sweep.py config/sweep_demo.py --parallel=4
+    python sweep.py config/sweep_demo.py --collect=True       the tables, of what others ran by these commands
+    python sweep.py config/sweep_demo.py --compare="8 of 24 ids,16 of 64 ids"    their difference, seed by seed
 
 A row is a name and arguments of train.py: "wide @3: --n_embd=128 --weight_decay=0.1". @3 takes the first 3 seeds only;
-a config file as the first word replaces base. All is checked before anything runs. A run is train.py, then evaluate.py
-once for each entry of `evaluate` and, of the first seed, analyze.py as `analyze` says, always of ckpt_last.pt: nothing
-is selected by a test. The same command again goes on after an interruption, skips what is finished, and runs what
-failed or now has other settings. The tables are written after every run, a figure and the validation losses over the
-iterations at the end; out_dir/<row>/seed<S>/ holds train.py's files, a log of each step, and row.json, what is known.
+"wide on 2: ..." trains on two GPUs that it has to itself; a config file as the first word replaces base. All is checked
+before anything runs. A run is train.py, then evaluate.py once for each entry of `evaluate` and, of the first seed,
+analyze.py as `analyze` says, always of ckpt_last.pt: nothing is selected by a test. Runs spread over all GPUs there
+are; where one drops out, its runs go on elsewhere. The same command again goes on after an interruption, skips what is
+finished, and runs what failed or now has other settings. The tables are written after every run, a figure and the
+validation losses over the iterations at the end; out_dir/<row>/seed<S>/ holds train.py's files, a log of each step, and
+row.json, what is known.
 """
 import ast
+import collections
 import contextlib
 import copy
 import csv
@@ -25,15 +30,18 @@ import sys
 import time
 from datetime import timedelta
 
+import numpy as np
 import torch
 
 import figures
+import gpus
 import outputs
 import runtime
 import tasks
 from checkpoint import model_settings
 from configurator import class_settings, configure, open_text, read_arguments, read_settings
 from dataset import model_facts, read_meta
+from intervals import mean_interval
 from model_loop import FROM_DATASET, INFERENCE_SETTINGS, LoopConfig, build, check_halting, override
 
 base = ""                       # config file of train.py; empty: its defaults
@@ -42,14 +50,17 @@ rows: list[str] = []            # "name: --key=value ..." of train.py; "name @3:
 overrides: list[str] = []       # --key=value of train.py, for all rows; a row's own wins
 evaluate: list[str] = []        # "--key=value ..." of evaluate.py, or "label: --key=value ..." with columns label_*
 analyze = ""                    # "--key=value ..." of analyze.py, for runs of the first seed: results/<name>_states.csv
-parallel = 0                    # >= 0: processes at once; 0: one per core, on CUDA half as many and at most 8
+parallel = 0                    # >= 0: runs at once; 0: one per core, on CUDA half as many and at most 8 per GPU
+mps: bool | str = "auto"        # NVIDIA's MPS for runs that share a GPU; auto: where it is installed
 timeout = 0.0                   # >= 0: seconds after which a training, or an evaluation, is killed; 0: never
 out_dir = ""                    # where the runs go; empty: out/<name of the file>
 results = ""                    # path of the tables without .csv and .md; empty: results/<name of the file>
-dry_run = False                 # check everything, print the commands and stop
+dry_run = False                 # check everything, print the commands, a line per run, and stop
+collect = False                 # run nothing: only write the tables, of what stands in out_dir
+compare = ""                    # A,B: names of two rows of the finished table, of which the differences are printed
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-ENTRY = re.compile(r"(?:\s*(\w[^:@]*?)\s*(?:@(\d+)\s*)?:)?(.*)", re.DOTALL)  # name @3: words
+ENTRY = re.compile(r"(?:\s*(\w[^:@]*?)\s*(?:@(\d+)\s*)?(?:\bon (\d+)\s*)?:)?(.*)", re.DOTALL)  # name @3 on 2: words
 FIRST = ("row", "seed", "parameters", "flops_per_token", "val_loss", "best_val_loss", "ms", "seconds", "device",
          "torch")  # columns
 OF_TEXT = {"parameters": ("parameters", "{:,.0f}"), "flops_per_token": ("training FLOPs a token", "{:,.0f}"),
@@ -70,8 +81,8 @@ def config_error(file, entry, why):
 
 
 def read_entry(file, entry, settings, *fixed):
-    """'name @3: words' -> ('name', '3', [words]), checked; fixed: settings that only the sweep itself may make."""
-    name, first, words = ENTRY.fullmatch(entry).groups("")
+    """'name @3 on 2: words' -> ('name', '3', '2', [words]), checked; fixed: settings that only the sweep may make."""
+    name, first, ranks, words = ENTRY.fullmatch(entry).groups("")
     try:
         words = shlex.split(words)
         read_arguments(words, settings)
@@ -79,7 +90,7 @@ def read_entry(file, entry, settings, *fixed):
         config_error(file, entry, e)
     if any(word.partition("=")[0].removeprefix("--") in fixed for word in words):
         config_error(file, entry, f"the sweep itself sets {', '.join(fixed)}")
-    return name, first, words
+    return name, first, ranks, words
 
 
 def settings_of(script, names=None):
@@ -93,9 +104,9 @@ def read_evaluations(file, known):
     """{step: words} of the entries of `evaluate`; known: the settings of evaluate.py."""
     tests = {}
     for entry in evaluate:
-        label, first, words = read_entry(file, entry, known, "checkpoint", "out_dir", "csv_file")
+        label, first, ranks, words = read_entry(file, entry, known, "checkpoint", "out_dir", "csv_file")
         step = f"{label}_evaluate" if label else "evaluate"
-        if first or step in tests or not re.fullmatch(r"\w+", step):
+        if first or ranks or step in tests or not re.fullmatch(r"\w+", step):
             config_error(file, entry, f"'{entry}': each evaluation needs a label of its own, one word, "
                                       "'label: --key=value ...'")
         tests[step] = words
@@ -134,18 +145,19 @@ def plan(file, root):
     if not rows or not seeds or len(set(seeds)) < len(seeds):
         raise SystemExit(f"{file}: needs rows, and seeds, each once")
     of_train, of_analyze = settings_of("train.py"), settings_of("analyze.py", INFERENCE_SETTINGS)
-    analysis = read_entry(file, analyze, of_analyze, "checkpoint", "out_dir")[2]
+    analysis = read_entry(file, analyze, of_analyze, "checkpoint", "out_dir")[-1]
     of_evaluate, runs, slugs = settings_of("evaluate.py", INFERENCE_SETTINGS), [], set()
     tests = read_evaluations(file, of_evaluate)
     entries = [(words, of_evaluate) for words in tests.values()]
     read_entry(file, base, of_train)
-    common = [word for entry in overrides for word in read_entry(file, entry, of_train, "seed", "out_dir")[2]]
+    common = [word for entry in overrides for word in read_entry(file, entry, of_train, "seed", "out_dir")[-1]]
     for entry in rows:
-        name, first, words = read_entry(file, entry, of_train, "seed", "out_dir")
+        name, first, ranks, words = read_entry(file, entry, of_train, "seed", "out_dir")
         slug = re.sub(r"[^\w.+=-]+", "_", name)
-        if not name or slug in slugs or first and not 1 <= int(first) <= len(seeds):
-            config_error(file, entry, f"'{entry}': a row is 'name: --key=value ...' or 'name @3: ...', each name "
-                                      f"once, the number at most that of the seeds, {len(seeds)}")
+        if not name or slug in slugs or first and not 1 <= int(first) <= len(seeds) or ranks == "0":
+            config_error(file, entry, f"'{entry}': a row is 'name: --key=value ...', or 'name @3 on 2: ...' of 3 seeds "
+                                      "on 2 GPUs each, each name once, the number of seeds at most those there are, "
+                                      f"{len(seeds)}")
         slugs.add(slug)
         config = words.pop(0) if words and not words[0].startswith("--") else base
         words = [*filter(None, [config]), *common, *words]
@@ -162,12 +174,12 @@ def plan(file, root):
             last = f"--checkpoint={folder}/ckpt_last.pt"
             steps = {"train": ["train.py", *words, f"--seed={seed}", f"--out_dir={folder}"]} | {
                 step: ["evaluate.py", *test, last, f"--csv_file={folder}/{step}.csv"] for step, test in tests.items()}
-            own = settings | dict(seed=seed, out_dir=folder)
+            own = settings | dict(seed=seed, out_dir=folder) | (dict(ranks=int(ranks)) if ranks else {})
             if analyze and seed == seeds[0] and looped:
                 steps["analyze"] = ["analyze.py", *analysis, last, f"--out_dir={folder}"]
             for step in steps.keys() - {"train"} if "task" in settings else ():  # which no checkpoint tells a script
                 steps[step].append(f"--task={settings['task']}")
-            runs.append(dict(row=name, seed=seed, folder=folder, steps=steps, settings=own))
+            runs.append(dict(row=name, seed=seed, ranks=int(ranks or 1), folder=folder, steps=steps, settings=own))
     # all rows with the first seed come first, so that a sweep cut short still compares them
     return sorted(runs, key=lambda run: seeds.index(run["seed"]))
 
@@ -179,15 +191,23 @@ def read_csv(path):
         return list(csv.DictReader(f))
 
 
-def launch(command, log, environment):
+def as_typed(command, ranks):
+    """The command of a step as one types it; ranks: processes of a training."""
+    start = f"torchrun --standalone --nproc_per_node={ranks}" if ranks > 1 and command[0] == "train.py" else "python"
+    return f"{start} {shlex.join(command)}"
+
+
+def launch(command, log, environment, ranks):
     """Run a command to its end, its output at the end of a log: what went wrong, "" if nothing."""
     with open(log, "a+", encoding="utf-8", errors="replace") as f:
         if stopping:
             return "interrupted"
-        f.write(f"$ python {shlex.join(command)}\n")
+        typed = as_typed(command, ranks)
+        f.write(f"$ {typed}\n")
         start = f.tell()
         # in a session of its own: Ctrl-C in a terminal reaches this process only, which passes it on, once
-        process = subprocess.Popen([sys.executable, os.path.join(HERE, command[0]), *command[1:]], stdout=f,
+        before = ["-m", "torch.distributed.run", *typed.split()[1:3]] if typed.startswith("torchrun") else []
+        process = subprocess.Popen([sys.executable, *before, os.path.join(HERE, command[0]), *command[1:]], stdout=f,
                                    stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
                                    start_new_session=True)
         running.add(process)
@@ -255,7 +275,7 @@ def columns_of(step, folder):
     return columns_of_evaluation(step.removesuffix("evaluate").removesuffix("_"), table)
 
 
-def execute(run, environment):
+def execute(run, environment, ran_on=""):
     """Do what is missing of a run: (its row of the table, the log of its last step, '' if nothing was missing)."""
     folder, log, error, state = run["folder"], "", "", {}
     last, path = f"{folder}/ckpt_last.pt", f"{folder}/row.json"
@@ -274,10 +294,10 @@ def execute(run, environment):
             if key in state["done"]:
                 continue
             log, resume = f"{folder}/{step}.log", step == "train" and os.path.exists(last)
-            error = launch(command + ["--init_from=resume"] * resume, log, environment)
+            error = launch(command + ["--init_from=resume"] * resume, log, environment, run["ranks"])
             if error:
                 break
-            state["done"][key] = columns_of(step, folder)
+            state["done"][key] = columns_of(step, folder) | (dict(ran_on=ran_on) if ran_on and step == "train" else {})
             if resume:
                 state["done"][key]["seconds"] = ""  # it says those of the last part only
             outputs.write_json(path, state)
@@ -287,6 +307,46 @@ def execute(run, environment):
     for command in run["steps"].values():
         row |= state["done"].get(shlex.join(command), {})
     return row, log
+
+
+def execute_somewhere(run, places, environment, alone):
+    """execute, where there is a place; again at another one if the GPU was lost. environment: of a process that
+    shares a GPU; alone: of one that does not."""
+    while True:
+        try:
+            names = places.take(run["ranks"])
+        except RuntimeError as e:
+            return dict(row=run["row"], seed=run["seed"], error=str(e)), ""
+        on_gpu, lost = names[0].startswith("GPU"), []
+        own = alone if run["ranks"] > 1 else environment
+        try:
+            row, log = execute(run, own | dict(CUDA_VISIBLE_DEVICES=",".join(names)), places.said(names)) \
+                if on_gpu else execute(run, own)
+            if on_gpu and row["error"] and not stopping:
+                lost = [name for name in names if not gpus.works(name, alone)]
+        finally:
+            places.give_back(names, lost)
+        if not lost:
+            return row, log
+        print(f"{run['row']}, seed {run['seed']}: {places.said(lost)} is lost, trying elsewhere", flush=True)
+
+
+def collect_run(run):
+    """The row of a run whose commands were run by somebody else, a cluster's scheduler for example."""
+    folder, row = run["folder"], dict(row=run["row"], seed=run["seed"], error="")
+    try:
+        with open(f"{folder}/config.json", encoding="utf-8") as f:
+            saved = json.load(f)
+        other = [k for k, v in run["settings"].items() if k in saved and saved[k] != v]
+        if other:
+            raise ValueError(f"{folder} was trained with other settings: {', '.join(other)}")
+        for step in run["steps"]:
+            row |= columns_of(step, folder)
+    except OSError as e:
+        row["error"] = f"not finished: {e.filename} is not there"
+    except (ValueError, KeyError) as e:
+        row["error"] = str(e)
+    return row, ""
 
 
 # ---- the tables
@@ -343,7 +403,7 @@ def markdown(kind, label, found, wanted):
 
 def write_tables(found, wanted, target, processes):
     """The CSV, a line per run, and the Markdown, a line per row; found in the order of the table, wanted as above."""
-    further = [k for k in dict.fromkeys(k for r in found for k in r) if re.search(r"_\d+$", k)]
+    further = [k for k in dict.fromkeys(k for r in found for k in r) if re.search(r"_\d+$|^ran_on$", k)]
     outputs.write_csv(f"{target}.csv", (*FIRST, *further, "error"), found)
     states = [dict(row=r["row"], **state) for r in found for state in r.get("states", [])]
     if states:
@@ -359,6 +419,47 @@ def write_tables(found, wanted, target, processes):
     known = outputs.provenance(card=device if device not in ("", "cpu") else outputs.card_name())
     with outputs.whole_file(f"{target}.md") as f:
         f.write("\n\n".join(lines) + "\n" + "".join(tables) + f"\n{outputs.provenance_line(known)}\n")
+
+
+def two_rows(names):
+    """The A and B of --compare, each of which is one of the names, that may have commas themselves."""
+    words = compare.split(",")
+    for n in range(1, len(words)):
+        pair = [",".join(part).strip() for part in (words[:n], words[n:])]
+        if set(pair) <= set(names) and len(set(pair)) == 2:
+            return pair
+    raise SystemExit(f"--compare={compare}: two rows, parted by a comma, of {'; '.join(names)}")
+
+
+def differences(table, a, b):
+    """For every measured column of the rows a and b of a table, of read_csv, which seeds have both: {column: (mean of
+    a, mean of b, the seeds, {mean, mean_low, mean_high} of a - b by seed)}."""
+    own = [{r["seed"]: r for r in table if r["row"] == name and not r["error"]} for name in (a, b)]
+    found = {}
+    of_settings = ("row", "seed", "error", "device", "torch", "ran_on", "parameters", "flops_per_token")
+    for column in [k for k in table[0] if k not in of_settings]:
+        shared = [seed for seed in own[0] if seed in own[1] and all(r[seed][column] not in ("", None) for r in own)]
+        x, y = (np.array([float(r[seed][column]) for seed in shared]) for r in own)
+        if shared:
+            found[column] = x.mean(), y.mean(), shared, mean_interval(x - y, "mean")
+    return found
+
+
+def print_comparison(path):
+    """The differences between two rows of the table at a path, each with its interval."""
+    if not os.path.exists(path):
+        raise SystemExit(f"{path} does not exist: --compare needs a table that a sweep has written")
+    table = read_csv(path)
+    a, b = two_rows([*dict.fromkeys(r["row"] for r in table)])
+    found = differences(table, a, b)
+    if not found:
+        raise SystemExit(f"--compare={compare}: no seed has both rows in {path}")
+    print(f"A: {a}\nB: {b}\nthe same seeds of both; 95% intervals of the mean difference over seeds (Student's t)\n")
+    print(f"{'column':<28} {'A':>12} {'B':>12} {'A - B':>12}  {'95%':<26} seeds")
+    for column, (x, y, shared, mean) in found.items():
+        span = f"{mean['mean_low']:+.6g} to {mean['mean_high']:+.6g}" if len(shared) > 1 else "needs two seeds"
+        print(f"{column:<28} {x:>12.6g} {y:>12.6g} {mean['mean']:>+12.6g}  {span:<26} {', '.join(shared)}")
+    print(f"\nof {len(found)} columns one in twenty leaves 0 out of its interval by chance alone")
 
 
 def curves(runs):
@@ -388,23 +489,36 @@ def kill_all():
         process.kill()
 
 
-def processes_at_once(runs):
-    """How many runs go on at once, and the environment of each."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    on_gpu = torch.cuda.is_available() and any(run["settings"].get("device") != "cpu" for run in runs)
-    count = parallel or (max(1, min(8, cores // 2)) if on_gpu else cores)
+def places_here(runs):
+    """Where the runs go, as gpus.Places: on all GPUs, or on this machine's cores; and the environment of a process."""
+    cores = runtime.usable_cores()
+    on_gpu = any(run["settings"].get("device") != "cpu" for run in runs)
+    names = gpus.visible() if on_gpu else []
+    count = parallel or (max(1, min(8 * len(names), cores // 2)) if names else cores)
     environment = os.environ | dict(PYTHONUNBUFFERED="1")  # a log as it happens, its lines in order
     environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // count)))  # or each would take all cores
-    return count, environment
+    if names:
+        return gpus.Places(names, -(-count // len(names))), environment
+    most = max(run["ranks"] for run in runs)
+    return gpus.Places([f"process {i}" for i in range(max(count, most))], 1), environment
 
 
 def run_all(runs, target):
     """Execute the runs, some at once, and write the tables after each; returns what failed, a text each."""
+    places, environment = places_here(runs)
+    shared = mps and places.each > 1 and not collect
+    with gpus.mps(mps if shared else False, environment) as sharing:
+        return run_at(places, lambda run: collect_run(run) if collect else execute_somewhere(
+            run, places, sharing, environment), runs, target)
+
+
+def run_at(places, function, runs, target):
+    """Call function(run), which gives what `execute` gives, for all runs, as many at once as there are places."""
     from concurrent.futures import ThreadPoolExecutor, as_completed
     began, found, failed, skipped, wanted = time.monotonic(), [], [], 0, [run["row"] for run in runs]
-    count, environment = processes_at_once(runs)
+    count = min(parallel or len(runs), places.each * len(places.room))
     with ThreadPoolExecutor(count) as pool:
-        for n, future in enumerate(as_completed([pool.submit(execute, run, environment) for run in runs]), 1):
+        for n, future in enumerate(as_completed([pool.submit(function, run) for run in runs]), 1):
             row, log = future.result()
             if row["error"] == "interrupted":
                 continue
@@ -421,7 +535,9 @@ def run_all(runs, target):
                   + (f"{took}, ETA {left}" if log or row["error"] else "finished before"), flush=True)
     with outputs.going_on(f"{target}_curves.csv"):
         finish(runs, found, target)
-    print(f"---\nruns: {len(runs)}\nfinished: {len(found) - len(failed)}\nfinished_before: {skipped}\n"
+    ran_on = collections.Counter(r["ran_on"] for r in found if r.get("ran_on"))
+    print("---", *(f"{place}: {n} runs" for place, n in sorted(ran_on.items())), sep="\n")
+    print(f"runs: {len(runs)}\nfinished: {len(found) - len(failed)}\nfinished_before: {skipped}\n"
           f"seconds: {time.monotonic() - began:.1f}\ncsv: {target}.csv\ntable: {target}.md")
     return failed
 
@@ -445,9 +561,12 @@ def main():
         raise SystemExit("usage: python sweep.py config/sweep_demo.py [--key=value ...]; --help lists all keys")
     name = os.path.splitext(os.path.basename(files[0]))[0]
     root, tables = out_dir or f"out/{name}", results or f"results/{name}"
+    if compare:
+        return print_comparison(f"{tables}.csv")
     runs = plan(files[0], root)
     if dry_run:
-        raise SystemExit(print("\n".join(f"python {shlex.join(c)}" for run in runs for c in run["steps"].values())))
+        raise SystemExit(print("\n".join(" && ".join(as_typed(c, run["ranks"]) for c in run["steps"].values())
+                                         for run in runs)))
     for end in ("csv", "md"):
         outputs.require_writable(f"{tables}.{end}")
     outputs.lock_folder(root)

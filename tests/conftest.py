@@ -9,6 +9,7 @@ import os
 import random
 import runpy
 import shutil
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -100,6 +101,8 @@ def child(script, args, cwd, env, output, signal_at, file_limit):
         os.environ.pop(key, None)
     os.environ.update({key: x for key, x in env.items() if x is not None})
     os.chdir(cwd)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it is ignored where the tests run under nohup
     sys.path[:] = [os.path.dirname(script)] + [p for p in sys.path if Path(p) not in (ROOT, ROOT / "tests")]
     sys.argv = [script, *args]
     if signal_at:

@@ -4,13 +4,18 @@ import json
 import os
 import re
 import shlex
+import subprocess
+import sys
+import threading
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from scipy import stats
 
 import figures
+import gpus
 import sweep
 from configurator import class_settings, read_arguments, read_settings
 from model_loop import FROM_DATASET, LoopConfig, check
@@ -260,6 +265,73 @@ def test_a_run_that_takes_too_long(scripts, folder):
     assert out.strip().splitlines()[-1].startswith("failed: slow, seed 3 (slow/slow/seed3/train.log)")
 
 
+TWO_RANKS = "--rows=['two @1 on 2: --gradient_accumulation_steps=2 --max_iters=6 --dropout=0']"
+
+
+@pytest.mark.full
+def test_a_row_on_two_ranks(scripts, folder):
+    """torchrun starts them; on a CPU, too, where a place is a process."""
+    scripts("sweep.py", "sweep_small.py", TWO_RANKS, "--evaluate=[]", "--analyze=", "--parallel=1", "--out_dir=two",
+            "--results=two")
+    log = (folder / "two/two/seed3/train.log").read_text()
+    assert log.startswith("$ torchrun --standalone --nproc_per_node=2 train.py small.py --warmup_iters=5 ")
+    assert "2 process(es)" in log
+    assert read_csv(folder / "two.csv")[0]["error"] == ""
+
+
+@pytest.mark.full
+def test_the_lines_of_a_dry_run_by_a_shell_and_the_tables_collected(scripts, folder, swept):
+    """A line per run, as an array job takes them; their results are those that the sweep itself has."""
+    args = ("sweep.py", "sweep_small.py", "--out_dir=array", "--results=array",
+            "--rows=['plain, 1/2 @1: --learning_rate=2e-3','late @1: --max_iters=7']")
+    for name in ("train.py", "evaluate.py", "analyze.py"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(ROOT / name)
+    first, second = scripts(*args, "--dry_run=True").out.splitlines()
+    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+    subprocess.run(first, shell=True, cwd=folder, env=os.environ | dict(PATH=path), check=True, capture_output=True)
+    said = scripts(*args, "--collect=True", status=1)
+    late, good = sorted(read_csv(folder / "array.csv"), key=lambda r: r["row"])
+    assert late["error"] == "not finished: array/late/seed3/config.json is not there"
+    wanted = next(r for r in read_csv(folder / "results/sweep_small.csv") if r["row"] == "plain, 1/2")
+    assert {k: v for k, v in good.items() if k not in ("ms", "seconds")} == {
+        k: v for k, v in wanted.items() if k not in ("ms", "seconds")}
+    assert "failed: late, seed 3" in said.out
+    other = [a.replace("2e-3", "1e-3") for a in args]
+    scripts(*other, "--collect=True", status=1)
+    assert "other settings: learning_rate" in read_csv(folder / "array.csv")[0]["error"]
+
+
+def test_runs_go_on_where_a_gpu_is_lost(folder, monkeypatch, capsys):
+    """Two GPUs, of which one fails in the middle: its run is done on the other one, and no further one tries it."""
+    monkeypatch.setattr(gpus, "works", lambda name, environment: name != "GPU-b")
+    monkeypatch.setattr(sweep, "seeds", [0, 1, 2, 3])
+    monkeypatch.setattr(sweep, "parallel", 0)
+    tried, both = [], threading.Barrier(2)
+
+    def execute(run, environment, ran_on):
+        name = environment["CUDA_VISIBLE_DEVICES"]
+        tried.append((run["seed"], name))
+        if run["seed"] < 2 and len(tried) <= 2:
+            both.wait(60)
+        error = "CUDA error" if name == "GPU-b" or run["seed"] == 3 else ""  # of seed 3 the GPU is not the cause
+        return dict(row="a", seed=run["seed"], error=error, val_loss=1.0, ran_on=ran_on), "its.log"
+    monkeypatch.setattr(sweep, "execute", execute)
+    runs = [dict(row="a", seed=s, ranks=1, folder=str(folder / "none")) for s in range(4)]
+    places = gpus.Places(["GPU-a", "GPU-b"], 1)
+    failed = sweep.run_at(places, lambda run: sweep.execute_somewhere(run, places, {}, {}), runs,
+                          str(folder / "lost"))
+    assert failed == ["a, seed 3 (its.log)"]
+    assert [name for _, name in tried].count("GPU-b") == 1
+    rows = read_csv(folder / "lost.csv")
+    assert [r["ran_on"] for r in rows] == ["GPU 0"] * 4
+    said = capsys.readouterr().out
+    assert "GPU 1 is lost, trying elsewhere" in said
+    assert "GPU 0: 4 runs" in said
+    assert sweep.execute_somewhere(dict(runs[0], ranks=2), places, {}, {})[0]["error"] == (
+        "it needs 2 GPU(s), and 1 are left")
+
+
 # ---- the plan
 
 def test_dry_run(scripts, folder):
@@ -282,7 +354,7 @@ evaluate = ["--digits=[1]", "long: --num_loops=9 --digits=[2,3]"]
                    f"python evaluate.py '--digits=[1]' --checkpoint={out}/ckpt_last.pt --csv_file={out}/evaluate.csv",
                    f"python evaluate.py --num_loops=9 '--digits=[2,3]' --checkpoint={out}/ckpt_last.pt "
                    f"--csv_file={out}/long_evaluate.csv"]
-    assert lines == wanted
+    assert lines == [" && ".join(wanted[i:i + 3]) for i in range(0, len(wanted), 3)]
     assert files(folder) == before
 
 
@@ -328,7 +400,7 @@ def test_mistakes_stop_before_anything_runs(scripts, folder, old, new, words):
 @pytest.mark.parametrize("path", sorted((ROOT / "config").glob("sweep_*.py")), ids=lambda p: p.stem)
 def test_committed_sweeps(scripts, folder, path):
     """Every row, with every key, of every committed tuning file."""
-    lines = scripts("sweep.py", f"config/{path.name}", "--dry_run").out.splitlines()
+    lines = scripts("sweep.py", f"config/{path.name}", "--dry_run").out.replace(" && ", "\n").splitlines()
     assert lines
     assert all(re.match(r"python (train\.py config/|(evaluate|analyze)\.py .*ckpt_last\.pt)", line) for line in lines)
     of_model = class_settings(LoopConfig)
@@ -382,3 +454,38 @@ def test_the_markdown_table(rng):
 def test_a_bar_in_a_name_does_not_break_the_table():
     row = dict(row="a|b", seed=1, error="", val_loss="1.5")
     assert "| a\\|b | 1/1 |  |  |  | 1.5000 |  |\n" in sweep.markdown("uniform", "", [row], ["a|b"])
+
+
+# ---- a comparison
+
+def test_a_comparison_of_two_rows(tmp_path, monkeypatch, capsys, rng):
+    """Against scipy's paired t-test, by the seeds that both have and that came to an end; nothing is trained."""
+    a, b = rng.normal(size=(2, 6))
+    rows = [dict(row=name, seed=seed, val_loss=x[seed], ms="" if seed % 2 else 5.0, parameters=7, device="cpu",
+                 error="out of memory" if (name, seed) == ("B, small", 4) else "")
+            for name, x in (("A", a), ("B, small", b)) for seed in rng.permutation(6) if (name, seed) != ("A", 5)]
+    with open(tmp_path / "table.csv", "w", newline="") as f:
+        writer = csv.DictWriter(f, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    (tmp_path / "any.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    for pair, sign in (("A,B, small", 1), ("B, small, A", -1)):
+        monkeypatch.setattr(sys, "argv", ["sweep.py", "any.py", "--results=table", f"--compare={pair}"])
+        sweep.main()
+        loss, ms = (line.split() for line in capsys.readouterr().out.splitlines() if re.match("val_loss|ms", line))
+        interval = stats.ttest_rel(a[:4], b[:4]).confidence_interval()
+        low, high = sorted((sign * interval.low, sign * interval.high))
+        wanted = [*(a[:4].mean(), b[:4].mean())[::sign], sign * (a[:4] - b[:4]).mean(), low, high]
+        assert [float(x) for x in loss[1:] if re.fullmatch(r"[-+]?\d.*\d", x)] == pytest.approx(wanted, rel=1e-4)
+        assert sorted(re.findall(r"\d", "".join(loss[-4:]))) == ["0", "1", "2", "3"]
+        assert ms[1:5] == ["5", "5", "+0", "+0"]
+        assert sorted(re.findall(r"\d", "".join(ms[-2:]))) == ["0", "2"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["any.py", "table.csv"]
+    for pair, words in (("A,C", "two rows, parted by a comma, of A; B, small"), ("A,A", "two rows")):
+        monkeypatch.setattr(sys, "argv", ["sweep.py", "any.py", "--results=table", f"--compare={pair}"])
+        with pytest.raises(SystemExit, match=words):
+            sweep.main()
+    monkeypatch.setattr(sys, "argv", ["sweep.py", "any.py", "--results=none", "--compare=A,B"])
+    with pytest.raises(SystemExit, match="none.csv does not exist"):
+        sweep.main()

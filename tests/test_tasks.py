@@ -123,7 +123,7 @@ def test_a_file_elsewhere_is_named_on_every_command_line(scripts, mine):
         assert said in scripts(*command, status=None).err
     (scripts.folder / "sweep_mine.py").write_text(
         f'rows = ["one: --dataset=named --task={mine}"]\nevaluate = ["--sizes=[2]"]\nanalyze = "--tokens=100"\n')
-    lines = scripts("sweep.py", "sweep_mine.py", "--dry_run").out.splitlines()
+    lines = scripts("sweep.py", "sweep_mine.py", "--dry_run").out.replace(" && ", "\n").splitlines()
     assert len(lines) == 3
     assert all(f"--task={mine}" in line for line in lines)
     path = scripts.folder / "data/named/meta.json"

@@ -1,0 +1,111 @@
+"""GPUs for processes that run side by side: which of them a process gets, and NVIDIA's MPS, by which they share one."""
+import collections
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+
+import torch
+
+
+class Places:
+    """Places for runs: some at once on every GPU, or on this machine's cores. Any number of threads may ask.
+
+    names: of the GPUs, as CUDA_VISIBLE_DEVICES takes them, or one for each process on cores; each: runs at once on
+    one. Who asks first is served first, so that a run on several GPUs does not wait for ever.
+    """
+
+    def __init__(self, names, each):
+        self.room, self.each, self.lost = dict.fromkeys(names, each), each, set()
+        self.waiting, self.changed = collections.deque(), threading.Condition()
+
+    def alive(self):
+        """The names that were not lost, in their order."""
+        return [name for name in self.room if name not in self.lost]
+
+    def said(self, names):
+        """Names as people count GPUs: GPU 0, or GPU 0+3."""
+        return f"GPU {'+'.join(str(list(self.room).index(name)) for name in names)}"
+
+    def take(self, count=1):
+        """Wait for room: a list of `count` names. One: the emptiest; more: each of them alone. RuntimeError where
+        fewer than that are left."""
+        ticket = object()
+        with self.changed:
+            self.waiting.append(ticket)
+            try:
+                while True:
+                    if len(self.alive()) < count:
+                        raise RuntimeError(f"it needs {count} GPU(s), and {len(self.alive())} are left")
+                    wanted = self.each if count > 1 else 1
+                    free = sorted((x for x in self.alive() if self.room[x] >= wanted), key=lambda x: -self.room[x])
+                    if self.waiting[0] is ticket and len(free) >= count:
+                        for name in free[:count]:
+                            self.room[name] -= wanted
+                        return free[:count]
+                    self.changed.wait()
+            finally:
+                self.waiting.remove(ticket)
+                self.changed.notify_all()
+
+    def give_back(self, names, lost=()):
+        """End a run there; on those that are lost no other one starts."""
+        with self.changed:
+            self.lost.update(lost)
+            for name in names:
+                self.room[name] += self.each if len(names) > 1 else 1
+            self.changed.notify_all()
+
+
+def visible():
+    """The GPUs that this process sees, by their unique names, which stay the same in every process."""
+    return [f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in range(torch.cuda.device_count())]
+
+
+def works(name, environment, seconds=120):
+    """Does a new process find this GPU, and can it compute there?"""
+    test = "import torch; torch.ones(8, device='cuda').sum().item()"
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return subprocess.run([sys.executable, "-c", test], env=environment | dict(CUDA_VISIBLE_DEVICES=name),
+                              capture_output=True, timeout=seconds).returncode == 0
+    return False
+
+
+@contextlib.contextmanager
+def mps(wanted, environment, say=print):
+    """NVIDIA's MPS, by which the kernels of several processes run on a GPU at the same time: gives the environment of
+    a process that uses it. One that runs already is used; one that is started here ends here.
+
+    wanted: True (RuntimeError where it does not start), "auto" (without it then, with a line), False.
+    """
+    folder = environment.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")
+    if not wanted:
+        yield environment
+        return
+    if os.path.exists(os.path.join(folder, "control")):
+        say("MPS: runs already")
+        yield environment
+        return
+    why_not = "" if shutil.which("nvidia-cuda-mps-control") else "nvidia-cuda-mps-control is not installed"
+    with tempfile.TemporaryDirectory(prefix="mps-") as own:
+        shared = environment | dict(CUDA_MPS_PIPE_DIRECTORY=own, CUDA_MPS_LOG_DIRECTORY=own)
+
+        def control(*arguments, text=None):
+            return subprocess.run(["nvidia-cuda-mps-control", *arguments], input=text, env=shared, text=True,
+                                  capture_output=True, timeout=60)
+        if not why_not:
+            started = control("-d")
+            said = (started.stderr or started.stdout).strip().partition("\n")[0]
+            why_not = (said or f"status {started.returncode}") if started.returncode else ""
+        if why_not and wanted is True:
+            raise RuntimeError(f"--mps=True: {why_not}")
+        say(f"MPS: off, so runs take turns on a GPU ({why_not})" if why_not else "MPS: started for these runs")
+        try:
+            yield environment if why_not else shared
+        finally:
+            if not why_not:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    control(text="quit\n")
