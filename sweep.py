@@ -34,7 +34,7 @@ import tasks
 from checkpoint import model_settings
 from configurator import class_settings, configure, open_text, read_arguments, read_settings
 from dataset import model_facts, read_meta
-from model_loop import FROM_DATASET, INFERENCE_SETTINGS, LoopConfig, build, check_halting, override
+from model_loop import FROM_DATASET, INFERENCE_SETTINGS, LoopConfig, build, check_halting, loop_counts, override
 
 base = ""                       # config file of train.py; empty: its defaults
 seeds: list[int] = [1337]       # >= 0: each row runs once per seed
@@ -47,6 +47,7 @@ timeout = 0.0                   # >= 0: seconds after which a training, or an ev
 out_dir = ""                    # where the runs go; empty: out/<name of the file>
 results = ""                    # path of the tables without .csv and .md; empty: results/<name of the file>
 dry_run = False                 # check everything, print the commands and stop
+redraw = False                  # draw the figure anew from the tables, run nothing
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ENTRY = re.compile(r"(?:\s*(\w[^:@]*?)\s*(?:@(\d+)\s*)?:)?(.*)", re.DOTALL)  # name @3: words
@@ -432,10 +433,33 @@ def finish(runs, found, target):
     outputs.write_csv(f"{target}_curves.csv", ("row", "seed", "iter", "val_loss"), [
         dict(row=name, seed=seed, iter=it, val_loss=loss) for name, own in losses.items()
         for seed, curve in own.items() for it, loss in curve.items()])
+    draw(runs, found, losses, target)
+
+
+def draw(runs, found, losses, target):
+    """The figure of the rows of the table and of the losses that `curves` finds."""
+    trained = [max(loop_counts(run["settings"].get("num_loops", LoopConfig.num_loops))) for run in runs]
+    common = trained[0] if min(trained) == max(trained) else None  # of an evaluation that asks for none
+    asked = [re.search(r"--num_loops=(\d+)", entry) for entry in evaluate]
+    ceilings = {label: int(n[1]) if n else common for label, n in zip(labels(), asked, strict=True)}
+    drawn = False
     if has_sizes(found):
-        figures.draw_sweep(found, labels(), f"{target}.png")
+        drawn = figures.draw_sweep(found, ceilings, f"{target}.png")
     elif any("best_val_loss" in row for row in found):
-        figures.draw_losses(found, losses, f"{target}.png")
+        drawn = figures.draw_losses(found, losses, f"{target}.png")
+    if drawn:
+        print(f"figure: {target}.png")
+
+
+def draw_again(runs, target):
+    """The figure from tables that are there already. SystemExit if they are not."""
+    losses, path = {}, f"{target}_curves.csv"
+    if not os.path.exists(f"{target}.csv"):
+        raise SystemExit(f"{target}.csv is not there: nothing to draw")
+    found = read_csv(f"{target}.csv")
+    for r in read_csv(path) if os.path.exists(path) else []:
+        losses.setdefault(r["row"], {}).setdefault(r["seed"], {})[int(r["iter"])] = float(r["val_loss"])
+    draw(runs, found, losses, target)
 
 
 def main():
@@ -448,6 +472,8 @@ def main():
     runs = plan(files[0], root)
     if dry_run:
         raise SystemExit(print("\n".join(f"python {shlex.join(c)}" for run in runs for c in run["steps"].values())))
+    if redraw:
+        return draw_again(runs, tables)
     for end in ("csv", "md"):
         outputs.require_writable(f"{tables}.{end}")
     outputs.lock_folder(root)
