@@ -116,10 +116,9 @@ def families_for(wanted):
             font_manager.fontManager.addfont(best)
             families = [*families, font_manager.get_font(best).family_name]
             missing -= fonts.pop(best)
-    if missing:
-        if not missing <= said_missing:
-            outputs.warn(f"no installed font has {' '.join(sorted(missing)[:5])}{' ...' * (len(missing) > 5)}: boxes "
-                         "in figures; install one, for example: apt install fonts-noto-cjk")
+    if missing - said_missing:
+        outputs.warn(f"no installed font has {' '.join(sorted(missing)[:5])}{' ...' * (len(missing) > 5)}: boxes in "
+                     "figures; install one, for example: apt install fonts-noto-cjk")
         said_missing.update(missing)
     return families
 
@@ -178,6 +177,12 @@ def draw_seeds(ax, x, values, i, name, ceiling=None):
         mark_cut(ax, x, y, ceiling, look)
 
 
+def what_lines_are(most):
+    """What draw_seeds shows of so many seeds."""
+    return ("One seed", "Every seed is a line of its own")[most - 1] if most < 3 else (
+        "Lines: median of the seeds; bands: from the lowest seed to the highest")
+
+
 def mark_cut(ax, x, y, ceiling, look):
     """Make the points hollow whose mean loops come near the most that are allowed."""
     near = np.array(y) >= NEAR * (ceiling or math.inf)
@@ -187,9 +192,11 @@ def mark_cut(ax, x, y, ceiling, look):
 def draw_ceiling(ax, ceiling):
     """The most loops that are allowed, as a line; the axis begins at 0."""
     if ceiling:
-        ax.axhline(ceiling, color="0.35", ls=(0, (8, 3)), lw=1, label=f"num_loops, the most allowed: {ceiling}")
+        far = bool(ceiling > 6 * ax.get_ylim()[1])  # then nothing is cut off, and the axis would show nothing else
+        ax.set_ylim(0, (ax.get_ylim()[1] if far else ceiling) * 1.08)
+        ax.axhline(ceiling, color="0.35", ls=(0, (8, 3)), lw=1, label=f"num_loops, the most allowed: {ceiling}"
+                   + ", above" * far)
         ax.plot([], [], "ks", mfc="w", ls="", label=f"hollow: over {NEAR:.0%} of it, so cut off")
-        ax.set_ylim(0, 1.08 * ceiling)
 
 
 def draw_cells(ax, values, texts, rows, columns, most):
@@ -289,13 +296,10 @@ def draw_traces(traces, titles, largest, path):
     figure, axes = new_figure(count, columns, 0.8 + 0.25 * longest, min(WIDTH, 1 + columns * wide))
     for ax, rows, title in zip(axes, traces, titles, strict=False):
         rows = rows[:longest]
-        at = [[l - 1 for l in loops if l <= len(r["entropy"]) and r["entropy"][l - 1] is not None] for r in rows]
-        entropy, guesses = np.full((len(rows), len(loops)), np.nan), np.full((len(rows), len(loops)), "", object)
-        for t, (r, seen) in enumerate(zip(rows, at, strict=True)):
-            entropy[t, :len(seen)] = [r["entropy"][l] for l in seen]
-            guesses[t, :len(seen)] = [r["prediction"][l] for l in seen]
-        image = draw_cells(ax, entropy, guesses, [r["reads"] + (f" → {r['writes']}" if r["writes"] else "")
-                                                  for r in rows], loops, largest)
+        entropy, guesses = ([[(r[k][l - 1:l] or [None])[0] for l in loops] for r in rows]
+                            for k in ("entropy", "prediction"))
+        names = [r["reads"] + (f" → {r['writes']}" if r["writes"] else "") for r in rows]
+        image = draw_cells(ax, np.array(entropy, float), guesses, names, loops, largest)
         for label in ax.get_yticklabels():
             label.set_fontfamily(["monospace"])
         ax.set(xlabel="guess after loop", title=title)
@@ -332,11 +336,12 @@ def halts(found, columns):
 
 def of_seeds(own, columns, scale):
     """Values (X, seeds) of the columns of rows of sweep.py, nan where there is none."""
-    return np.array([[scale * float(r.get(k) or (r.get(k) != 0 and math.nan)) for r in own] for k in columns])
+    return np.array([[scale * float("nan" if r.get(k, "") == "" else r[k]) for r in own] for k in columns])
 
 
-def draw_medians(ax, lines, loops, most):
-    """A table of the lines of draw_sweep, one each: the median of the seeds shades a cell, their range stands in it."""
+def draw_medians(ax, lines, loops, ceiling):
+    """A table of the lines of draw_sweep, one each: the median of the seeds shades a cell, their range stands in it; of
+    loops a + where their ceiling comes near."""
     x = sorted(set().union(*(xs for _, xs, *_ in lines)))
     x = [x[round(i)] for i in np.linspace(0, len(x) - 1, min(SIZES, len(x)))]
     shade, texts = np.full((len(lines), len(x)), np.nan), np.full((len(lines), len(x)), "", object)
@@ -345,8 +350,10 @@ def draw_medians(ax, lines, loops, most):
             if n in x and not np.isnan(own).all():
                 ends = (end(own) for end in (np.nanmin, np.nanmax))  # 99.96% are not 100
                 ends = dict.fromkeys(f"{x:.1f}" if loops else f"{math.floor(10 * x + 1e-6) / 10:g}" for x in ends)
-                shade[i, x.index(n)], texts[i, x.index(n)] = most - np.nanmedian(own), "–".join(ends)
-    draw_cells(ax, shade, texts, [textwrap.fill(name, 34) for name, *_ in lines], x, most)
+                middle = np.nanmedian(own)
+                shade[i, x.index(n)] = middle if loops else 100 - middle
+                texts[i, x.index(n)] = "–".join(ends) + "+" * bool(ceiling and middle >= NEAR * ceiling)
+    draw_cells(ax, shade, texts, [textwrap.fill(name, 34) for name, *_ in lines], x, (ceiling or 32) if loops else 100)
 
 
 @guarded
@@ -378,7 +385,7 @@ def draw_sweep(found, ceilings, path):
         by_size = not loops or name == "solved"
         ceiling = max((c for *_, c in lines if c), default=None) if loops else None
         if tables:
-            draw_medians(ax, lines, loops, (ceiling or 32) if loops else 100)
+            draw_medians(ax, lines, loops, ceiling)
         else:
             for i, line in enumerate(lines):
                 draw_seeds(ax, *line[1:3], i + len(rows) * loops, line[0], line[3] if loops else None)
@@ -388,12 +395,10 @@ def draw_sweep(found, ceilings, path):
                    "exact match (%)")
         which = "uniform problems" if by_size else f"problems of size {DIFFICULTY_SIZE}"
         ax.set(xlabel="size of a problem (addition: digits)" if by_size else f"difficulty: {name}",
-               title=f"loops of solved {which}" if loops else f"{kind} problems" + ", exact match in %" * tables)
-    seeds = ("One seed", "Every seed is a line of its own")[most - 1] if most < 3 else (
-        "Lines: median of the seeds; bands: from the lowest seed to the highest")
-    if tables:
-        seeds = ("One seed" if most == 1 else "From the lowest seed to the highest") + "; dark is worse"
-    finish(figure, [] if tables else axes, path, seeds)
+               title=f"loops of solved {which}" + f"; +: cut off by num_loops, {ceiling}" * bool(tables and ceiling)
+               if loops else f"{kind} problems" + ", exact match in %" * tables)
+    of_table = ("One seed" if most == 1 else "From the lowest seed to the highest") + "; dark is worse"
+    finish(figure, [] if tables else axes, path, of_table if tables else what_lines_are(most))
 
 
 @guarded
@@ -422,8 +427,8 @@ def draw_losses(found, curves, path):
         look = (line_style(lines.index(name)) if name in lines else dict(color="0.55", marker="D")) | dict(ls="")
         for x in losses[name]:
             axes[0].plot(min(x, last), y, **look | dict(clip_on=False, marker=">" if x > last else look["marker"]))
-    axes[0].set(xlabel=f"best validation loss (nats per token), a dot per seed; ▸ beyond {last:.2f}" if max(map(
-        max, losses.values())) > last else "best validation loss (nats per token), a dot per seed")
+    beyond = f"; ▸ beyond {last:.2f}" if max(map(max, losses.values())) > last else ""
+    axes[0].set(xlabel=f"best validation loss (nats per token), a dot per seed{beyond}")
     axes[0].set_yticks(range(len(order)), order)
     beside = axes[0].twinx()
     beside.set_yticks([-1, *range(len(order))], [f"{'params':>7}{'FLOPs':>8}{'loss':>8}", *(
@@ -436,8 +441,8 @@ def draw_losses(found, curves, path):
         at = sorted(set.intersection(*map(set, seeds))) if seeds else []
         draw_seeds(axes[1], at, [[seed[n] for seed in seeds] for n in at], i, name)
     axes[1].set(xlabel="iteration", ylabel="validation loss (nats per token)", ylim=(lowest - 0.02, lowest + 0.5))
-    finish(figure, axes, path, "Parameters, training FLOPs per token and median loss of every row; below the best row "
-           "of each size of model, median of the seeds; band: from the lowest seed to the highest")
+    finish(figure, axes, path, "Above every row: parameters, training FLOPs per token, median loss. Below the best row "
+           f"of each size of model. {what_lines_are(max(map(len, losses.values())))}")
 
 
 @guarded
@@ -477,6 +482,7 @@ def draw_frontier(table, ceiling, path):
     rows = sorted((r for r in table if r["kind"] == "frontier"), key=lambda r: r["loops"])
     rules = sorted({r["rule"] for r in rows} - {"fixed"})
     ceiling = ceiling or max(r["loops"] for r in rows if r["rule"] == "fixed")
+    lowest = min(80, 100 * min(r.get(k, 1) for r in rows for k in ("accuracy", "random_accuracy")) // 20 * 20)
     figure, axes = new_figure(len(rules), height=3, sharey=True)
     for ax, rule in zip(axes, rules, strict=True):
         for i, (name, prefix, text) in enumerate((
@@ -485,9 +491,10 @@ def draw_frontier(table, ceiling, path):
             own = [r for r in rows if r["rule"] == name]
             x = [r["loops"] for r in own]
             y, low, high = ([100 * r[prefix + key] for r in own] for key in ("accuracy", "low", "high"))
-            ax.plot(x, y, **line_style(i), label=text, markevery=max(1, len(x) // 20))
+            ax.plot(x, y, **line_style(i), label=text, markevery=max(1, len(x) // 20), zorder=3 - 0.1 * i)
             ax.fill_between(x, low, high, color=line_style(i)["color"], alpha=0.15, lw=0)
-        ax.set(xscale="log", xlim=(0.5, 1.1 * ceiling), ylim=(0, 140), title=f"rule {rule}", yticks=range(0, 101, 20))
+        ax.set(xscale="log", xlim=(0.5, 1.1 * ceiling), title=f"rule {rule}",
+               ylim=(1.1 * lowest - 10, 140 - 0.4 * lowest), yticks=np.linspace(lowest, 100, 5))
         ax.xaxis.set(major_formatter=ScalarFormatter(), minor_formatter=NullFormatter())
         ax.set_xticks([2 ** i for i in range(11) if 2 ** i <= ceiling])
         ax.set(xlabel="loops per token of the answer")

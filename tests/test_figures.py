@@ -65,6 +65,9 @@ def test_the_ceiling_is_drawn_and_what_is_cut_off_there_is_hollow(drawn, rng, tm
         line.get_xdata())]
     assert hollow == [[12]]
     assert not any("num_loops" in str(line.get_label()) for line in exact.lines)
+    assert figures.draw_sweep(rows_of(seeds, rng), {"kl": 2000}, str(tmp_path / "x.png"))
+    assert drawn[1].axes[1].get_ylim()[1] < 20  # far away it is told and not drawn
+    assert "2000, above" in drawn[1].legends[0].get_texts()[2].get_text()
     assert any("num_loops, the most allowed: 13" in t.get_text() for t in drawn[0].legends[0].get_texts())
 
 
@@ -82,6 +85,10 @@ def test_more_lines_than_can_be_told_apart_become_a_table(drawn, rng, tmp_path):
     low, high = sorted(np.floor(1000 * r["uniform_12"]) / 10 for r in found[8:])
     assert cells[2, 4] == f"{low:g}–{high:g}"
     assert [t.get_text() for t in ax.get_yticklabels()] == [f"row {i}" for i in range(5)]
+    drawn.clear()  # what is cut off is told there, too: size 12 takes 12 to 13 loops
+    assert figures.draw_sweep(found, {"kl": 13}, str(tmp_path / "x.png"))
+    assert {t.get_text()[-1] == "+" for t in drawn[0].axes[1].texts if t.get_position()[0] == 2} == {True}
+    assert {t.get_text()[-1] == "+" for t in drawn[0].axes[1].texts if t.get_position()[0] < 2} == {False}
 
 
 def test_losses_are_a_table_and_the_lines_that_matter(drawn, rng, tmp_path):
