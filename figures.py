@@ -441,8 +441,8 @@ def draw_losses(found, curves, path):
         at = sorted(set.intersection(*map(set, seeds))) if seeds else []
         draw_seeds(axes[1], at, [[seed[n] for seed in seeds] for n in at], i, name)
     axes[1].set(xlabel="iteration", ylabel="validation loss (nats per token)", ylim=(lowest - 0.02, lowest + 0.5))
-    finish(figure, axes, path, "Above every row: parameters, training FLOPs per token, median loss. Below the best row "
-           f"of each size of model. {what_lines_are(max(map(len, losses.values())))}")
+    finish(figure, axes, path, "Above: all rows, with parameters, training FLOPs per token and median loss. Below: the "
+           f"best row of each size of model. {what_lines_are(max(map(len, losses.values())))}")
 
 
 @guarded

@@ -2,6 +2,7 @@
 
     python sweep.py config/sweep_demo.py --dry_run=True       check it and print its commands
     python sweep.py config/sweep_demo.py --parallel=4
+    python sweep.py config/sweep_demo.py --redraw=True         its figure anew, from the tables in results/
 
 A row is a name and arguments of train.py: "wide @3: --n_embd=128 --weight_decay=0.1". @3 takes the first 3 seeds only;
 a config file as the first word replaces base. All is checked before anything runs. A run is train.py, then evaluate.py
