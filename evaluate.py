@@ -465,9 +465,10 @@ def main():
             raise SystemExit(f"evaluate.py: {e}") from None
         if plot:
             stem = os.path.splitext(target)[0].removesuffix("_frontier")
-            figures.draw_loops(table.rows, f"{stem}_loops.png")
-            if frontier:
-                figures.draw_frontier(table.rows, f"{stem}_frontier.png")
+            draws = {"loops": figures.draw_loops} | ({"frontier": figures.draw_frontier} if frontier else {})
+            for name, draw in draws.items():
+                if draw(table.rows, model.trained_loops, f"{stem}_{name}.png"):
+                    print(f"figure: {stem}_{name}.png")
     if table.rows:
         print(f"table: {target}")
     return model, table.rows

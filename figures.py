@@ -1,13 +1,20 @@
 """Every figure, drawn from the rows of tables alone; only the example of analyze.py also shows a text and the loops of
-its tokens. They read well in black and white. A figure that cannot be drawn or written costs a line, not the run.
+its tokens. All are as wide as a page, and read well in black and white and at 800 pixels. A figure that cannot be drawn
+or written costs a line, not the run.
+
+From tables that are there already, without a run: sweep.py --redraw=True, and for the others
+
+    python -c "import figures as f; f.draw_frontier(f.read_table('x.csv'), None, 'x_frontier.png')"
 
 Figures of analyze.py take the rows, the namespace s of what was looked at, with the settings they need, and a path.
 """
+import csv
 import functools
 import math
 import os
 import re
 import sys
+import textwrap
 import warnings
 
 import numpy as np
@@ -16,7 +23,14 @@ import outputs
 import runtime
 
 DIFFICULTY_SIZE = 12  # of the problems whose loops sweep.py tells by their difficulties
-TRACES, TOKENS = 6, 60  # that a heat map shows at most: sequences, and tokens of each
+TRACES, TOKENS, LOOPS = 6, 60, 16  # that a heat map shows at most: sequences, and tokens and loops of each
+LINES = 4  # in a panel at most; more become a table, or the best are taken
+SIZES = 10  # that a table shows at most
+WIDTH = 8.5  # of a figure in inches: its smallest letters, of 8 points, are 10 pixels high where it is 800 wide
+NEAR = 0.9  # of the most loops allowed: a mean above that is too low, since problems were cut off
+FONTS = {"font.size": 9, "axes.titlesize": 9.5, "figure.titlesize": 9.5, "legend.fontsize": 8.5, "xtick.labelsize": 8.5,
+         "ytick.labelsize": 8.5, "lines.markersize": 4.5, "lines.linewidth": 1.3, "legend.framealpha": 0.85}
+said_missing = set()  # characters
 STYLE = {"trained": dict(color="k", marker="o", ls="-"), "untrained": dict(color="0.5", marker="s", ls="--")}
 
 
@@ -26,7 +40,9 @@ def guarded(draw):
     @functools.wraps(draw)
     def drawn(*arguments):
         try:
-            draw(*arguments)
+            from matplotlib import rc_context  # only here: it takes a second, and most evaluations draw nothing
+            with rc_context(FONTS):
+                draw(*arguments)
         except (Exception, SystemExit) as e:  # matplotlib or its fonts may be missing, the disk full
             print(f"no figure {arguments[-1]}: {type(e).__name__}: {runtime.first_line(e)}", file=sys.stderr)
             return False
@@ -34,17 +50,29 @@ def guarded(draw):
     return drawn
 
 
-def new_figure(count, size=None, share=True):
-    """A figure and so many axes: one row of the size given, sharing the scale of y or not, else 3 in a line, each by
-    itself.
+def read_table(path):
+    """The rows of a CSV file, numbers as numbers, without what is empty in a row."""
+    def number(text):
+        for kind in (int, float):
+            try:
+                return kind(text)
+            except ValueError:
+                pass
+        return text
+    with open(path, encoding="utf-8") as f:
+        return [{k: number(x) for k, x in r.items() if x != ""} for r in csv.DictReader(f)]
+
+
+def new_figure(count, columns=3, height=2.6, width=WIDTH, **more):
+    """A figure and so many axes, in lines of so many columns, each line of a height in inches.
 
     It is none of pyplot's, so it never needs a screen, and nothing has to close it.
     """
-    from matplotlib.figure import Figure  # only here: it takes a second, and most evaluations draw nothing
-    columns = count if size else min(count, 2 if count == 4 else 3)
+    from matplotlib.figure import Figure  # as in guarded
+    columns = min(count, 2 if count == 4 else columns)
     lines = -(-count // columns)
-    figure = Figure(figsize=size or (4.4 * columns, 3.3 * lines), layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False, sharey=bool(size) and share)
+    figure = Figure(figsize=(width, 0.5 + height * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False, **more)
     for ax in axes.flat[count:]:
         ax.axis("off")
     return figure, axes.flat[:count]
@@ -62,6 +90,7 @@ def texts_of(figure):
     return [t for t in figure.findobj(Text) if t not in numbers]
 
 
+@functools.cache
 def covered(font):
     """The characters that a font file has; none if matplotlib cannot draw it: it is damaged, or of bitmaps alone."""
     from matplotlib.ft2font import FT2Font
@@ -87,23 +116,120 @@ def families_for(wanted):
             font_manager.fontManager.addfont(best)
             families = [*families, font_manager.get_font(best).family_name]
             missing -= fonts.pop(best)
-    if missing:
+    if missing - said_missing:
         outputs.warn(f"no installed font has {' '.join(sorted(missing)[:5])}{' ...' * (len(missing) > 5)}: boxes in "
                      "figures; install one, for example: apt install fonts-noto-cjk")
+        said_missing.update(missing)
     return families
 
 
-def save(figure, path, title="", fontsize=9, dpi=110):
-    """Write a figure; its texts are no mathematics, and in fonts that have their characters."""
+def save(figure, path, title=""):
+    """Write a figure; its texts are no mathematics, fit, and are in fonts that have their characters."""
     if title:
-        figure.suptitle(title, fontsize=fontsize)
+        figure.suptitle(textwrap.fill(title, round(13 * figure.get_figwidth())))
+    for ax in figure.axes:
+        wide = figure.get_figwidth() * ax.get_position().width  # the layout makes more of it
+        ax.set_title(textwrap.fill(ax.get_title(), max(20, round(16 * wide))))
     texts = texts_of(figure)
     families = families_for("".join(sorted(filter(str.isprintable, set().union(*(t.get_text() for t in texts))))))
     for text in texts:
-        text.set(parse_math=False, fontfamily=families)
+        text.set(parse_math=False, fontfamily=list(dict.fromkeys([*text.get_fontfamily(), *families])))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # said by then, in one line
-        figure.savefig(path, dpi=dpi, format=os.path.splitext(path)[1][1:] or "png")  # at this path and no other
+        figure.savefig(path, dpi=160, format=os.path.splitext(path)[1][1:] or "png")  # at this path and no other
+
+
+def finish(figure, axes, path, title=""):
+    """Grid of every panel, one legend below for all that have none of their own; write the figure."""
+    told = {}
+    for ax in axes:
+        ax.grid(alpha=0.3)
+        told |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True)) if not ax.get_legend() else {}
+    if told:
+        columns = max(1, int(13 * figure.get_figwidth() / (max(map(len, told)) + 9)))
+        figure.legend(told.values(), told, loc="outside lower center", ncols=columns)
+    save(figure, path, title)
+
+
+def line_style(i):
+    """How line i looks: LINES that can be told apart in grey, too."""
+    return dict(color=("k", "#2b5fae", "#d9662b", "#6fbf9a")[i % 4], marker="osv^"[i % 4],
+                ls=("-", "--", ":", "-.")[i % 4])
+
+
+def draw_seeds(ax, x, values, i, name, ceiling=None):
+    """Line i: values (X, seeds), nan where there is none. The median of three seeds and more, their range as a band; of
+    fewer every seed, its dots on a thin line. Hollow where the most loops allowed come near."""
+    values = np.array(values, float).reshape(len(x), -1)
+    values = values[:, ~np.isnan(values).all(0)]
+    x, values = np.array(x)[~np.isnan(values).all(1)], values[~np.isnan(values).all(1)]
+    if not values.size:
+        return
+    count, look = values.shape[1], line_style(i)
+    look |= dict(markevery=max(1, len(x) // 20), label=f"{name} ({count} seed{'s' * (count > 1)})")
+    shown = values
+    if count > 2:
+        shown = np.nanmedian(values, 1)[:, None]
+        ax.fill_between(x, np.nanmin(values, 1), np.nanmax(values, 1), color=look["color"], alpha=0.2, lw=0)
+    for y in shown.T:
+        ax.plot(x, y, **look, lw=1.3 if count != 2 else 0.6)
+        look["label"] = None
+        mark_cut(ax, x, y, ceiling, look)
+
+
+def what_lines_are(most):
+    """What draw_seeds shows of so many seeds."""
+    return ("One seed", "Every seed is a line of its own")[most - 1] if most < 3 else (
+        "Lines: median of the seeds; bands: from the lowest seed to the highest")
+
+
+def mark_cut(ax, x, y, ceiling, look):
+    """Make the points hollow whose mean loops come near the most that are allowed."""
+    near = np.array(y) >= NEAR * (ceiling or math.inf)
+    ax.plot(np.array(x)[near], np.array(y)[near], color=look["color"], marker=look["marker"], ls="", mfc="w", zorder=3)
+
+
+def draw_ceiling(ax, ceiling):
+    """The most loops that are allowed, as a line; the axis begins at 0."""
+    if ceiling:
+        far = bool(ceiling > 6 * ax.get_ylim()[1])  # then nothing is cut off, and the axis would show nothing else
+        ax.set_ylim(0, (ax.get_ylim()[1] if far else ceiling) * 1.08)
+        ax.axhline(ceiling, color="0.35", ls=(0, (8, 3)), lw=1, label=f"num_loops, the most allowed: {ceiling}"
+                   + ", above" * far)
+        ax.plot([], [], "ks", mfc="w", ls="", label=f"hollow: over {NEAR:.0%} of it, so cut off")
+
+
+def draw_cells(ax, values, texts, rows, columns, most):
+    """A table whose cells are the darker the larger their values (R,C), most and more being darkest; hatched where
+    there is none; texts (R,C) stand in them, names of rows and columns at the edges. Returns the image."""
+    from matplotlib.colors import LinearSegmentedColormap  # as in guarded
+    shades = LinearSegmentedColormap.from_list("", ["w", "0.6"])  # black letters can be read on all of them
+    image = ax.imshow(values, cmap=shades, vmin=0, vmax=most, aspect="auto")
+    ax.patch.set(hatch="////", edgecolor="0.75", fc="w")
+    for (i, j), text in np.ndenumerate(np.array(texts, object)):
+        if text and not np.isnan(values[i, j]):
+            ax.text(j, i, text, ha="center", va="center", fontsize=8.5, fontfamily=["monospace"])
+    ax.set_xticks(range(len(columns)), columns)
+    ax.set_yticks(range(len(rows)), rows)
+    return image
+
+
+def name_points(ax, x, y, names):
+    """Names beside points, to the left, to the right or above, where neither names nor points of any line are."""
+    from matplotlib.transforms import Bbox  # as in guarded
+    ax.figure.draw_without_rendering()  # the layout
+    marks = np.concatenate([ax.transData.transform(line.get_xydata()) for line in ax.lines])
+    placed = [Bbox.from_bounds(px - 3, py - 3, 6, 6) for px, py in marks]
+    for point in zip(x, y, names, strict=True):
+        for where in (dict(xytext=(-6, 0), ha="right", va="center"), dict(xytext=(6, 0), ha="left", va="center"),
+                      dict(xytext=(0, 7), ha="center", rotation=90)):
+            text = ax.annotate(point[2], point[:2], textcoords="offset points", fontsize=8, bbox=dict(
+                pad=0, fc="w", ec="none", alpha=0.8), **where)
+            box = text.get_window_extent()
+            if ax.bbox.count_contains(box.corners()) == 4 and not any(box.overlaps(other) for other in placed):
+                placed.append(box)
+                break
+            text.remove()
 
 
 # ---- of bench.py
@@ -115,15 +241,15 @@ def draw_writing(rows, path):
     found = {task: points for task, points in found.items() if points}
     if not found:
         return
-    figure, axes = new_figure(len(found), (5.5 * len(found), 4), share=False)
+    figure, axes = new_figure(len(found), 1, 3.6)
     for ax, (task, points) in zip(axes, found.items(), strict=True):
-        for i, r in enumerate(points):
-            ax.plot(float(r["tokens_s_1"]), float(r["quality"]), "kos^Dv<>*X"[1 + i % 9], color=str(0.6 * (i % 2)),
-                    label=r["case"])
-        ax.set(xlabel="tokens/s, one sequence", xscale="log",
-               ylabel="exact match" if task == "addition" else "validation loss (nats per token)", title=task)
-        ax.legend(fontsize=7)
-    save(figure, path)
+        at = [[float(r[k]) for r in points] for k in ("tokens_s_1", "quality")]
+        ax.plot(*at, "ko")
+        ax.set(xlabel="tokens per second, one sequence", xscale="log", title=task,
+               ylabel="exact match (share)" if task == "addition" else "validation loss (nats per token)")
+        ax.margins(0.15, 0.1)
+        name_points(ax, *at, [r["case"] for r in points])
+    save(figure, path, "Cases without room for their names are in the table")
 
 
 # ---- of train.py and sample.py
@@ -131,59 +257,59 @@ def draw_writing(rows, path):
 @guarded
 def draw_training(rows, title, path):
     """The loss of training batches, and the losses of the evaluations; rows: of log.csv."""
-    figure, (ax,) = new_figure(1, (6, 4))
-    for key, name, style in (("loss", "training batch", "0.6"), ("train_loss", "training set", "k:"),
+    from matplotlib.ticker import LogFormatter  # as in guarded
+    figure, (ax,) = new_figure(1, height=3)
+    for key, name, style in (("loss", "training batch", "0.65"), ("train_loss", "training set", "k:"),
                              ("val_loss", "validation set", "ko-")):
         points = [(int(r["iter"]), float(r[key])) for r in rows if r.get(key)]
         if points:
-            ax.plot(*zip(*points, strict=True), style, label=name, ms=4)
+            ax.plot(*zip(*points, strict=True), style, label=name, markevery=max(1, len(points) // 40))
     ax.set(xlabel="iteration", ylabel="loss (nats per token)", yscale="log", title=title)
+    ax.yaxis.set_minor_formatter(LogFormatter())  # 2.5, where there is no power of ten
     ax.legend()
-    save(figure, path, dpi=120)
+    save(figure, path)
+
+
+def shown_of(traces):
+    """What a heat map has room for of traces: how many of them, tokens of each, loops (those between are left out),
+    and what that leaves out, in words, "" if nothing."""
+    L = max(1, *(r["loops"] for rows in traces for r in rows))
+    loops = list(range(1, L + 1)) if L <= LOOPS else np.unique(np.geomspace(1, L, LOOPS).round().astype(int)).tolist()
+    longest, beside = max(map(len, traces)), max(1, int(WIDTH // (1.4 + 0.42 * len(loops))))
+    tokens = min(TOKENS, longest)
+    count = min(TRACES, len(traces), beside * max(1, 2 * TOKENS // tokens))
+    left = [f"the first {count} of {len(traces)} sequences"] * (count < len(traces))
+    left += [f"the first {tokens} of up to {longest} tokens"] * (tokens < longest)
+    left += [f"{len(loops)} of {L} loops"] * (len(loops) < L)
+    return count, tokens, loops, ", ".join(left)
 
 
 @guarded
 def draw_traces(traces, titles, largest, path):
     """Heat maps, one per sequence: tokens down, loops across, dark where the model is unsure, its guesses written in.
 
-    traces: for each sequence its rows, as trace_rows of sample.py makes them; largest: entropy in nats that is black.
+    traces: for each sequence its rows, as trace_rows of sample.py makes them; largest: entropy in nats that is darkest.
     """
-    traces, titles = traces[:TRACES], titles[:TRACES]
-    longest = min(TOKENS, max(map(len, traces)))
-    L = max(1, *(r["loops"] for rows in traces for r in rows))
-    figure, axes = new_figure(len(traces), (1.2 + len(traces) * (0.9 + 0.42 * L), 1.2 + 0.28 * longest), share=False)
-    for ax, rows, title in zip(axes, traces, titles, strict=True):
+    count, longest, loops, left = shown_of(traces)
+    longest, wide = min(longest, max(map(len, traces[:count]))), 1.4 + 0.42 * len(loops)
+    columns = min(count, int(WIDTH // wide) or 1)
+    figure, axes = new_figure(count, columns, 0.8 + 0.25 * longest, min(WIDTH, 1 + columns * wide))
+    for ax, rows, title in zip(axes, traces, titles, strict=False):
         rows = rows[:longest]
-        entropy = np.array([[math.nan if e is None else e for e in r["entropy"][:L]] for r in rows])  # (T,L)
-        image = ax.imshow(entropy, cmap="Greys", vmin=0, vmax=largest, aspect="auto")
-        ax.set_facecolor("#dfe9f2")  # where a token had halted
-        for t, l in zip(*np.nonzero(~np.isnan(entropy)), strict=True):
-            ink = "w" if entropy[t, l] > 0.6 * largest else "k"
-            ax.text(l, t, rows[t]["prediction"][l], ha="center", va="center", color=ink, fontsize=9)
-        ax.set_xticks(range(L), range(1, L + 1))
-        ax.set_yticks(range(len(rows)), [r["reads"] + (f" → {r['writes']}" if r["writes"] else "") for r in rows])
-        ax.set(xlabel="loop", title=title)
-        ax.title.set_fontsize(9)
+        entropy, guesses = ([[(r[k][l - 1:l] or [None])[0] for l in loops] for r in rows]
+                            for k in ("entropy", "prediction"))
+        names = [r["reads"] + (f" → {r['writes']}" if r["writes"] else "") for r in rows]
+        image = draw_cells(ax, np.array(entropy, float), guesses, names, loops, largest)
+        for label in ax.get_yticklabels():
+            label.set_fontfamily(["monospace"])
+        ax.set(xlabel="guess after loop", title=title)
     axes[0].set_ylabel("token read → written")
-    figure.colorbar(image, ax=axes, label="entropy (nats); tinted: halted", shrink=min(1, 5 / longest + 0.3))
-    save(figure, path, dpi=130)
+    figure.colorbar(image, ax=axes, label="entropy of the guess (nats); hatched: halted", fraction=0.05,
+                    shrink=min(1, 4 / figure.get_figheight()))
+    save(figure, path, left)
 
 
 # ---- of evaluate.py and sweep.py
-
-def finish(figure, axes, path, title=""):
-    """Grid and legend of every panel, of many lines one legend beside them; write the figure and say so."""
-    lines = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
-    many = len(lines) > 6
-    if many:
-        figure.legend(lines.values(), lines, fontsize=8, loc="outside right upper")
-    for ax in axes:
-        ax.grid(alpha=0.3)
-        if ax.has_data() and not (many and set(ax.get_legend_handles_labels()[1]) <= set(lines)):
-            ax.legend(fontsize=8)
-    save(figure, path, title, fontsize=10, dpi=130)
-    print(f"figure: {path}")
-
 
 def size_columns(found, kind, label=""):
     """The columns of the rows of sweep.py in which the evaluation of a label tells of a kind, in their order: {size, or
@@ -208,149 +334,179 @@ def halts(found, columns):
     return any(not float(r[k]).is_integer() for r in found for k in columns if r.get(k, "") != "")
 
 
-def line_style(i):
-    """How line i looks: 28 that can be told apart without colours."""
-    return dict(color=str(0.6 * (i % 3) / 2), marker="osv^DxP"[i % 7], ls=("-", "--", ":", "-.")[i % 4], ms=4)
+def of_seeds(own, columns, scale):
+    """Values (X, seeds) of the columns of rows of sweep.py, nan where there is none."""
+    return np.array([[scale * float("nan" if r.get(k, "") == "" else r[k]) for r in own] for k in columns])
 
 
-def with_seeds(name, count):
-    return f"{name} ({count} seed{'s' * (count > 1)})"
-
-
-def draw_seeds(ax, points, i, name):
-    """Line i: the median of points {x: [a value per seed]}, and their range as a band."""
-    x, values = [*points], [*points.values()]
-    if x:
-        ax.plot(x, [np.median(v) for v in values], label=with_seeds(name, max(map(len, values))), **line_style(i))
-        ax.fill_between(x, [min(v) for v in values], [max(v) for v in values], color=line_style(i)["color"], alpha=0.2,
-                        lw=0)
+def draw_medians(ax, lines, loops, ceiling):
+    """A table of the lines of draw_sweep, one each: the median of the seeds shades a cell, their range stands in it; of
+    loops a + where their ceiling comes near."""
+    x = sorted(set().union(*(xs for _, xs, *_ in lines)))
+    x = [x[round(i)] for i in np.linspace(0, len(x) - 1, min(SIZES, len(x)))]
+    shade, texts = np.full((len(lines), len(x)), np.nan), np.full((len(lines), len(x)), "", object)
+    for i, (_, xs, values, _) in enumerate(lines):
+        for n, own in zip(xs, values, strict=True):
+            if n in x and not np.isnan(own).all():
+                ends = (end(own) for end in (np.nanmin, np.nanmax))  # 99.96% are not 100
+                ends = dict.fromkeys(f"{x:.1f}" if loops else f"{math.floor(10 * x + 1e-6) / 10:g}" for x in ends)
+                middle = np.nanmedian(own)
+                shade[i, x.index(n)] = middle if loops else 100 - middle
+                texts[i, x.index(n)] = "–".join(ends) + "+" * bool(ceiling and middle >= NEAR * ceiling)
+    draw_cells(ax, shade, texts, [textwrap.fill(name, 34) for name, *_ in lines], x, (ceiling or 32) if loops else 100)
 
 
 @guarded
-def draw_sweep(found, labels, path):
+def draw_sweep(found, ceilings, path):
     """Exact match against the size, a panel per kind of problems, and where runs halt the loops of solved ones against
-    that and, if known, each difficulty: a line per row of the sweep, or per row and evaluation that halts; the median
-    of the seeds, and their range as a band.
+    that and, if known, each difficulty: a line per row of the sweep, or per row and evaluation that halts, as
+    draw_seeds does; more than LINES of them become a table.
 
-    found: the rows of the table of sweep.py, with columns uniform_8, hard_8, kl_loops_solved_8, ...; labels: those of
-    its evaluations, "kl" of these."""
-    halting = [label for label in dict.fromkeys(["", *labels])
+    found: the rows of the table of sweep.py, with columns uniform_8, hard_8, kl_loops_solved_8, ...; ceilings: {label
+    of an evaluation, "kl" of these: its num_loops, None if not known}."""
+    halting = [label for label in dict.fromkeys(["", *ceilings])
                if halts(found, size_columns(found, "loops_solved", label).values())]
-    kinds = kinds_told(found, "", labels)[0]
-    of_loops = list(dict.fromkeys(k for label in halting for k in kinds_told(found, label, labels)[1]))
-    size = None if len(of_loops) > 1 or len(kinds) > 2 else (14 if halting else 10, 3.8)
-    figure, axes = new_figure(len(kinds) + len(of_loops), size, share=not halting)
-    rows = dict.fromkeys(r["row"] for r in found)
-    for ax, kind in zip(axes, (*kinds, *of_loops), strict=True):
+    kinds = kinds_told(found, "", ceilings)[0]
+    of_loops = list(dict.fromkeys(k for label in halting for k in kinds_told(found, label, ceilings)[1]))
+    rows, panels, most = dict.fromkeys(r["row"] for r in found), {}, 0
+    for kind in (*kinds, *of_loops):
+        panels[kind] = []
+        for row, label in ((row, label) for row in rows for label in (halting if kind in of_loops else [""])):
+            own, columns = [r for r in found if r["row"] == row], size_columns(found, kind, label)
+            values = of_seeds(own, [columns[n] for n in sorted(columns)], 1 if kind in of_loops else 100)
+            if values.size and not np.isnan(values).all():
+                panels[kind].append((f"{row}, {label}" if label else row, sorted(columns), values, ceilings.get(label)))
+                most = max(most, int((~np.isnan(values).all(0)).sum()))
+    tables = max(map(len, panels.values())) > LINES
+    deep = max(map(len, panels.values()))
+    figure, axes = new_figure(len(panels), 1, 0.5 + 0.3 * deep) if tables else new_figure(len(panels))
+    for ax, (kind, lines) in zip(axes, panels.items(), strict=True):
         loops, name = kind in of_loops, kind.removeprefix("loops_")
-        for i, (row, label) in enumerate((row, label) for row in rows for label in (halting if loops else [""])):
-            own, points = [r for r in found if r["row"] == row], {}
-            for n, k in sorted(size_columns(found, kind, label).items()):
-                if values := [float(r[k]) * (1 if loops else 100) for r in own if r.get(k, "") != ""]:
-                    points[n] = values
-            draw_seeds(ax, points, i, f"{row}, {label}" if label else row)
         by_size = not loops or name == "solved"
-        ax.set(xlabel="size" if by_size else name)
-        ax.xaxis.get_major_locator().set_params(integer=True)
-        if loops:
-            which = "uniform problems" if by_size else f"problems of size {DIFFICULTY_SIZE}"
-            ax.set(ylabel="loops of the slowest token", title=f"solved {which}, mean")
+        ceiling = max((c for *_, c in lines if c), default=None) if loops else None
+        if tables:
+            draw_medians(ax, lines, loops, ceiling)
         else:
-            ax.set(ylim=(-3, 103), title=f"{kind} problems")
-    axes[0].set(ylabel="exact match (%), median and range of seeds" if size else "exact match (%)")
-    finish(figure, axes, path)
+            for i, line in enumerate(lines):
+                draw_seeds(ax, *line[1:3], i + len(rows) * loops, line[0], line[3] if loops else None)
+            draw_ceiling(ax, ceiling)
+            ax.xaxis.get_major_locator().set_params(integer=True)
+            ax.set(**{} if loops else dict(ylim=(-3, 103)), ylabel="mean loops, slowest token" if loops else
+                   "exact match (%)")
+        which = "uniform problems" if by_size else f"problems of size {DIFFICULTY_SIZE}"
+        ax.set(xlabel="size of a problem (addition: digits)" if by_size else f"difficulty: {name}",
+               title=f"loops of solved {which}" + f"; +: cut off by num_loops, {ceiling}" * bool(tables and ceiling)
+               if loops else f"{kind} problems" + ", exact match in %" * tables)
+    of_table = ("One seed" if most == 1 else "From the lowest seed to the highest") + "; dark is worse"
+    finish(figure, [] if tables else axes, path, of_table if tables else what_lines_are(most))
 
 
 @guarded
 def draw_losses(found, curves, path):
-    """The best validation loss of every row of a sweep against its FLOPs and its parameters, and the losses over the
-    iterations: medians of the seeds, and their ranges as bars and bands.
+    """A table of the best validation losses of a sweep, a dot per seed, beside what a model costs; and the losses over
+    the iterations of the best row of each size of model, at most LINES, in both those of the most seeds first.
 
     found: the rows of the table of sweep.py; curves: {row: {seed: {iteration: loss}}}."""
-    from matplotlib import ticker  # as in new_figure
-    figure, axes = new_figure(3, (14, 3.8), share=False)
-    for i, name in enumerate(dict.fromkeys(r["row"] for r in found)):
-        own = [r for r in found if r["row"] == name and r.get("best_val_loss", "") != ""]
-        losses = [float(r["best_val_loss"]) for r in own]
-        for ax, key in zip(axes, ("flops_per_token", "parameters"), strict=False):
-            if losses and own[0].get(key):
-                middle = np.median(losses)
-                ax.errorbar([float(own[0][key])], [middle], [[middle - min(losses)], [max(losses) - middle]], capsize=3,
-                            label=with_seeds(name, len(losses)), **line_style(i) | dict(ls=""))
-        seeds = curves.get(name, {}).values()
+    from matplotlib.ticker import EngFormatter  # as in guarded
+    rows = {}
+    for r in found:
+        if r.get("best_val_loss", "") != "":
+            rows.setdefault(r["row"], []).append(r)
+    losses = {name: sorted(float(r["best_val_loss"]) for r in own) for name, own in rows.items()}
+    order, short = sorted(rows, key=lambda name: np.median(losses[name])), EngFormatter(sep="", places=1)
+    of_most = sorted(order, key=lambda name: -len(losses[name]))  # in which equal ones keep their order
+    cost = {name: [short(float(own[0][k])) if own[0].get(k) else "" for k in ("parameters", "flops_per_token")]
+            for name, own in rows.items()}
+    best = {tuple(cost[name]): name for name in reversed(of_most)}.values()
+    lines = sorted(best, key=of_most.index)[:LINES]
+    lowest = min(map(min, losses.values()))
+    last = min(max(map(max, losses.values())), lowest + 0.25)
+    deep = 0.8 + 0.22 * len(order)
+    figure, axes = new_figure(2, 1, (deep + 2.8) / 2, height_ratios=[deep, 2.8])
+    for y, name in enumerate(order):
+        look = (line_style(lines.index(name)) if name in lines else dict(color="0.55", marker="D")) | dict(ls="")
+        for x in losses[name]:
+            axes[0].plot(min(x, last), y, **look | dict(clip_on=False, marker=">" if x > last else look["marker"]))
+    beyond = f"; ▸ beyond {last:.2f}" if max(map(max, losses.values())) > last else ""
+    axes[0].set(xlabel=f"best validation loss (nats per token), a dot per seed{beyond}")
+    axes[0].set_yticks(range(len(order)), order)
+    beside = axes[0].twinx()
+    beside.set_yticks([-1, *range(len(order))], [f"{'params':>7}{'FLOPs':>8}{'loss':>8}", *(
+        f"{cost[name][0]:>7}{cost[name][1]:>8}{np.median(losses[name]):>8.4f}" for name in order)],
+        fontfamily=["monospace"])
+    for ax in (axes[0], beside):
+        ax.set_ylim(len(order) - 0.4, -1.4)
+    for i, name in enumerate(lines):
+        seeds = [*curves.get(name, {}).values()]
         at = sorted(set.intersection(*map(set, seeds))) if seeds else []
-        draw_seeds(axes[2], {n: [seed[n] for seed in seeds] for n in at}, i, name)
-    best = [float(r["best_val_loss"]) for r in found if r.get("best_val_loss", "") != ""]
-    for ax, x in zip(axes, ("training FLOPs per token", "parameters"), strict=False):
-        ax.set(xlabel=x, xscale="log")
-        ax.xaxis.set(major_locator=ticker.LogLocator(subs=(1, 2, 5)), major_formatter=ticker.EngFormatter(sep=""),
-                     minor_formatter=ticker.NullFormatter())
-    axes[2].set(xlabel="iteration")
-    axes[0].set(ylabel="best validation loss (nats per token)", title="median and range of seeds")
-    axes[2].set(ylabel="validation loss (nats per token)", ylim=(min(best) - 0.02, min(best) + 0.5))
-    finish(figure, axes, path)
-
-
-def draw_difficulty(ax, rows, name):
-    """Mean loops of solved problems against a difficulty, a line per size; returns the means."""
-    sizes = [n for n in dict.fromkeys(r["n"] for r in rows) if sum(r["n"] == n for r in rows) > 1]
-    if len(sizes) > 6:  # more lines cannot be told apart
-        sizes = [sizes[round(i)] for i in np.linspace(0, len(sizes) - 1, 6)]
-    means = []
-    for i, n in enumerate(sizes):
-        own = [r for r in rows if r["n"] == n]
-        mean = [r["loops"] for r in own]
-        ax.errorbar([r[name] for r in own], mean, [r["loops_high"] - r["loops"] for r in own], capsize=2,
-                    fmt="osD^v*"[i], ls=("-", "--", "-.", ":")[i % 4], color=str(0.1 * i), label=f"size {n}")
-        means += mean
-    ax.set(xlabel=name, title="all kinds, at least 10 solved problems a point")
-    return means
+        draw_seeds(axes[1], at, [[seed[n] for seed in seeds] for n in at], i, name)
+    axes[1].set(xlabel="iteration", ylabel="validation loss (nats per token)", ylim=(lowest - 0.02, lowest + 0.5))
+    finish(figure, axes, path, "Above: all rows, with parameters, training FLOPs per token and median loss. Below: the "
+           f"best row of each size of model. {what_lines_are(max(map(len, losses.values())))}")
 
 
 @guarded
-def draw_loops(table, path):
+def draw_loops(table, ceiling, path):
     """Loops of solved problems against the size, for the first two kinds, and against each difficulty with a line per
-    size."""
+    size; ceiling: num_loops."""
     kinds = list(dict.fromkeys(r["kind"] for r in table if "m" in r and r["kind"] != "grid"))[:2]
-    names = list(dict.fromkeys(r["kind"] for r in table if r["kind"] in r))
-    figure, axes = new_figure(1 + len(names), (5 + 5 * len(names), 3.8))
-    means = []
-    for kind, style, fill in zip(kinds, ("k-o", "k--s"), ("k", "w"), strict=False):
-        own = [r for r in table if r["kind"] == kind and "loops_most_solved" in r]
-        n, mean = [r["n"] for r in own], [r["loops_most_solved"] for r in own]
-        ends = [[r.get(f"loops_most_solved_{end}", math.nan) for r in own] for end in ("low", "high")]
-        axes[0].plot(n, mean, style, mfc=fill, label=f"{kind} problems")
-        axes[0].fill_between(n, *ends, color="k", alpha=0.15, lw=0)
-        means += mean
-    for ax, name in zip(axes[1:], names, strict=True):
-        means += draw_difficulty(ax, [r for r in table if r["kind"] == name and r["problems"] >= 10], name)
-    if means:  # the interval of the mean of two problems would take the whole axis
-        axes[0].set_ylim(min(means) - 0.5, max(means) + 0.5)
-    axes[0].set(xlabel="size", ylabel="loops of the slowest token of the answer",
-                title="solved problems: mean and 95% interval")
-    for ax in axes:
+    panels = {None: {f"{kind} problems": [r for r in table if r["kind"] == kind and "loops_most_solved" in r]
+                     for kind in kinds}}
+    for name in dict.fromkeys(r["kind"] for r in table if r["kind"] in r):
+        rows = [r for r in table if r["kind"] == name and r["problems"] >= 10]
+        sizes = [n for n in dict.fromkeys(r["n"] for r in rows) if sum(r["n"] == n for r in rows) > 1]
+        sizes = [sizes[round(i)] for i in np.linspace(0, len(sizes) - 1, min(LINES, len(sizes)))]
+        panels |= {name: {f"size {n}": [r for r in rows if r["n"] == n] for n in sizes}} if sizes else {}
+    figure, axes = new_figure(len(panels), height=3.2)
+    for ax, (name, lines) in zip(axes, panels.items(), strict=True):
+        x, y = (name, "loops") if name else ("n", "loops_most_solved")
+        for i, (label, own) in enumerate(lines.items()):
+            at, mean, *ends = ([r.get(k, math.nan) for r in own] for k in (x, y, f"{y}_low", f"{y}_high"))
+            ax.plot(at, mean, **line_style(i), label=label)
+            ax.fill_between(at, *ends, color=line_style(i)["color"], alpha=0.15, lw=0)
+            mark_cut(ax, at, mean, ceiling, line_style(i))
+        draw_ceiling(ax, ceiling)
+        ax.set(xlabel=f"difficulty: {name}" if name else "size of a problem (addition: digits)",
+               title="all kinds, at least 10 solved problems per point" if name else "by size",
+               ylabel="" if name else "mean loops, slowest token of the answer")
         ax.xaxis.get_major_locator().set_params(integer=True)
-    finish(figure, axes, path)
+        ax.legend()
+    finish(figure, axes, path, "Loops of solved problems, of the slowest token of the answer; bands: 95% interval")
 
 
 @guarded
-def draw_frontier(table, path):
-    """Accuracy against loops, a panel per rule: the rule, its random control and the fixed depths."""
+def draw_frontier(table, ceiling, path):
+    """Accuracy against loops, a panel per rule: the rule, its thresholds beside it, its random control and the fixed
+    depths; ceiling: num_loops, None for the deepest of those."""
+    from matplotlib.ticker import NullFormatter, ScalarFormatter  # as in guarded
     rows = sorted((r for r in table if r["kind"] == "frontier"), key=lambda r: r["loops"])
     rules = sorted({r["rule"] for r in rows} - {"fixed"})
-    figure, axes = new_figure(len(rules), (0.6 + 3.1 * len(rules), 3.8))
+    ceiling = ceiling or max(r["loops"] for r in rows if r["rule"] == "fixed")
+    lowest = min(80, 100 * min(r.get(k, 1) for r in rows for k in ("accuracy", "random_accuracy")) // 20 * 20)
+    figure, axes = new_figure(len(rules), height=3, sharey=True)
     for ax, rule in zip(axes, rules, strict=True):
-        for name, prefix, text, style, fill in (
-                ("fixed", "", "fixed depth", "k--s", "w"), (rule, "", rule, "k-o", "k"),
-                (rule, "random_", "random, the same loops", "k:^", "w")):
+        for i, (name, prefix, text) in enumerate((
+                (rule, "", "halting rule, beside its points the threshold"), ("fixed", "", "fixed depth"),
+                (rule, "random_", "random halting, the same loops"))):
             own = [r for r in rows if r["rule"] == name]
             x = [r["loops"] for r in own]
             y, low, high = ([100 * r[prefix + key] for r in own] for key in ("accuracy", "low", "high"))
-            ax.plot(x, y, style, mfc=fill, ms=5, label=text)
-            ax.fill_between(x, low, high, color="k", alpha=0.12, lw=0)
-        ax.set(xlabel="loops per token of the answer", title=rule)
-    axes[0].set_ylabel("exact match (%), mean over sizes")
-    finish(figure, axes, path, f"{rows[0]['problems']} problems a point; bands: 95% interval")
+            ax.plot(x, y, **line_style(i), label=text, markevery=max(1, len(x) // 20), zorder=3 - 0.1 * i)
+            ax.fill_between(x, low, high, color=line_style(i)["color"], alpha=0.15, lw=0)
+        ax.set(xscale="log", xlim=(0.5, 1.1 * ceiling), title=f"rule {rule}",
+               ylim=(1.1 * lowest - 10, 140 - 0.4 * lowest), yticks=np.linspace(lowest, 100, 5))
+        ax.xaxis.set(major_formatter=ScalarFormatter(), minor_formatter=NullFormatter())
+        ax.set_xticks([2 ** i for i in range(11) if 2 ** i <= ceiling])
+        ax.set(xlabel="loops per token of the answer")
+        if ax.get_subplotspec().is_first_col():
+            ax.set_ylabel("exact match (%), mean over sizes")
+    for ax, rule in zip(axes, rules, strict=True):
+        own = [r for r in rows if r["rule"] == rule]
+        name_points(ax, [r["loops"] for r in own], [100 * r["accuracy"] for r in own],
+                    [f"{r['threshold']:g}" for r in own])
+        ax.axvline(ceiling, color="0.35", ls=(0, (8, 3)), lw=1, label=f"num_loops, the most allowed: {ceiling:g}")
+    finish(figure, axes, path, f"{rows[0]['problems']} problems per point; bands: 95% interval; thresholds without "
+           "room for their names are in the table")
 
 
 # ---- of analyze.py
@@ -364,8 +520,7 @@ def pick(rows, what, weights, group=None):
 
 def label_axes(ax, x, y, title="", whole=True, **more):
     """Names of the axes; whole: only whole numbers stand on the x axis."""
-    ax.set(xlabel=x, ylabel=y, **more)
-    ax.set_title(title, fontsize=9)
+    ax.set(xlabel=x, ylabel=y, title=title, **more)
     if whole:
         ax.xaxis.get_major_locator().set_params(integer=True)
 
@@ -376,35 +531,32 @@ def draw_curves(ax, rows, what, group=None, name="", **style):
         x, y, low, high, _ = pick(rows, what, weights, group)
         look = STYLE[weights] | dict(ms=4, markevery=max(1, len(x) // 12), label=f"{name} {weights}".strip()) | style
         ax.plot(x, y, **look)
-        ax.fill_between(x, low, high, color=look["color"], alpha=0.2, lw=0)
+        step = "mid" if "drawstyle" in style else None
+        ax.fill_between(x, low, high, color=look["color"], alpha=0.2, lw=0, step=step)
 
 
-def bars(ax, rows, what, groups=None, group=None):
-    """Bars of trained (filled) and untrained (hatched): a bar for each of the groups, or for each loop of one group."""
+def draw_bars(ax, rows, what, groups):
+    """Bars of trained (filled) and untrained (hatched), a pair for each of the groups."""
     for i, weights in enumerate(STYLE):
-        x, y, low, _, classes = pick(rows, what, weights, group)
-        if groups:
-            y, low = (np.array([values[classes.index(g)] for g in groups]) for values in (y, low))
-            x = np.arange(len(groups))
-        ax.bar(x + 0.4 * i - 0.2, y, 0.38, yerr=np.nan_to_num(y - low), color=("0.3", "w")[i], edgecolor="k",
-               hatch=("", "///")[i], label=weights)
-    if groups:
-        ax.set_xticks(range(len(groups)), groups, rotation=35, ha="right", fontsize=7)
+        _, y, low, _, classes = pick(rows, what, weights)
+        y, low = (np.array([values[classes.index(g)] for g in groups]) for values in (y, low))
+        ax.bar(np.arange(len(groups)) + 0.4 * i - 0.2, y, 0.38, yerr=np.nan_to_num(y - low), color=("0.3", "w")[i],
+               edgecolor="k", hatch=("", "///")[i], label=weights)
+    ax.set_xticks(range(len(groups)), groups, rotation=90)
 
 
 @guarded
 def draw_trajectories(rows, s, path):
     figure, axes = new_figure(6)
-    names = dict(entropy="entropy of the readout (nats)", loss="loss (nats per token)",
-                 confidence="largest probability", delta="delta: relative change of the state",
-                 norm="norm of the state h", flips="arg-max flips (share)")
+    names = dict(entropy="entropy of the guess (nats)", loss="loss (nats per token)",
+                 confidence="largest probability", delta="delta: |change of h| / |h|",
+                 norm="norm of the state h", flips="share of guesses that change")
     for ax, (key, y) in zip(axes, names.items(), strict=True):
         draw_curves(ax, rows, key, s.first)
-        ax.axvline(s.L, color="0.6", lw=0.8, ls=":")
-        label_axes(ax, "loop l", y, yscale="log" if key == "delta" else "linear")
-    axes[0].legend(fontsize=7)
-    save(figure, path, f"{s.title}; " + (
-        f"the learned step encoding ends at loop {s.L}" if s.limit == s.L else f"dotted: the {s.L} loops of training"))
+        ax.axvline(s.L, color="0.4", lw=1, ls=":", label=f"the last loop with a learned step encoding, {s.L}"
+                   if s.limit == s.L else f"the loops of training, {s.L}")
+        label_axes(ax, "loop", y, yscale="log" if key == "delta" else "linear")
+    finish(figure, axes, path, f"{s.title}: mean over tokens after every loop; bands: 95% interval")
 
 
 @guarded
@@ -412,25 +564,23 @@ def draw_halting(rows, s, path):
     """Loops by the rule and by kind of token; the distribution of confidence, and the loops it would give."""
     figure, axes = new_figure(2 * (s.rule != "none") + 3 * s.halting)
     if s.rule != "none":
-        bars(axes[0], rows, "loops_histogram", group=s.first)
+        draw_curves(axes[0], rows, "loops_histogram", s.first, drawstyle="steps-mid")
         label_axes(axes[0], "loops taken", "share of tokens", f"halting: {s.rule}")
         kinds = pick(rows, "loops", "trained")[-1]
-        bars(axes[1], rows, "loops", [k for k in s.kinds if k in kinds])
+        draw_bars(axes[1], rows, "loops", [k for k in s.kinds if k in kinds])
         label_axes(axes[1], "what the token writes", "mean loops", whole=False)
     if s.halting:
         ax, thresholds = axes[-3], pick(rows, "confidence_never_passes", "trained")[-1]
         for q, ls in (("0.05", ":"), ("0.5", "-"), ("0.95", "--")):
-            draw_curves(ax, rows, "confidence_quantile", q, ls=ls, name=f"{float(q):.0%}")
+            draw_curves(ax, rows, "confidence_quantile", q, ls=ls, name=f"{float(q):.0%} quantile,")
         for t in thresholds:
             ax.axhline(float(t), color="k", lw=0.6)
-        label_axes(ax, "loop l", "largest probability", f"quantiles; lines: thresholds {', '.join(thresholds)}")
-        ax.set(ylim=(-0.03, 1.4), yticks=np.linspace(0, 1, 6))
-        ax.legend(fontsize=6, ncols=3, loc="upper center")
+        label_axes(ax, "loop", "largest probability", f"quantiles; lines: thresholds {', '.join(thresholds)}",
+                   ylim=(-0.03, 1.03))
         for ax, t in zip(axes[-2:], thresholds, strict=True):
-            bars(ax, rows, "confidence_loops_histogram", group=t)
+            draw_curves(ax, rows, "confidence_loops_histogram", t, drawstyle="steps-mid")
             label_axes(ax, "loops taken", "share of tokens", f"halting by confidence at {t}")
-    axes[0].legend(fontsize=7)
-    save(figure, path, s.title)
+    finish(figure, axes, path, f"{s.title}: loops that tokens take, and how sure they are after each")
 
 
 @guarded
@@ -441,11 +591,11 @@ def draw_probes(rows, s, path):
         draw_curves(ax, rows, "probe_accuracy", group, "linear probe")
         if group in pick(rows, "lens_accuracy", "trained")[-1]:
             draw_curves(ax, rows, "lens_accuracy", group, "logit lens", marker="^", mfc="w")
-        ax.axhline(pick(rows, "majority_accuracy", "trained", group)[1][0], color="k", ls=":", lw=1, label="commonest")
-        ax.axvline(s.L, color="0.6", lw=0.8, ls=":")
-        label_axes(ax, "loop l (0: the embedding)", "accuracy", group)
-    axes[0].legend(fontsize=7)
-    save(figure, path, s.title)
+        usual = pick(rows, "majority_accuracy", "trained", group)[1][0]
+        ax.axhline(usual, color="k", ls=":", lw=1, label="always the commonest")
+        ax.axvline(s.L, color="0.4", lw=1, ls=":", label=f"the loops of training, {s.L}")
+        label_axes(ax, "loop (0: the embedding)", "accuracy (share)", group)
+    finish(figure, axes, path, f"{s.title}: what can be read from the state after each loop; bands: 95% interval")
 
 
 @guarded
@@ -454,9 +604,9 @@ def draw_fixed_points(rows, s, path):
     for ax, weights in zip(axes, STYLE, strict=False):
         for eps, marker in zip(s.epsilons, "osd^v", strict=True):
             x, y, *_ = pick(rows, "converged_by", weights, f"{eps:g}")
-            ax.plot(x, y, "k-", marker=marker, ms=4, mfc="w", lw=0.8, label=f"{eps:g}")
-        label_axes(ax, "loop l", "share with delta < eps by loop l", weights, ylim=(-0.03, 1.03))
-        ax.legend(title="eps", fontsize=7)
+            ax.plot(x, y, "k-", marker=marker, mfc="w", lw=0.8, markevery=max(1, len(x) // 12),
+                    label=f"delta < {eps:g}")
+        label_axes(ax, "loop", "share that was below by then", weights, ylim=(-0.03, 1.03))
     for weights, look in STYLE.items():
         _, y, _, _, periods = pick(rows, "return_after", weights)
         axes[2].plot([int(p.split()[0]) for p in periods], y, **look, ms=4, label=weights)
@@ -465,18 +615,16 @@ def draw_fixed_points(rows, s, path):
             ax.axhline(y[-1 if what == "delta" else 0], color=look["color"], ls=":", lw=1, label=f"{name}, {weights}")
     label_axes(axes[2], "period p (loops)", "|h_l - h_(l-p)| / |h_l|", f"at loop {s.total}", yscale="log")
     draw_curves(axes[3], rows, "push_ratio", "one loop")
-    label_axes(axes[3], "loop l", "growth of a push in one loop", f"pushed by {s.push:g}")
+    label_axes(axes[3], "loop", "growth of a push in one loop", f"pushed by {s.push:g}")
     for ax, key in zip(axes[4:], s.difficulty, strict=True):
         for weights, look in STYLE.items():
             _, y, low, _, groups = pick(rows, "convergence_loop", weights)
             at = [i for i, g in enumerate(groups) if g.startswith(f"{key} ")]
             ax.errorbar([int(groups[i].split()[1]) for i in at], y[at], (y - low)[at], **look, ms=4, capsize=2,
                         label=weights)
-        ax.axhline(s.total + 1, color="k", lw=0.6, label="never")
-        label_axes(ax, key, f"mean first loop with delta < {s.converged:g}")
-    for ax in axes[2:]:
-        ax.legend(fontsize=7)
-    save(figure, path, s.title)
+        ax.axhline(s.total + 1, color="k", lw=0.6, label=f"no small delta in {s.total} loops")
+        label_axes(ax, f"difficulty: {key}", f"first loop with delta < {s.converged:g}")
+    finish(figure, axes, path, f"{s.title}: does the state h come to rest? Bands and bars: 95% interval")
 
 
 @guarded
@@ -486,18 +634,14 @@ def draw_example(s, decode, path):
     text = [decode(t).replace("\n", "⏎") for t in s.Y[shown].flatten().tolist()]
     most, width = max(2, *(int(x.max()) for x in s.loops.values())), 64
     lines = -(-len(text) // width)
-    figure, axes = new_figure(2, (18, 0.8 + 0.26 * lines))
+    figure, axes = new_figure(2, 1, 0.5 + 0.22 * lines)
+    blank = [""] * (lines * width - len(text))
     for ax, (weights, loops) in zip(axes, s.loops.items(), strict=True):
         shade = np.full(lines * width, np.nan)
-        shade[:len(text)] = (loops[shown].flatten() - 1) * 0.7 / (most - 1)
-        image = ax.imshow(shade.reshape(lines, width), cmap="Greys", vmin=0, vmax=1, aspect="auto")
-        for i, c in enumerate(text):
-            ink = "#fff" if shade[i] > 0.5 else "#000"
-            ax.text(i % width, i // width, c, ha="center", va="center", fontsize=8, color=ink)
-        ax.set(xticks=[], yticks=[], title=f"{weights}: loops of the token that writes each character")
-    ticks = [l for l in range(1, most + 1) if (l - 1) % -(-most // 12) == 0]
-    figure.colorbar(image, ax=axes, label="loops", boundaries=np.linspace(0, 0.7, 99),
-                    ticks=[(l - 1) * 0.7 / (most - 1) for l in ticks]).ax.set_yticklabels(ticks)
+        shade[:len(text)] = loops[shown].flatten()
+        image = draw_cells(ax, shade.reshape(lines, width), np.reshape([*text, *blank], (lines, width)), [], [], most)
+        ax.set(title=f"{weights}: loops of the token that writes each character")
+    figure.colorbar(image, ax=axes, label="loops", fraction=0.05)
     save(figure, path, s.title)
 
 

@@ -250,16 +250,6 @@ def say_what_no_trace_shows(rows):
         print(f"trace: not shown, as the context ends at block_size: {'; '.join(left)}")
 
 
-def what_is_drawn(traces):
-    """What a heat map shows of the traces, in brackets; "" if that is all."""
-    part, longest = [], max(map(len, traces))
-    if len(traces) > figures.TRACES:
-        part.append(f"the first {figures.TRACES} of {len(traces)} sequences")
-    if longest > figures.TOKENS:
-        part.append(f"the first {figures.TOKENS} of up to {longest} tokens")
-    return f" ({', '.join(part)}; --trace_file=FILE.jsonl has all)" if part else ""
-
-
 def answers_after_loops(meta, sequence):
     """Of a problem the answer that stands after each loop, (text, whether it is right); [] for a text."""
     written = [(r["loops"], guesses) for r, guesses in zip(sequence.thought, sequence.guesses, strict=True)
@@ -420,7 +410,8 @@ class Thoughts:
         if self.lines or self.page:
             print(f"trace: {trace_file}")
         elif trace_file and figures.draw_traces(self.traces, self.titles, self.largest, trace_file):
-            print(f"heat map: {trace_file}{what_is_drawn(self.traces)}")
+            left = figures.shown_of(self.traces)[-1]
+            print(f"heat map: {trace_file}" + f" ({left}; --trace_file=FILE.jsonl has all)" * bool(left))
 
 
 def answer(model, meta, thoughts, text):

@@ -4,6 +4,7 @@
     python sweep.py config/sweep_demo.py --parallel=4
     python sweep.py config/sweep_demo.py --collect=True       the tables, of what others ran by these commands
     python sweep.py config/sweep_demo.py --compare="8 of 24 ids,16 of 64 ids"    their difference, seed by seed
+    python sweep.py config/sweep_demo.py --redraw=True         its figure anew, from the tables in results/
 
 A row is a name and arguments of train.py: "wide @3: --n_embd=128 --weight_decay=0.1". @3 takes the first 3 seeds only;
 "wide on 2: ..." trains on two GPUs that it has to itself; a config file as the first word replaces base. All is checked
@@ -42,7 +43,7 @@ from checkpoint import model_settings
 from configurator import class_settings, configure, open_text, read_arguments, read_settings
 from dataset import model_facts, read_meta
 from intervals import mean_interval
-from model_loop import FROM_DATASET, INFERENCE_SETTINGS, LoopConfig, build, check_halting, override
+from model_loop import FROM_DATASET, INFERENCE_SETTINGS, LoopConfig, build, check_halting, loop_counts, override
 
 base = ""                       # config file of train.py; empty: its defaults
 seeds: list[int] = [1337]       # >= 0: each row runs once per seed
@@ -58,6 +59,7 @@ results = ""                    # path of the tables without .csv and .md; empty
 dry_run = False                 # check everything, print the commands, a line per run, and stop
 collect = False                 # run nothing: only write the tables, of what stands in out_dir
 compare = ""                    # A,B: names of two rows of the finished table, of which the differences are printed
+redraw = False                  # draw the figure anew from the tables, run nothing
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ENTRY = re.compile(r"(?:\s*(\w[^:@]*?)\s*(?:@(\d+)\s*)?(?:\bon (\d+)\s*)?:)?(.*)", re.DOTALL)  # name @3 on 2: words
@@ -548,10 +550,33 @@ def finish(runs, found, target):
     outputs.write_csv(f"{target}_curves.csv", ("row", "seed", "iter", "val_loss"), [
         dict(row=name, seed=seed, iter=it, val_loss=loss) for name, own in losses.items()
         for seed, curve in own.items() for it, loss in curve.items()])
+    draw(runs, found, losses, target)
+
+
+def draw(runs, found, losses, target):
+    """The figure of the rows of the table and of the losses that `curves` finds."""
+    trained = [max(loop_counts(run["settings"].get("num_loops", LoopConfig.num_loops))) for run in runs]
+    common = trained[0] if min(trained) == max(trained) else None  # of an evaluation that asks for none
+    asked = [re.search(r"--num_loops=(\d+)", entry) for entry in evaluate]
+    ceilings = {label: int(n[1]) if n else common for label, n in zip(labels(), asked, strict=True)}
+    drawn = False
     if has_sizes(found):
-        figures.draw_sweep(found, labels(), f"{target}.png")
+        drawn = figures.draw_sweep(found, ceilings, f"{target}.png")
     elif any("best_val_loss" in row for row in found):
-        figures.draw_losses(found, losses, f"{target}.png")
+        drawn = figures.draw_losses(found, losses, f"{target}.png")
+    if drawn:
+        print(f"figure: {target}.png")
+
+
+def draw_again(runs, target):
+    """The figure from tables that are there already. SystemExit if they are not."""
+    losses, path = {}, f"{target}_curves.csv"
+    if not os.path.exists(f"{target}.csv"):
+        raise SystemExit(f"{target}.csv is not there: nothing to draw")
+    found = read_csv(f"{target}.csv")
+    for r in read_csv(path) if os.path.exists(path) else []:
+        losses.setdefault(r["row"], {}).setdefault(r["seed"], {})[int(r["iter"])] = float(r["val_loss"])
+    draw(runs, found, losses, target)
 
 
 def main():
@@ -567,6 +592,8 @@ def main():
     if dry_run:
         raise SystemExit(print("\n".join(" && ".join(as_typed(c, run["ranks"]) for c in run["steps"].values())
                                          for run in runs)))
+    if redraw:
+        return draw_again(runs, tables)
     for end in ("csv", "md"):
         outputs.require_writable(f"{tables}.{end}")
     outputs.lock_folder(root)

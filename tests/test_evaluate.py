@@ -203,7 +203,7 @@ def test_every_kind_of_problem_is_measured(run, track, capsys, tmp_path):
     table = [dict(row="a", seed=0, error="", **found)]
     assert f"| a | 1/1 | {100 * found['equal_2']:.1f} | {100 * found['equal_9']:.1f} |" in sweep.markdown(
         "equal", "", table, ["a"])
-    figures.draw_sweep(table, [], str(tmp_path / "x.png"))
+    figures.draw_sweep(table, {}, str(tmp_path / "x.png"))
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -171,7 +171,7 @@ def test_a_figure_that_cannot_be_written_costs_a_line(tmp_path, path, capsys):
 
 def test_a_figure_that_cannot_be_drawn_costs_a_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as if matplotlib were missing
-    assert figures.draw_loops([], str(tmp_path / "x.png")) is False
+    assert figures.draw_loops([], 4, str(tmp_path / "x.png")) is False
     assert "x.png: ModuleNotFoundError" in capsys.readouterr().err
 
 
@@ -238,7 +238,7 @@ def test_a_figure_takes_fonts_that_have_its_characters(tmp_path, monkeypatch, ca
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: fonts)
     found = drawn_texts(monkeypatch)
     assert figures.draw_traces([trace("가나", "é", "\t")], ["다"], 1.0, str(tmp_path / "x.png"))
-    assert found[0]["가나"].get_fontfamily() == ["sans-serif", "LoopLM Test Many"]
+    assert found[0]["가나"].get_fontfamily() == ["monospace", "sans-serif", "LoopLM Test Many"]
     assert capsys.readouterr().err == ""
     for _ in range(2):
         assert figures.draw_traces([trace("가𒀀", "𓀀")], [""], 1.0, str(tmp_path / "x.png"))

@@ -148,10 +148,10 @@ def test_the_figure_shows_medians_and_ranges(folder, swept, monkeypatch, rng):
     values = rng.random((3, 2))  # (seeds, digit counts)
     found = [{"row": "a", "seed": i, "uniform_4": str(x), "uniform_12": str(y), "hard_4": "1", "16_uniform_4": "0"}
              for i, (x, y) in enumerate(values)] + [{"row": "failed", "seed": 0, "error": "no"}]
-    drawn = []
-    monkeypatch.setattr(figures, "finish", lambda figure, axes, path: drawn.extend(axes))
-    figures.draw_sweep(found, ["kl", "16"], "x.png")
-    (line,), (band,) = drawn[0].lines, drawn[0].collections
+    drawn, ceilings = [], {"kl": None, "16": None}
+    monkeypatch.setattr(figures, "finish", lambda figure, axes, path, title: drawn.extend(axes))
+    figures.draw_sweep(found, ceilings, "x.png")
+    (line,), (band,) = drawn[0].lines[:1], drawn[0].collections
     assert line.get_label() == "a (3 seeds)"
     np.testing.assert_array_equal(line.get_xdata(), [4, 12])
     np.testing.assert_allclose(line.get_ydata(), 100 * np.sort(values, 0)[1])
@@ -159,23 +159,34 @@ def test_the_figure_shows_medians_and_ranges(folder, swept, monkeypatch, rng):
     for n, x in zip((4, 12), 100 * values.T, strict=True):
         own = corners[corners[:, 0] == n, 1]
         np.testing.assert_allclose([own.min(), own.max()], [x.min(), x.max()])
-    assert [len(ax.lines) for ax in drawn] == [1, 1]
+    assert [sum(len(line.get_xdata()) > 0 for line in ax.lines) for ax in drawn] == [1, 1]
     for i, r in enumerate(found[:3]):  # an evaluation that halts, and one of a fixed depth
         r.update(kl_loops_solved_4=str(i), kl_loops_solved_12=str(i + 2.5), loops_solved_4="8", loops_solved_12="8.0")
     drawn.clear()
-    figures.draw_sweep(found, ["kl", "16"], "x.png")
-    (line,) = drawn[2].lines
+    figures.draw_sweep(found, ceilings, "x.png")
+    line = drawn[2].lines[0]
     assert line.get_label() == "a, kl (3 seeds)"
     np.testing.assert_allclose(line.get_ydata(), [1, 3.5])
     for i, r in enumerate(found[:3]):
         r.update(kl_loops_chain_2=str(9.5 - i), kl_loops_chain_11=i + 0.25)
     drawn.clear()
-    figures.draw_sweep(found, ["kl", "16"], "x.png")
-    (line,) = drawn[3].lines
-    np.testing.assert_allclose(line.get_xydata(), [[2, 8.5], [11, 1.25]])
+    figures.draw_sweep(found, ceilings, "x.png")
+    np.testing.assert_allclose(drawn[3].lines[0].get_xydata(), [[2, 8.5], [11, 1.25]])
     drawn.clear()  # zeros are values, as numbers too, which rows of this process hold
-    figures.draw_sweep([dict(row="b", seed=i, uniform_4=x) for i, x in enumerate((0.0, 0.0, 0.3))], [], "x.png")
+    figures.draw_sweep([dict(row="b", seed=i, uniform_4=x) for i, x in enumerate((0.0, 0.0, 0.3))], {}, "x.png")
     np.testing.assert_allclose(drawn[0].lines[0].get_ydata(), [0])
+
+
+def test_a_figure_is_drawn_anew_from_the_tables(scripts, folder, swept):
+    """The same picture to the pixel, without a run; without tables a line."""
+    was, runs = (folder / "results/sweep_small.png").read_bytes(), sorted(folder.glob("out/**/*"))
+    (folder / "results/sweep_small.png").unlink()
+    out = scripts("sweep.py", "sweep_small.py", "--redraw=True").out
+    assert out == "figure: results/sweep_small.png\n"
+    assert (folder / "results/sweep_small.png").read_bytes() == was
+    assert sorted(folder.glob("out/**/*")) == runs
+    assert "nothing to draw" in scripts("sweep.py", "sweep_small.py", "--redraw=True", "--results=results/no",
+                                        status=None).err
 
 
 def test_loops_by_carry_chains_become_columns(tmp_path):
@@ -189,7 +200,7 @@ def test_loops_by_carry_chains_become_columns(tmp_path):
 
 def test_the_table_and_the_figure_of_a_text(monkeypatch, rng, tmp_path):
     """Without problems to solve, what a model costs stands beside its best loss; medians and ranges by numpy."""
-    best = rng.random(3)
+    best = 1.4 + 0.2 * rng.random(3)
     found = [dict(row="a", seed=i, error="", parameters="1234567", flops_per_token="9876543", val_loss="2.0", ms="3.25",
                   best_val_loss=str(x)) for i, x in enumerate(best)] + [dict(row="b", seed=0, error="failed")]
     head, _, line, failed = ([c.strip() for c in x.strip("|").split("|")] for x in sweep.markdown(
@@ -207,13 +218,11 @@ def test_the_table_and_the_figure_of_a_text(monkeypatch, rng, tmp_path):
         with open(f"{run['folder']}/log.csv", "w") as f:
             f.write(f"iter,loss,val_loss\n0,,{x}\n5,1.0,\n10,,{y}\n")
     drawn = []
-    monkeypatch.setattr(figures, "finish", lambda figure, axes, path: drawn.extend(axes))
+    monkeypatch.setattr(figures, "finish", lambda figure, axes, path, title: drawn.extend(figure.axes))
     figures.draw_losses(found, sweep.curves(runs), "x.png")
-    for ax, x in zip(drawn, (9876543, 1234567), strict=False):
-        ((point, _, (bar,)),) = ax.containers
-        np.testing.assert_allclose([*point.get_xdata(), *point.get_ydata()], [x, middle])
-        np.testing.assert_allclose(bar.get_segments()[0][:, 1], [low, high])
-    (line,) = drawn[2].lines
+    np.testing.assert_allclose([line.get_xdata()[0] for line in drawn[0].lines], sorted(best))
+    assert drawn[2].get_yticklabels()[1].get_text().split() == ["1.2M", "9.9M", f"{middle:.4f}"]
+    line = drawn[1].lines[0]
     np.testing.assert_allclose(line.get_xydata(), [[0, np.median(values[:, 0])], [10, np.median(values[:, 1])]])
 
 
