@@ -237,6 +237,8 @@ def compiled(run):
     if why_not:
         outputs.warn(f"torch.compile does not work here ({why_not}): going on without, slower")
     elif wanted:
+        if run.master:
+            print("torch.compile: the first steps, and the first evaluation, take up to minutes", flush=True)
         if model_type == "loop":  # one loop: all loop counts share it, and what a count unrolls would take minutes
             model.loop = torch.compile(model.loop)
             torch._dynamo.config.recompile_limit = 32  # loop 1, the others, with and without gradients, in evaluation
