@@ -1,4 +1,4 @@
-# A text of your own: a looped model of 0.2 M parameters learns to write like it in minutes on a laptop (data/text/readme.md)
+# A text of your own: a looped model of 0.2 M parameters learns to write like it, in minutes on a laptop's CPU
 # Data: python data/text/prepare.py --input=FILE, then --dataset=NAME; without a file: data/shakespeare_char/prepare.py
 out_dir = "out/demo_text"
 dataset = "shakespeare_char"
