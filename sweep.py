@@ -519,6 +519,8 @@ def run_at(places, function, runs, target):
     from concurrent.futures import ThreadPoolExecutor, as_completed
     began, found, failed, skipped, wanted = time.monotonic(), [], [], 0, [run["row"] for run in runs]
     count = min(parallel or len(runs), places.each * len(places.room))
+    print(f"{len(runs)} runs, {min(count, len(runs))} at once; a line as each ends, what each says now is in "
+          f"{os.path.dirname(os.path.dirname(runs[0]['folder']))}/*/seed*/*.log", flush=True)
     with ThreadPoolExecutor(count) as pool:
         for n, future in enumerate(as_completed([pool.submit(function, run) for run in runs]), 1):
             row, log = future.result()

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+import columns
 import figures
 import outputs
 import runtime
@@ -84,8 +85,7 @@ deterministic = False           # bit-exact on CUDA too, slower; a CPU is in any
 OF_THIS_RUN = {"out_dir", "init_from", "eval_only", "device", "dtype", "compile", "cuda_graph", "wandb_log",
                "wandb_project", "wandb_run_name", "task"}  # what a resumed run does not take from its checkpoint
 MAY_CHANGE_ON_RESUME = set(INFERENCE_SETTINGS) - {"num_loops"}  # model settings that a resumed run may change
-COLUMNS = ("iter", "loss", "lr", "grad_norm", "ms", "tokens_per_s", "loops", "train_loss", "val_loss",
-           "val_loss_per_loop", "halted_after")  # of log.csv
+COLUMNS = tuple(columns.TABLES["train.py"][1])  # of log.csv
 
 
 # ---- pure functions of the iteration
@@ -237,6 +237,8 @@ def compiled(run):
     if why_not:
         outputs.warn(f"torch.compile does not work here ({why_not}): going on without, slower")
     elif wanted:
+        if run.master:
+            print("torch.compile: the first steps, and the first evaluation, take up to minutes", flush=True)
         if model_type == "loop":  # one loop: all loop counts share it, and what a count unrolls would take minutes
             model.loop = torch.compile(model.loop)
             torch._dynamo.config.recompile_limit = 32  # loop 1, the others, with and without gradients, in evaluation

@@ -20,6 +20,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import tasks  # noqa: E402
 from configurator import configure, read_settings  # noqa: E402
 from dataset import write_dataset  # noqa: E402
+from outputs import progress  # noqa: E402
 from runtime import first_line, require_memory, run  # noqa: E402
 
 task = ""                       # a name in tasks/, or path/to/file.py
@@ -152,8 +153,9 @@ def main(name=""):
     folder = out_dir or os.path.join("data", tasks.name_of(module))
     start, row_len = time.time(), module.row_length(None, s)
     require_memory(22 * row_len * max(train_rows, val_rows), "lower --train_rows or --val_rows")  # as was measured
-    splits = {split: module.draw(np.random.default_rng([seed, i]), count, s)[0]
-              for i, (split, count) in enumerate((("train", train_rows), ("val", val_rows)))}
+    counts, splits = dict(train=train_rows, val=val_rows), {}
+    for i, split in enumerate(progress([*counts], "drawing", "rows", sum(counts.values()), counts.get)):
+        splits[split] = module.draw(np.random.default_rng([seed, i]), counts[split], s)[0]
     write_dataset(folder, splits, **tasks.facts(module) | dict(row_len=row_len) | vars(s), seed=seed)
     print(f"written in {time.time() - start:.1f} s; first rows: "
           + ", ".join(repr(tasks.text_of(module, row).rstrip()) for row in splits["train"][:3]))

@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from conftest import ROOT
 from helpers import inputs_and_targets, number_text, problem_set
 from models import random_weights
 
+import checkpoint
 import dataset
 import generate
 import sample as sample_py
@@ -491,6 +493,22 @@ def test_text_samples(scripts):
     assert list(read_csv(scripts, "one.csv")[0]) == ["kind", "loop", "loss"]
 
 
+def test_a_model_from_python_in_five_lines(scripts, monkeypatch, capsys):
+    """Those of checkpoint.py's docstring write what sample.py writes."""
+    lines = re.findall(r"^    (.*)$", checkpoint.__doc__, re.M)
+    assert len(lines) == 5
+    scripts("train.py", "--device=cpu", "--dataset=shakespeare_char", "--n_embd=16", "--n_head=2", "--block_size=16",
+            "--batch_size=4", "--max_iters=1", "--eval_iters=1", "--num_loops=2", "--out_dir=five")
+    monkeypatch.chdir(scripts.folder)
+    code = "\n".join(lines).replace("out/novel/ckpt_best.pt", "five/ckpt_last.pt").replace("It was", "abé ")
+    capsys.readouterr()
+    exec(code, {})
+    written = capsys.readouterr().out
+    said = scripts("sample.py", "--checkpoint=five/ckpt_last.pt", "--start=abé ", "--seed=0", "--top_k=0").out
+    assert "abé " + written == said.removesuffix("---------------\n")
+    assert len(written) == 201
+
+
 # ---- a person, and a pipe
 
 class Terminal:
@@ -553,7 +571,9 @@ def test_ctrl_c_ends_a_long_answer_and_no_more(scripts):
         terminal.until(rf"\n{prompt}[^\n]*")
         terminal.type("\x03")
         terminal.until("> ")
-    assert terminal.end() == 0
+    os.kill(terminal.pid, signal.SIGTERM)
+    assert "SIGTERM: stopped" in terminal.until("stopped")
+    assert os.waitstatus_to_exitcode(os.waitpid(terminal.pid, 0)[1]) == 130
 
 
 @pytest.mark.parametrize(("given", "args", "found"), [
