@@ -485,13 +485,12 @@ def make_sample(model, meta, data, title):
 
 def measure(name, model, sample, table):
     """All rows of one set of weights, also added to the table."""
-    from tqdm import tqdm
-    rows = []
-    with tqdm(total=3 + (sample.rule != "none") + halting + probes, desc=name, unit="part", disable=None) as progress:
+    rows, parts = [], 3 + (sample.rule != "none") + halting + probes
+    with outputs.Progress(f"analyzing the {name} weights", "parts", parts) as said:
         def add(more):
             rows.extend(more)
             table.add(*({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in r.items()} for r in more))
-            progress.update()
+            said.add()
 
         seen = observe(model, sample.X, sample.Y, sample.total)
         add(trajectory_rows(name, seen, sample))

@@ -31,6 +31,7 @@ DTYPES = {"uint16": np.uint16, "uint32": np.uint32}  # of the token files; the s
 GPT2_TOKENS = 50257
 PADDING = 1024  # a model may have fewer ids than this that no token has
 PIECE = 1 << 20  # characters of a text that are read at once
+SHORTEST = 1000  # characters of a text: a tenth of it, val.bin, is longer than a small block
 NEEDED = dict(kind=str, vocab=(list, type(None)), vocab_size=int, dtype=str, tokens=dict, sha256=dict)
 NEEDED_ROWS = dict(task=str, vocab=list, row_len=int, pad=str, think_token=str, digits=str, mask=str, track=str)
 OF_BEFORE = "addition"  # the task of rows that name none, written when there was no other
@@ -48,7 +49,8 @@ def exit_with_hint(folder, what, advice="write it with"):
         script = f"{script} --task={name}" if name in tasks.names() else None
         extra = extra if os.path.join(parent, name) != folder else ""
     raise SystemExit(f"dataset: {what}\n  " + (f"{advice}: python {script}{extra}" if script else
-                     "a dataset is a folder data/<name> with meta.json, train.bin and val.bin; see data/*/prepare.py"))
+                     "a dataset is a folder data/<name>; a text becomes one with: python data/text/prepare.py "
+                     "--input=FILE, rows of a task with: python data/prepare.py --task=NAME"))
 
 
 def with_defaults(meta):
@@ -170,7 +172,7 @@ def require_same_tokens(checkpoint, path, meta, folder):
         characters = (known or meta).vocab and (known or meta).kind == "text"
         vocab = f" --vocab_from={path}" if known else ""
         raise SystemExit(f"{path} was trained on other tokens than {folder} has: {difference}" + (
-            f"\n  prepare it with: python data/shakespeare_char/prepare.py{vocab} --input=FILE --out_dir={folder}"
+            f"\n  prepare it with: python data/text/prepare.py{vocab} --input=FILE --out_dir={folder}"
             if characters else ""))
 
 
@@ -371,11 +373,12 @@ def code_points(text):
 
 def count_characters(f, name):
     """How often each code point stands in a text file, whose beginning comes next again. SystemExit if it is short."""
-    counts = np.zeros(sys.maxunicode + 1, np.int64)
-    for piece in pieces(f, math.inf):
+    counts, size = np.zeros(sys.maxunicode + 1, np.int64), os.path.getsize(name) if os.path.isfile(name) else None
+    for piece in outputs.progress(pieces(f, math.inf), f"reading {name}", "bytes", size, lambda x: len(x.encode())):
         counts += np.bincount(code_points(piece), minlength=len(counts))
-    if counts.sum() < 1000:
-        raise SystemExit(f"{name} has only {counts.sum()} characters")
+    if counts.sum() < SHORTEST:
+        has = f"has only {counts.sum():,} characters" if counts.any() else "is empty"
+        raise SystemExit(f"{name} {has}: at least {SHORTEST:,} are needed, and to learn from it some 100,000")
     f.seek(0)
     return counts
 
@@ -383,7 +386,8 @@ def count_characters(f, name):
 def text_splits(f, count, encode):
     """{split: pieces of tokens} of a text file of `count` characters, the first 90% to train on. Read in this order."""
     cut = int(0.9 * count)
-    return {split: encode(pieces(f, n)) for split, n in (("train", cut), ("val", count - cut))}
+    return {split: encode(outputs.progress(pieces(f, n), f"writing {split}.bin", "characters", n, len))
+            for split, n in (("train", cut), ("val", count - cut))}
 
 
 def write_split(f, tokens, meta):

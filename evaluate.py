@@ -59,12 +59,6 @@ seed = 0                        # >= 0: of the random control
 MARGIN = 0.005                  # a rule that loses no more against the best fixed depth is as good
 
 
-def progress(items, name, unit):
-    """The items, with a bar on a terminal."""
-    from tqdm import tqdm
-    return tqdm(items, desc=name, unit=unit, disable=None)
-
-
 def is_looped(model):
     return isinstance(model, LoopGPT)
 
@@ -220,7 +214,7 @@ def frontier_rows(model, meta, table):
                if name != "gate" or c.halt_head != "none"]
     kept, rows = dict(vars(c)), []
     c.think_threshold, c.think_loops = None, 0  # the point alone says when the answer halts
-    for p in progress(points, "frontier", "point"):
+    for p in outputs.progress(points, "frontier", "points"):
         rows.append(frontier_row(model, sets, *p))
         table.add(rows[-1])
     vars(c).update(kept)
@@ -342,7 +336,7 @@ def task_tables(model, meta, table):
     asked, done = kinds_asked(tasks.load(meta.task)), []
     sets = [(n, kind, problems) for n in sizes for kind in asked]
     cells = [((n, m), "grid", max(1, problems // 10)) for n in range(1, grid + 1) for m in range(1, grid + 1)]
-    for p in progress(sets + cells, "evaluating", "set"):
+    for p in outputs.progress(sets + cells, "evaluating", "sets of problems"):
         done.append(measure_kind(model, meta, *p))
         table.add(done[-1][0])
     of_grid, done = [row for row, _ in done[len(sets):]], done[:len(sets)]
@@ -370,7 +364,7 @@ def loss_table(model, data, table):
     the halting rule, if there is one."""
     T, place = sequence_length(data, model.config.block_size), model.lm_head.weight.device
     looped, losses, halted, loops = is_looped(model), [], [], []
-    for index in progress(range(eval_iters), "validation loss", "batch"):
+    for index in outputs.progress(range(eval_iters), "validation loss", "batches"):
         X, Y = get_batch(data, "val", (index,), min(batch_size, 64), T, place)
         losses.append((model.loss_per_loop(X, Y) if looped else model(X, Y)[1][None]).float().cpu())
         if looped and model.config.halt != "none":

@@ -18,12 +18,68 @@ import numpy as np
 import torch
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
+REDRAW, SAY = 0.1, 60  # seconds between two lines of Progress on a terminal, and elsewhere
 
 
 @functools.cache
 def warn(line):
     """Say on stderr, once, what went wrong beside the work, which goes on."""
     print(line, file=sys.stderr, flush=True)
+
+
+def human_time(seconds):
+    """Seconds as people read them: 47s, 3m05s, 2h10m."""
+    s = int(seconds)
+    return f"{s}s" if s < 60 else f"{s // 60}m{s % 60:02}s" if s < 3600 else f"{s // 3600}h{s % 3600 // 60:02}m"
+
+
+class Progress:
+    """How far some work has come, on stderr, with the time that is left: on a terminal one line that is written over,
+    elsewhere (a pipe, a log) a line every SAY seconds, so that quick work says nothing.
+
+    name, unit: what is done, of what; total: how many, None where nobody knows.
+    """
+
+    def __init__(self, name, unit, total=None):
+        self.name, self.unit, self.total, self.done = name, unit, total, 0
+        self.began = self.said = time.monotonic()
+        self.live = sys.stderr.isatty()
+
+    def __enter__(self):
+        if self.live:
+            self.show()
+        return self
+
+    def __exit__(self, *error):
+        self.clear()
+
+    def add(self, count=1):
+        """So many more are done."""
+        self.done += count
+        if time.monotonic() - self.said >= (REDRAW if self.live else SAY):
+            self.show()
+
+    def show(self):
+        """Say how far it is."""
+        self.said = time.monotonic()
+        spent, of = self.said - self.began, f"/{self.total:,}" if self.total else ""
+        line = f"{self.name}: {self.done:,}{of} {self.unit}, {human_time(spent)}"
+        if self.total and self.done:
+            line += f", ETA {human_time(spent / self.done * max(0, self.total - self.done))}"
+        print(f"\r{line}\x1b[K" if self.live else line, end="" if self.live else "\n", file=sys.stderr, flush=True)
+
+    def clear(self):
+        """Make room for a line of something else."""
+        if self.live:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def progress(items, name, unit, total=None, size=lambda item: 1):
+    """The items, while Progress says how far they are; size: how many units an item is."""
+    with Progress(name, unit, len(items) if total is None and hasattr(items, "__len__") else total) as said:
+        for item in items:
+            yield item
+            said.add(size(item))
 
 
 @contextlib.contextmanager

@@ -521,12 +521,6 @@ def log(run, line, **values):
             outputs.warn(f"wandb is off from iteration {run.it} on ({type(e).__name__}: {runtime.first_line(e)})")
 
 
-def human_time(seconds):
-    """Seconds as people read them: 47s, 3m05s, 2h10m."""
-    s = int(seconds)
-    return f"{s}s" if s < 60 else f"{s // 60}m{s % 60:02}s" if s < 3600 else f"{s // 3600}h{s % 3600 // 60:02}m"
-
-
 def log_step(run, loss, norm, loops, ms):
     """The line of a log step; loops and ms, the time of a step, are those since the line before."""
     it, peak = run.it, runtime.peak_flops(run.device)
@@ -536,7 +530,7 @@ def log_step(run, loss, norm, loops, ms):
     mfu = peak and run.raw_model.estimate_mfu(batch_size * run.micro_steps, run.T, ms / 1e3, peak, whole)
     parts = [f"iter {it}/{max_iters} ({100 * it / max_iters:.1f}%): loss {loss:.4f}", f"{ms:.1f} ms",
              f"{tokens_per_s / 1e3:.1f}k tokens/s", f"MFU {100 * mfu:.1f}%" if mfu else None,
-             f"loops {np.mean(loops):.1f}" if loops else None, f"ETA {human_time((max_iters - it) * ms / 1e3)}"]
+             f"loops {np.mean(loops):.1f}" if loops else None, f"ETA {outputs.human_time((max_iters - it) * ms / 1e3)}"]
     log(run, ", ".join(filter(None, parts)), iter=it, loss=loss, lr=lr_at(it - 1), grad_norm=norm, ms=round(ms, 3),
         tokens_per_s=round(tokens_per_s), loops=round(float(np.mean(loops)), 3) if loops else None)
 

@@ -411,11 +411,13 @@ def test_shakespeare_char_takes_any_text(tmp_path, rng):
     assert dataset.decode(data.meta, np.concatenate(list(data.splits.values()))) == text
 
 
-@pytest.mark.parametrize("name", ["shakespeare_char", "shakespeare"])
+@pytest.mark.parametrize("name", ["shakespeare_char", "text"])
 def test_prepare_without_its_text(scripts, name):
     (scripts.folder / "short.txt").write_text("too short")
     (scripts.folder / "latin.txt").write_bytes(b"\xe9" * 2000)
-    for file, reason in (("none.txt", "No such file"), ("short.txt", "only 9 characters"), ("latin.txt", "as UTF-8")):
+    (scripts.folder / "empty.txt").write_text("")
+    for file, reason in (("none.txt", "No such file"), ("short.txt", "only 9 characters"), ("latin.txt", "as UTF-8"),
+                         ("empty.txt", "is empty")):
         run = scripts(f"data/{name}/prepare.py", f"--input={file}", "--out_dir=made", status=None)
         assert file in run.err
         assert reason in run.err
@@ -480,6 +482,30 @@ def test_text_is_streamed(here, monkeypatch, rng, piece):
     cut = int(0.9 * len(text))
     assert dataset.decode(data.meta, data.splits["train"]) == text[:cut]
     assert dataset.decode(data.meta, data.splits["val"]) == text[cut:]
+
+
+def test_a_text_of_ones_own(here, monkeypatch, capsys, rng):
+    """Korean, in a folder named after its file; the command it prints trains on it."""
+    text = "".join(rng.choice(list("가나다라마 \n"), 3000))
+    (here / "나의 글.v2.txt").write_text(text, encoding="utf-8")
+    run_prepare("text", monkeypatch, f"--input={here / '나의 글.v2.txt'}")
+    said = capsys.readouterr().out
+    assert "3,000 characters, 7 different ones" in said
+    assert "next: python train.py config/demo_text.py --dataset=나의_글.v2 --out_dir=out/나의_글.v2" in said
+    assert (ROOT / "config/demo_text.py").exists()
+    data = dataset.open_dataset("나의_글.v2")
+    assert dataset.decode(data.meta, np.concatenate(list(data.splits.values()))) == text
+
+
+def test_a_text_named_as_a_dataset_of_the_project_overwrites_nothing(here, monkeypatch):
+    (here / "rows.txt").write_text("some text" * 200)
+    before = (here / "rows/meta.json").read_text()
+    with pytest.raises(SystemExit, match="give --out_dir=data/NAME"):
+        run_prepare("text", monkeypatch, f"--input={here / 'rows.txt'}")
+    assert (here / "rows/meta.json").read_text() == before
+    for args in ((), ("--encoding=utf8",), ("--encoding=gpt2", "--vocab_from=x", "--input=rows.txt")):
+        with pytest.raises(SystemExit, match="^--(input|encoding|vocab_from)"):
+            run_prepare("text", monkeypatch, *args)
 
 
 def test_download_without_a_network(here, monkeypatch):

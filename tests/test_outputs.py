@@ -3,6 +3,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -553,3 +554,28 @@ def test_a_figure_stands_at_its_path_and_no_other(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["no_end"]
     assert not figures.draw_training(rows, "a run", str(tmp_path))
     assert os.listdir(tmp_path) == ["no_end"]
+
+
+# ---- progress
+
+@pytest.mark.parametrize("live", [True, False])
+def test_progress(live, monkeypatch, capsys):
+    """On a terminal one line written over, which leaves nothing; elsewhere a line a minute, with the time left."""
+    now = [5.0]
+    monkeypatch.setattr(outputs.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: live, raising=False)
+    for _ in outputs.progress(range(6), "counting", "numbers"):
+        now[0] += 40
+    said = capsys.readouterr()
+    assert said.out == ""
+    found = re.findall(r"counting: (\d)/6 numbers, (\w+), ETA (\w+)", said.err)
+    every = range(1, 7) if live else (2, 4, 6)
+    assert found == [(str(n), *map(outputs.human_time, (40 * n, 240 - 40 * n))) for n in every]
+    assert said.err.endswith("\r\x1b[K" if live else "ETA 0s\n")
+    assert said.err.count("\n") == (0 if live else 3)
+    assert live == ("\r" in said.err)
+
+
+def test_progress_of_quick_work_without_a_terminal_says_nothing(capsys):
+    assert list(outputs.progress(iter("abc"), "x", "y")) == ["a", "b", "c"]
+    assert capsys.readouterr() == ("", "")

@@ -1,4 +1,4 @@
-"""Write tinyshakespeare in GPT-2's byte-pair encoding (tiktoken) as train.bin (90%), val.bin and meta.json.
+"""Write tinyshakespeare in GPT-2's byte-pair encoding: data/text/prepare.py --encoding=gpt2 of that text.
 
     python data/shakespeare/prepare.py                      downloads the text (1 MB) and the encoding's vocabulary
     python data/shakespeare/prepare.py --input=input.txt    takes any text file
@@ -6,33 +6,13 @@
 import os
 import sys
 
-import numpy as np
-
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))
-from configurator import configure  # noqa: E402
-from dataset import (  # noqa: E402
-    TINYSHAKESPEARE,
-    bpe,
-    count_characters,
-    open_source,
-    text_splits,
-    whole_words,
-    write_dataset,
-)
-from runtime import run  # noqa: E402
-
-input = ""                      # a text file; empty: download tinyshakespeare
-out_dir = "data/shakespeare"    # the folder to write
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+from text import prepare  # noqa: E402
 
 
 def main():
-    globals().update(configure(__file__)[0])
-    with open_source(input, TINYSHAKESPEARE) as f:
-        count, gpt2 = int(count_characters(f, input or TINYSHAKESPEARE).sum()), bpe("gpt2")
-        splits = text_splits(f, count, lambda texts: (
-            np.array(gpt2.encode_ordinary(words)) for words in whole_words(texts)))
-        write_dataset(out_dir, splits, kind="text", vocab=None, encoding="gpt2", vocab_size=gpt2.n_vocab)
+    prepare.main("--out_dir=data/shakespeare", "--encoding=gpt2")
 
 
 if __name__ == "__main__":
-    run(main, "--input=FILE of less text")
+    prepare.run(main, "--input=FILE of less text")

@@ -1,0 +1,23 @@
+# A text of your own: a looped model of 0.2 M parameters learns to write like it on a laptop's CPU (data/text/readme.md)
+# Data: python data/text/prepare.py --input=FILE, then --dataset=NAME; without a file: data/shakespeare_char/prepare.py
+out_dir = "out/demo_text"
+dataset = "shakespeare_char"
+eval_interval = 300
+eval_iters = 20
+log_interval = 50
+
+block_size = 64
+n_embd = 128
+n_head = 4
+num_loops = 4
+pos = "rope"
+supervise = "all"  # so that early loops guess, too, and a rule may halt there
+halt = "confidence"
+halt_threshold = 0.9
+
+batch_size = 32
+max_iters = 1500
+learning_rate = 4e-3
+warmup_iters = 100
+ema_decay = 0.99
+device = "cpu"
