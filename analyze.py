@@ -573,7 +573,7 @@ def main():
     model, meta, saved, path = open_model(checkpoint, out_dir or "out", machine, overrides)
     if not isinstance(model, LoopGPT):
         raise SystemExit(f"{path} is a plain GPT, which has no loops to look at")
-    folder = out_dir or os.path.dirname(path)
+    folder = out_dir or outputs.folder_of_measurements(path)
     target = os.path.join(folder, "analyze.csv")
     outputs.require_writable(target)  # also of a folder that is none, before data are read
     data = None if meta.kind == "rows" else open_dataset(trained_on(saved) or "?", like=saved)

@@ -18,11 +18,14 @@ problems count: an unsolved one does not tell how many it needed.
 The frontier is exact match, the mean over the sizes, against loops per token of the answer: every rule over a
 range of thresholds, each beside its random control, and the fixed depths. Tokens of the prompt do as the checkpoint
 says, and their loops do not count.
-The table is a CSV file, written row by row; beside it stands <table>.json, where it comes from: command, commit,
-versions, card, whether it is finished, seconds.
+The table is a CSV file, written row by row. It is named after what was measured, so that no other kind of measurement
+overwrites it: evaluate.csv, evaluate_frontier.csv, evaluate_halt=kl.csv, evaluate_ckpt_last.csv where there is a
+ckpt_best.pt, ... It stands beside the checkpoint, for those of pretrained/ in out/pretrained/<name>. Beside it stands
+<table>.json, where it comes from: command, commit, versions, card, whether it is finished, seconds.
 """
 import math
 import os
+import re
 
 import numpy as np
 import torch
@@ -31,7 +34,7 @@ import figures
 import outputs
 import runtime
 import tasks
-from checkpoint import inference_settings, open_model
+from checkpoint import find_checkpoint, inference_settings, open_model
 from configurator import configure, open_text, say_without_effect
 from dataset import get_batch, open_dataset, sequence_length, trained_on
 from intervals import mean_interval, share_interval, spearman
@@ -51,7 +54,7 @@ frontier = False                # also accuracy against loops of every rule, wit
 plot = False                    # draw <table>_loops.png and, with frontier, <table>_frontier.png
 eval_iters = 50                 # >= 0: batches of the validation loss; 0: skip it
 batch_size = 250                # >= 1: sequences per forward pass
-csv_file = ""                   # where the table goes; empty: evaluate.csv beside the checkpoint
+csv_file = ""                   # where the table goes; empty: evaluate_<what>.csv beside the checkpoint
 device = "auto"                 # auto, cpu, cuda
 dtype = "float32"               # float32, or bfloat16 by autocast
 seed = 0                        # >= 0: of the random control
@@ -383,6 +386,17 @@ def loss_table(model, data, table):
                 for l, (x, e) in enumerate(zip(mean, error, strict=True), 1)))
 
 
+def table_path(path, overrides):
+    """Where the table of the checkpoint at a path goes, named after what is measured; overrides: settings given."""
+    folder = outputs.folder_of_measurements(path)
+    name = os.path.splitext(os.path.basename(path))[0]
+    other = folder == os.path.dirname(path) and path != find_checkpoint("", folder)
+    what = ["evaluate", *[name] * other, *[f"grid{grid}"] * bool(grid), *["frontier"] * frontier]
+    what += [os.path.splitext(os.path.basename(problems_file))[0]] * bool(problems_file)
+    what += [f"{k}={str(v).strip('[]')}" for k, v in overrides.items() if k != "backend"]
+    return os.path.join(folder, re.sub(r"[^\w.=+-]+", "-", "_".join(what))[:200] + ".csv")
+
+
 def describe(model, saved, path):
     """One line on what is measured."""
     line = (f"{path}: {'looped' if is_looped(model) else 'plain'} model, {model.get_num_params():,} parameters, "
@@ -442,7 +456,7 @@ def main():
         (*tasks.idle(meta, task), "task"),
         (checkpoint, "checkpoint is given", "out_dir"))
     print(describe(model, saved, path))
-    target = csv_file or os.path.join(os.path.dirname(path), "evaluate.csv")
+    target = csv_file or table_path(path, overrides)
     with outputs.measuring(target, machine, checkpoint=path, trained=saved.get("provenance")) as table:
         try:
             with runtime.autocast(machine, number):
@@ -450,7 +464,7 @@ def main():
         except ValueError as e:
             raise SystemExit(f"evaluate.py: {e}") from None
         if plot:
-            stem = os.path.splitext(target)[0]
+            stem = os.path.splitext(target)[0].removesuffix("_frontier")
             figures.draw_loops(table.rows, f"{stem}_loops.png")
             if frontier:
                 figures.draw_frontier(table.rows, f"{stem}_frontier.png")

@@ -235,6 +235,14 @@ def read_log(path):
     return rows, whole
 
 
+def folder_of_measurements(checkpoint):
+    """Where what is measured of a checkpoint goes: into its folder, of one that comes with the project into out/."""
+    folder = os.path.dirname(checkpoint)
+    if os.path.realpath(folder) != os.path.join(os.path.realpath(ROOT), "pretrained"):
+        return folder
+    return os.path.join("out", "pretrained", os.path.splitext(os.path.basename(checkpoint))[0])
+
+
 # ---- the folder of a run
 
 RUN_FILES = ("ckpt_last.pt", "ckpt_best.pt", "log.csv", "ckpt.pt")  # any of them makes a run; the last is nanoGPT's

@@ -1,5 +1,6 @@
 """Loops against length, and the frontier, of a fake model whose tokens need a known number of loops."""
 import csv
+import os
 import random
 import re
 import runpy
@@ -103,6 +104,29 @@ def longest_chain(a, b):
         run = 1 if made else run + 1 if carries else 0
         best = max(best, run)
     return best
+
+
+def test_tables_are_named_after_what_was_measured(tmp_path, monkeypatch):
+    """Of checkpoints that come with the project nothing is written into the tree that git keeps."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("ckpt_best.pt", "ckpt_last.pt", "ckpt_500.pt"):
+        (tmp_path / name).touch()
+    best, halting = str(tmp_path / "ckpt_best.pt"), dict(halt="kl", halt_threshold=0.1, num_loops=[4, 8])
+
+    def name(path=best, given=(), **settings):
+        for key, value in (dict(grid=0, frontier=False, problems_file="") | settings).items():
+            monkeypatch.setattr(evaluate, key, value)
+        return os.path.relpath(evaluate.table_path(path, dict(given)))
+    names = [name(), name(frontier=True), name(grid=4), name(problems_file="a/hard ones.txt"), name(given=halting),
+             name(given=dict(halting, halt="delta")), name(str(tmp_path / "ckpt_last.pt")),
+             name(str(tmp_path / "ckpt_500.pt"), frontier=True)]
+    assert names == ["evaluate.csv", "evaluate_frontier.csv", "evaluate_grid4.csv", "evaluate_hard-ones.csv",
+                     "evaluate_halt=kl_halt_threshold=0.1_num_loops=4-8.csv",
+                     "evaluate_halt=delta_halt_threshold=0.1_num_loops=4-8.csv", "evaluate_ckpt_last.csv",
+                     "evaluate_ckpt_500_frontier.csv"]
+    os.unlink(best)
+    assert name(str(tmp_path / "ckpt_last.pt")) == "evaluate.csv"  # it is the folder's only one
+    assert name(str(ROOT / "pretrained/addition.pt")) == "out/pretrained/addition/evaluate.csv"
 
 
 @pytest.mark.parametrize("track", ["next", "slots"])
