@@ -16,7 +16,7 @@ from configurator import read_arguments, read_settings
 from model_loop import INFERENCE_SETTINGS
 
 PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/*.md")), "data/text/readme.md"]
-STARTS = ("python ", "torchrun ", "make ", "for ", "cp ", "source ", "export ", "nvidia-cuda-mps-control ")
+START = re.compile(r"python |torchrun |make |for \w+ in .*; do|cp |source |export |nvidia-cuda-mps-control ")
 NOT_RUN = {"source .venv/bin/activate", "nvidia-cuda-mps-control -d"}  # what they do, no test may
 CHECKED = {"bench.py"}  # scripts whose settings are checked alone
 SMALL = {  # what a script is told beside the command of a page; the later word wins
@@ -29,7 +29,7 @@ SMALL = {  # what a script is told beside the command of a page; the later word 
     "data/prepare.py": "--train_rows=300 --val_rows=100",
     "data/addition/prepare.py": "--train_rows=300 --val_rows=100",
     "data/shakespeare_char/prepare.py": "--input=novel.txt"}
-SMALL_TEXT = "--block_size=16 --n_embd=12"
+SMALL_TEXT = "--block_size=16 --n_embd=24"
 PROBLEMS = 5  # lines that are left of a file of problems
 
 
@@ -45,7 +45,7 @@ def commands(text):
     for line in text.replace("\\\n", " ").splitlines():
         if line.lstrip().startswith("```"):
             fence = None if fence is not None else line.strip("` ")
-        elif (fence == "sh" or fence is None and line.startswith("    ")) and line.strip().startswith(STARTS):
+        elif (fence == "sh" or fence is None and line.startswith("    ")) and START.match(line.strip()):
             found.append(re.sub(r"\s+", " ", re.sub(r"\s+#( .*)?$", "", line)).strip())
     return found
 
