@@ -567,6 +567,7 @@ def main():
     settings, further, given = configure(__file__, inference_settings())
     globals().update(settings)
     machine = runtime.choose_device(device)
+    machine = "cpu" if (device, machine) == ("auto", "mps") else machine  # Apple's GPUs have no float64
     overrides = {k: v for k, v in further.items() if k in given}
     if task:
         tasks.use(task)

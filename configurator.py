@@ -23,6 +23,8 @@ import sys
 import tokenize
 from dataclasses import dataclass
 
+import columns
+
 BINARY = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
           ast.FloorDiv: operator.floordiv}
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "None": type(None)}
@@ -245,12 +247,13 @@ def say_without_effect(*cases):
 
 
 def help_text(script, doc, groups):
-    """Every key with its default, its range and its comment, the settings of `groups` {title: settings} in turn."""
+    """Every key with its default, its range and its comment, the settings of `groups` {title: settings} in turn; and
+    what the columns of the script's table mean."""
     lines = [(doc or "").strip(), "", f"usage: python {os.path.basename(script)} [config/file.py] [--key=value ...]"]
     for title, settings in groups.items():
         lines += ["", title]
         lines += [f"  --{f'{k}={s.default!r}':<32} {s.comment}".rstrip() for k, s in settings.items()]
-    return "\n".join(lines)
+    return "\n".join([*lines, *columns.lines_of(os.path.basename(script))])
 
 
 def configure(script, groups=None, argv=None):

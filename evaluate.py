@@ -55,7 +55,7 @@ plot = False                    # draw <table>_loops.png and, with frontier, <ta
 eval_iters = 50                 # >= 0: batches of the validation loss; 0: skip it
 batch_size = 250                # >= 1: sequences per forward pass
 csv_file = ""                   # where the table goes; empty: evaluate_<what>.csv beside the checkpoint
-device = "auto"                 # auto, cpu, cuda
+device = "auto"                 # auto, cpu, cuda, mps
 dtype = "float32"               # float32, or bfloat16 by autocast
 seed = 0                        # >= 0: of the random control
 

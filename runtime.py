@@ -19,14 +19,55 @@ from outputs import locks, warn, whole_file
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "B200": 2250e12}
 
 
-def choose_device(device="auto"):
-    """'auto' -> 'cuda' if there is one, else 'cpu'; else what is asked for. SystemExit if it is not there."""
+def usable_cores():
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def idle_share(seconds=0.2):
+    """The share of this machine's processor time that nobody uses, 0..1."""
+    def ticks():  # idle ones, all
+        with open("/proc/stat", encoding="ascii") as f:
+            numbers = [int(x) for x in f.readline().split()[1:9]]
+        return numbers[3] + numbers[4], sum(numbers)
+    try:
+        before = ticks()
+        time.sleep(seconds)
+        idle, total = (b - a for a, b in zip(before, ticks(), strict=True))
+        return idle / max(1, total)
+    except (OSError, ValueError, IndexError):
+        pass
+    with contextlib.suppress(AttributeError, OSError):  # not every system says either
+        return max(0.0, 1 - os.getloadavg()[0] / (os.cpu_count() or 1))
+    return 1.0
+
+
+def choose_threads(threads=None):
+    """Have torch compute on the cores that are free, unless OMP_NUM_THREADS says how many: threads that must share a
+    core wait for each other, and a step of a small model then takes many times as long.
+
+    threads: those of the run that is resumed, since their number decides how sums are rounded.
+    """
+    if os.environ.get("OMP_NUM_THREADS"):
+        return
+    cores, most = usable_cores(), torch.get_num_threads()
+    count = max(1, min(threads, cores) if threads else min(most, round(cores * idle_share())))
+    torch.set_num_threads(count)
+    if not threads and count < most:
+        warn(f"threads: {count} of {most}, for the other cores are busy; OMP_NUM_THREADS={most} takes all")
+
+
+def choose_device(device="auto", threads=None):
+    """'auto' -> 'cuda' if there is one, else 'mps', Apple's GPU, else 'cpu'; else what is asked for. SystemExit if that
+    is not there. threads: of a CPU, as choose_threads takes them."""
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        if device != "cpu":
+            return device
     try:
         place = torch.device(device)
     except RuntimeError:
-        raise SystemExit(f"--device={device}: auto, cpu, cuda, cuda:1, ...") from None
+        raise SystemExit(f"--device={device}: auto, cpu, cuda, cuda:1, mps, ...") from None
     if place.type == "cuda":
         if not torch.cuda.is_available():
             raise SystemExit(f"--device={device}: torch {torch.__version__} sees no CUDA GPU; use --device=cpu")
@@ -40,6 +81,8 @@ def choose_device(device="auto"):
     except Exception as e:  # each kind of device fails in its own way where torch was built without it
         why = first_line(e).partition(". ")[0][:150]  # torch goes on for a page
         raise SystemExit(f"--device={device} cannot be used here ({why}); use --device=cpu") from None
+    if place.type == "cpu":
+        choose_threads(threads)
     return device
 
 

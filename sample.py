@@ -4,13 +4,19 @@
     python sample.py --checkpoint=out/x/ckpt_last.pt --start="1+2= 999+1=" --halt=entropy --halt_threshold=0.1
     python sample.py --out_dir=out/train_loop_1x12 --start="ROMEO:" --num_samples=3 --trace=True
     python sample.py --start=FILE:prompts.txt --trace_file=trace.html
+    python sample.py --out_dir=out/novel                 asks for prompts until Ctrl-D; Ctrl-C ends a long answer
+    echo "12+34=" | python sample.py --out_dir=out/demo_addition
 
 Problems of a task are written as people write them; several are parted by lines, or as the task says. All problems and
 samples are written at once, what each says does not depend on the others, and they are printed in their order. Where
 learned positions end, at block_size, a text goes on with the second half of what it has read.
 """
+import contextlib
 import json
 import math
+import os
+import signal
+import stat
 import sys
 import time
 import unicodedata
@@ -32,7 +38,7 @@ from model_loop import LoopGPT, idle_settings
 checkpoint = ""                 # a checkpoint file; empty: ckpt_best.pt, else ckpt_last.pt, of out_dir
 out_dir = "out"                 # where train.py wrote
 task = ""                       # the file of a task of your own, of which the checkpoint is
-start = ""                      # the prompt or the problems, or FILE:path; empty: a new line, or three problems
+start = ""                      # the prompt or the problems, or FILE:path; if not given: asks, or reads a pipe
 num_samples = 1                 # >= 1: samples of each prompt
 max_new_tokens = 200            # >= 0: text: tokens to write
 temperature: float | None = None  # 0 or >= 1e-6: 0 takes the likeliest token; None: 0.8 for text, 0 for tasks
@@ -41,7 +47,7 @@ seed = 1337                     # >= 0: of the draws, which are each sample's ow
 trace: bool | None = None       # print the thinking trace; None: of tasks only
 trace_file = ""                 # also write the trace: name.jsonl, a line per token; name.html, to look at; name.png
 reread = False                  # read every token's whole window again, instead of keeping keys and values: to compare
-device = "auto"                 # auto, cpu, cuda
+device = "auto"                 # auto, cpu, cuda, mps
 dtype = "float32"               # float32, or bfloat16 by autocast
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -69,21 +75,27 @@ def examples(task, meta):
     return "\n".join(tasks.show(task, row, meta).partition(task.THINK)[0] for row in tokens)
 
 
-def read_prompts(meta):
-    """The prompts as token ids (on track slots with the slots), each with its problem or None: the row (T,) with the
-    right answer, and where that stands (T,)."""
-    text = start
+def start_text():
+    """What --start says, "" if nothing."""
     if start == "FILE:":
         raise SystemExit("--start=FILE: names no file; write --start=FILE:prompts.txt")
-    if start.startswith("FILE:"):
-        with open_text(start[5:]) as f:
-            text = f.read()
+    if not start.startswith("FILE:"):
+        return start
+    with open_text(start[5:]) as f:
+        text = f.read()
+    if not text:
+        raise SystemExit(f"--start={start}: the file is empty, so there is no problem in it and no prompt")
+    return text
+
+
+def read_prompts(meta, text=None):
+    """The prompts as token ids (on track slots with the slots), each with its problem or None: the row (T,) with the
+    right answer, and where that stands (T,). text: that of them all; None: as --start says."""
+    text = start_text() if text is None else text
     if meta.kind != "rows":
-        if start and not text:
-            raise SystemExit(f"--start={start}: the file is empty")
         return [(encode(meta, text or default_prompt(meta)), None)]
     task, found = tasks.load(meta.task), []
-    for problem in tasks.split(task, text if start else examples(task, meta)):
+    for problem in tasks.split(task, text or examples(task, meta)):
         try:
             row, answer = tasks.read(task, problem, meta)
         except ValueError as e:
@@ -94,7 +106,7 @@ def read_prompts(meta):
             asked = row[:answer.argmax()]
         found.append((asked.tolist(), (row, answer)))
     if not found:
-        raise SystemExit(f"--start={start!r}: no problem in it; the task's own are {examples(task, meta)!r}")
+        raise SystemExit(f"--start={start or text!r}: no problem in it; the task's own are {examples(task, meta)!r}")
     return found
 
 
@@ -276,14 +288,17 @@ def require_places(model, prompts):
                 raise SystemExit(f"--start: {e}") from None
 
 
-def samples(model, meta, trace):
-    """Write after every prompt, num_samples times each, and print it: yields each Sequence once it is complete, in the
-    order of the prompts. Ends with a line on speed and loops."""
-    prompts = read_prompts(meta)
+def samples(model, meta, trace, text=None):
+    """Write after every prompt of a text, None: of --start, num_samples times each, and print it: yields each Sequence
+    once it is complete, in the order of the prompts. Ends with a line on speed and loops."""
+    prompts = read_prompts(meta, text)
     require_places(model, prompts)
     sequences = [Sequence(*prompt) for prompt in prompts for _ in range(num_samples)]
     seconds, tokens, steps, loops, at = 0.0, 0, 0, [], 0
     work = bursts(model, meta, sequences, trace)
+    shown = outputs.Progress("writing", "tokens", sum(int(s.problem[1].sum()) if s.problem else max_new_tokens
+                                                      for s in sequences))
+    shown.live &= meta.kind == "rows" or not sys.stdout.isatty()  # where a text appears as it is written, that tells
     while at < len(sequences):
         before = time.perf_counter()
         try:
@@ -295,7 +310,11 @@ def samples(model, meta, trace):
         for i, row in enumerate(burst.rows):
             sequences[row].complete = burst.done[i]
             sequences[row].take(meta, burst.tokens[i], burst.start[i], burst.trace and burst.trace[i])
+        if len(sequences) > 1:
+            shown.add(sum(map(len, burst.tokens)))
         while at < len(sequences):
+            if sequences[at].complete:
+                shown.clear()
             sequences[at].print(meta)
             if not sequences[at].complete:
                 break
@@ -328,6 +347,99 @@ def say_idle_settings(model, meta):
         (checkpoint, "checkpoint is given", "out_dir"))
 
 
+def is_asking():
+    """Whether a person at a terminal is to be asked for prompts."""
+    return not start and all(stream and stream.isatty() for stream in (sys.stdin, sys.stdout))
+
+
+def typed():
+    """The lines that a person types, until Ctrl-D, while Ctrl-C stops what is written and no more."""
+    with contextlib.suppress(ImportError):  # not every system has it
+        import readline  # noqa: F401 (arrow keys, and the lines typed before)
+    print("a prompt, Enter alone for an example; Ctrl-C ends an answer, Ctrl-D all", file=sys.stderr)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        while True:
+            try:
+                yield input("> ")
+            except KeyboardInterrupt:
+                print()
+    except EOFError:
+        print()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def texts():
+    """The texts of prompts, each to be answered before the next one is read: None for --start, what comes in a pipe or
+    a file, or line after line what is typed."""
+    if is_asking():
+        yield from typed()
+        return
+    text = None
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # of a stream that is closed or stands for one
+        kind = os.fstat(sys.stdin.fileno()).st_mode
+        if not start and (stat.S_ISFIFO(kind) or stat.S_ISREG(kind)):
+            text = sys.stdin.read().removesuffix("\n")
+    yield text
+
+
+class Thoughts:
+    """Where the traces of sequences go, as they come: the terminal and, of all of them, trace_file."""
+
+    def __init__(self, model, meta, printing):
+        self.model, self.meta, self.printing = model, meta, printing
+        self.lines, self.page = (trace_file.endswith(end) for end in (".jsonl", ".html"))
+        self.traces, self.titles, self.pages, self.kept = [], [], [], 0
+        self.largest = math.log(max(2, meta.vocab_size))  # entropy of a guess that knows nothing
+        if self.lines or self.page:
+            outputs.require_writable(trace_file)
+
+    def add(self, sequence):
+        self.traces.append([dict(sample=len(self.traces), **row) for row in sequence.thought])
+        self.titles.append(sequence.title(self.meta))
+        if self.page:
+            self.pages.append(page_of(self.model, self.meta, sequence))
+        if self.lines:
+            with outputs.going_on(trace_file):
+                write_trace(self.traces[-1], first=not self.kept)
+                self.kept += 1
+        if self.printing:
+            print_trace(self.traces[-1], self.largest)
+        say_what_no_trace_shows(self.traces[-1])
+
+    def close(self, path):
+        """Write what shows all of them together, and say what stands in trace_file. path: of the checkpoint."""
+        if self.lines and self.kept < len(self.traces):
+            raise SystemExit(f"{trace_file} has {self.kept} of {len(self.traces)} traces, since it could not be "
+                             "written")
+        if self.page:
+            rule = self.model.config.halt
+            with outputs.one_line(trace_file):
+                viewer.write(trace_file, self.pages, rule, f"{path}, halting rule {rule}.")
+        if self.lines or self.page:
+            print(f"trace: {trace_file}")
+        elif trace_file and figures.draw_traces(self.traces, self.titles, self.largest, trace_file):
+            print(f"heat map: {trace_file}{what_is_drawn(self.traces)}")
+
+
+def answer(model, meta, thoughts, text):
+    """Write after the prompts of a text, and show what was thought; thoughts: None if nobody wants to know."""
+    for sequence in samples(model, meta, thoughts is not None, text):
+        if thoughts:
+            thoughts.add(sequence)
+
+
+def answer_typed(model, meta, thoughts, text):
+    """As answer, for a person who may mistype, and who may stop it."""
+    try:
+        answer(model, meta, thoughts, text)
+    except KeyboardInterrupt:
+        print()
+    except SystemExit as e:
+        print(str(e).removeprefix("--start: "), file=sys.stderr)
+
+
 def main():
     settings, further, given = configure(__file__, inference_settings())
     globals().update(settings)
@@ -343,35 +455,14 @@ def main():
     if (trace or trace_file) and not looped:
         raise SystemExit(f"{path} is a plain GPT, which has no loops to trace")
     say_idle_settings(model, meta)
-    tracing, largest = looped and bool(trace_file or printing), math.log(max(2, meta.vocab_size))
-    traces, titles, pages, kept = [], [], [], 0
-    lines, page = (trace_file.endswith(end) for end in (".jsonl", ".html"))
-    if lines or page:
-        outputs.require_writable(trace_file)
+    thoughts = Thoughts(model, meta, printing) if looped and (trace_file or printing) else None
+    respond = answer_typed if is_asking() else answer
     with runtime.autocast(machine, runtime.choose_dtype(dtype, machine)), torch.no_grad():
-        for sequence in samples(model, meta, tracing):
-            if not tracing:
-                continue
-            traces.append([dict(sample=len(traces), **row) for row in sequence.thought])
-            titles.append(sequence.title(meta))
-            if page:
-                pages.append(page_of(model, meta, sequence))
-            if lines:
-                with outputs.going_on(trace_file):
-                    write_trace(traces[-1], first=not kept)
-                    kept += 1
-            if printing:
-                print_trace(traces[-1], largest)
-            say_what_no_trace_shows(traces[-1])
-    if lines and kept < len(traces):
-        raise SystemExit(f"{trace_file} has {kept} of {len(traces)} traces, since it could not be written")
-    if page:
-        with outputs.one_line(trace_file):
-            viewer.write(trace_file, pages, model.config.halt, f"{path}, halting rule {model.config.halt}.")
-    if lines or page:
-        print(f"trace: {trace_file}")
-    elif trace_file and figures.draw_traces(traces, titles, largest, trace_file):
-        print(f"heat map: {trace_file}{what_is_drawn(traces)}")
+        for n, text in enumerate(texts()):
+            globals().update(seed=settings["seed"] + n)  # so that the same prompt, typed again, says something else
+            respond(model, meta, thoughts, text)
+    if thoughts and thoughts.traces:
+        thoughts.close(path)
 
 
 if __name__ == "__main__":

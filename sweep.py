@@ -2,6 +2,7 @@
 
     python sweep.py config/sweep_demo.py --dry_run=True       check it and print its commands
     python sweep.py config/sweep_demo.py --parallel=4
+    python sweep.py config/sweep_demo.py --compare="8 of 24 ids,16 of 64 ids"    their difference, seed by seed
 
 A row is a name and arguments of train.py: "wide @3: --n_embd=128 --weight_decay=0.1". @3 takes the first 3 seeds only;
 a config file as the first word replaces base. All is checked before anything runs. A run is train.py, then evaluate.py
@@ -25,6 +26,7 @@ import sys
 import time
 from datetime import timedelta
 
+import numpy as np
 import torch
 
 import figures
@@ -34,6 +36,7 @@ import tasks
 from checkpoint import model_settings
 from configurator import class_settings, configure, open_text, read_arguments, read_settings
 from dataset import model_facts, read_meta
+from intervals import mean_interval
 from model_loop import FROM_DATASET, INFERENCE_SETTINGS, LoopConfig, build, check_halting, override
 
 base = ""                       # config file of train.py; empty: its defaults
@@ -47,6 +50,7 @@ timeout = 0.0                   # >= 0: seconds after which a training, or an ev
 out_dir = ""                    # where the runs go; empty: out/<name of the file>
 results = ""                    # path of the tables without .csv and .md; empty: results/<name of the file>
 dry_run = False                 # check everything, print the commands and stop
+compare = ""                    # A,B: names of two rows of the finished table, of which the differences are printed
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ENTRY = re.compile(r"(?:\s*(\w[^:@]*?)\s*(?:@(\d+)\s*)?:)?(.*)", re.DOTALL)  # name @3: words
@@ -361,6 +365,47 @@ def write_tables(found, wanted, target, processes):
         f.write("\n\n".join(lines) + "\n" + "".join(tables) + f"\n{outputs.provenance_line(known)}\n")
 
 
+def two_rows(names):
+    """The A and B of --compare, each of which is one of the names, that may have commas themselves."""
+    words = compare.split(",")
+    for n in range(1, len(words)):
+        pair = [",".join(part).strip() for part in (words[:n], words[n:])]
+        if set(pair) <= set(names) and len(set(pair)) == 2:
+            return pair
+    raise SystemExit(f"--compare={compare}: two rows, parted by a comma, of {'; '.join(names)}")
+
+
+def differences(table, a, b):
+    """For every measured column of the rows a and b of a table, of read_csv, which seeds have both: {column: (mean of
+    a, mean of b, the seeds, {mean, mean_low, mean_high} of a - b by seed)}."""
+    own = [{r["seed"]: r for r in table if r["row"] == name and not r["error"]} for name in (a, b)]
+    found = {}
+    of_settings = ("row", "seed", "error", "device", "torch", "parameters", "flops_per_token")
+    for column in [k for k in table[0] if k not in of_settings]:
+        shared = [seed for seed in own[0] if seed in own[1] and all(r[seed][column] not in ("", None) for r in own)]
+        x, y = (np.array([float(r[seed][column]) for seed in shared]) for r in own)
+        if shared:
+            found[column] = x.mean(), y.mean(), shared, mean_interval(x - y, "mean")
+    return found
+
+
+def print_comparison(path):
+    """The differences between two rows of the table at a path, each with its interval."""
+    if not os.path.exists(path):
+        raise SystemExit(f"{path} does not exist: --compare needs a table that a sweep has written")
+    table = read_csv(path)
+    a, b = two_rows([*dict.fromkeys(r["row"] for r in table)])
+    found = differences(table, a, b)
+    if not found:
+        raise SystemExit(f"--compare={compare}: no seed has both rows in {path}")
+    print(f"A: {a}\nB: {b}\nthe same seeds of both; 95% intervals of the mean difference over seeds (Student's t)\n")
+    print(f"{'column':<28} {'A':>12} {'B':>12} {'A - B':>12}  {'95%':<26} seeds")
+    for column, (x, y, shared, mean) in found.items():
+        span = f"{mean['mean_low']:+.6g} to {mean['mean_high']:+.6g}" if len(shared) > 1 else "needs two seeds"
+        print(f"{column:<28} {x:>12.6g} {y:>12.6g} {mean['mean']:>+12.6g}  {span:<26} {', '.join(shared)}")
+    print(f"\nof {len(found)} columns one in twenty leaves 0 out of its interval by chance alone")
+
+
 def curves(runs):
     """The validation losses of runs, from their log.csv: {row: {seed: {iteration: loss}}}."""
     found = {}
@@ -390,7 +435,7 @@ def kill_all():
 
 def processes_at_once(runs):
     """How many runs go on at once, and the environment of each."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = runtime.usable_cores()
     on_gpu = torch.cuda.is_available() and any(run["settings"].get("device") != "cpu" for run in runs)
     count = parallel or (max(1, min(8, cores // 2)) if on_gpu else cores)
     environment = os.environ | dict(PYTHONUNBUFFERED="1")  # a log as it happens, its lines in order
@@ -445,6 +490,8 @@ def main():
         raise SystemExit("usage: python sweep.py config/sweep_demo.py [--key=value ...]; --help lists all keys")
     name = os.path.splitext(os.path.basename(files[0]))[0]
     root, tables = out_dir or f"out/{name}", results or f"results/{name}"
+    if compare:
+        return print_comparison(f"{tables}.csv")
     runs = plan(files[0], root)
     if dry_run:
         raise SystemExit(print("\n".join(f"python {shlex.join(c)}" for run in runs for c in run["steps"].values())))

@@ -5,7 +5,8 @@
     torchrun --standalone --nproc_per_node=2 train.py config/train_gpt_12l.py
 
 Writes out_dir/ckpt_last.pt, ckpt_best.pt (lowest validation loss), config.json, log.csv, loss.png and summary.json, the
-closing lines with where they come from. Another run that stands there moves to out_dir.1, .2, ...
+closing lines with where they come from; with save_every also ckpt_500.pt, ckpt_1000.pt, ... Another run that stands
+there moves to out_dir.1, .2, ...
 """
 import contextlib
 import copy
@@ -20,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+import columns
 import figures
 import outputs
 import runtime
@@ -48,6 +50,7 @@ seed = 1337                     # >= 0: of everything random: weights, batches, 
 eval_interval = 500             # >= 1: iterations between evaluations; a checkpoint is saved before each
 eval_iters = 20                 # >= 1: batches an evaluation averages over, the same ones each time
 eval_only = False               # evaluate once and stop
+save_every = 0                  # >= 0: iterations between snapshots ckpt_<iteration>.pt, which all stay; 0: none
 log_interval = 50               # >= 1: iterations between log lines
 wandb_log = False               # also log to Weights & Biases
 wandb_project = "looplm"        # its project
@@ -73,7 +76,7 @@ warmup_iters = 100              # >= 0: iterations of linear warm-up
 lr_decay_iters = 0              # >= 0: iteration at which the rate reaches min_lr; 0: max_iters
 min_lr = 0.0                    # >= 0: where the decay ends
 # the machine
-device = "auto"                 # auto, cpu, cuda, cuda:1, ...
+device = "auto"                 # auto (a GPU, of Apple too, where there is one), cpu, cuda, cuda:1, mps, ...
 dtype = "auto"                  # autocast to bfloat16, or float32 (tf32 products on CUDA); auto: bfloat16 if there
 compile: bool | str = "auto"    # torch.compile; auto: on CUDA, unless cuda_graph
 cuda_graph = False              # capture the whole step, one graph per loop count; for small models on a GPU
@@ -82,8 +85,7 @@ deterministic = False           # bit-exact on CUDA too, slower; a CPU is in any
 OF_THIS_RUN = {"out_dir", "init_from", "eval_only", "device", "dtype", "compile", "cuda_graph", "wandb_log",
                "wandb_project", "wandb_run_name", "task"}  # what a resumed run does not take from its checkpoint
 MAY_CHANGE_ON_RESUME = set(INFERENCE_SETTINGS) - {"num_loops"}  # model settings that a resumed run may change
-COLUMNS = ("iter", "loss", "lr", "grad_norm", "ms", "tokens_per_s", "loops", "train_loss", "val_loss",
-           "val_loss_per_loop", "halted_after")  # of log.csv
+COLUMNS = tuple(columns.TABLES["train.py"][1])  # of log.csv
 
 
 # ---- pure functions of the iteration
@@ -153,13 +155,15 @@ def say_what_differs(run, checkpoint):
           + (f", but {', '.join(differ)}" if differ else ""))
 
 
-def choose_machine():
-    """Where this process computes: rank, world, device, dtype, cuda (bool), master (rank 0 or not), context (autocast).
-    """
+def choose_machine(checkpoint):
+    """Where this process computes: rank, world, device, dtype, cuda (bool), master (rank 0 or not), context (autocast);
+    a resumed run on as many threads as before."""
     if deterministic:
         runtime.set_deterministic()
     torch.set_float32_matmul_precision("highest" if deterministic else "high")
-    rank, world, place = runtime.init_distributed(runtime.choose_device(device))
+    known = (checkpoint or {}).get("provenance") or {}
+    place = runtime.choose_device(device, known.get("threads") if init_from == "resume" else None)
+    rank, world, place = runtime.init_distributed(place)
     cuda, number = place.startswith("cuda"), runtime.choose_dtype(dtype, place)
     if cuda_graph and (not cuda or world > 1):
         raise SystemExit("--cuda_graph=True needs one process on one CUDA GPU")
@@ -277,7 +281,7 @@ def set_up(settings, given, checkpoint):
     log, wandb                         log.csv as a Table, None where this process writes no files; wandb's run, or None
     started, provenance                when, and what `provenance` of outputs.py says; main sets both
     """
-    run = choose_machine()
+    run = choose_machine(checkpoint)
     run.settings, run.it, run.best_val_loss, run.saved, run.between_steps = settings, 0, math.inf, None, True
     run.last_path, run.best_path, run.log_path = (
         os.path.join(out_dir, name) for name in ("ckpt_last.pt", "ckpt_best.pt", "log.csv"))
@@ -445,7 +449,7 @@ def save(run, path):
     """Write a checkpoint of the run as it stands; rank 0 does, unless it only evaluates."""
     if not run.log:
         return
-    known = run.provenance | dict(seconds=round(time.time() - run.started, 1))
+    known = run.provenance | dict(seconds=round(time.time() - run.started, 1), threads=torch.get_num_threads())
     try:
         runtime.save_checkpoint(path, dict(
             model=run.raw_model.state_dict(), optimizer=run.optimizer.state_dict(), model_args=run.model_args,
@@ -582,6 +586,9 @@ def train(run, stop):
         if run.it % log_interval == 0:
             log_step(run, float(loss), float(norm), loops, (time.time() - since) / (run.it - since_it) * 1e3)
             since, since_it, loops = time.time(), run.it, []
+        if save_every and run.it % save_every == 0:
+            require_finite(run, loss)
+            save(run, os.path.join(out_dir, f"ckpt_{run.it}.pt"))
         if (run.world == 1 or sync_now) and stop.anywhere(run.device, run.world):
             require_finite(run, loss)
             save(run, run.last_path)
@@ -604,7 +611,7 @@ def summary(run, losses):
         flops_per_token=run.raw_model.flops_per_token(run.T, getattr(run.raw_model, "trained_loops", 1)),
         train_loss=round(losses["train"][-1], 4), val_loss=round(losses["val"][-1], 4),
         best_val_loss=round(run.best_val_loss, 4), **(dict(ms=round(float(np.median(ms)), 2)) if ms else {}),
-        seconds=round(time.time() - run.started, 1), device=torch.cuda.get_device_name() if run.cuda else "cpu",
+        seconds=round(time.time() - run.started, 1), device=torch.cuda.get_device_name() if run.cuda else run.device,
         torch=str(torch.__version__), checkpoint=run.last_path)
 
 
@@ -623,7 +630,8 @@ def main():
         say_idle_settings(run)
         if init_from == "resume":
             say_what_differs(run, checkpoint)
-        print(f"{model_type} with {run.raw_model.get_num_params():,} parameters, {run.dtype} on {run.device}, "
+        threads = f" with {torch.get_num_threads()} thread(s)" if run.device == "cpu" else ""
+        print(f"{model_type} with {run.raw_model.get_num_params():,} parameters, {run.dtype} on {run.device}{threads}, "
               f"{run.world} process(es); {batch_size} x {run.micro_steps * run.world} sequences of {run.T} tokens an "
               f"iteration; {dataset}, seed {seed}")
         if run.it >= max_iters and not eval_only:

@@ -2,7 +2,7 @@
 # Data: python data/text/prepare.py --input=FILE, then --dataset=NAME; without a file: data/shakespeare_char/prepare.py
 out_dir = "out/demo_text"
 dataset = "shakespeare_char"
-eval_interval = 300
+eval_interval = 260
 eval_iters = 20
 log_interval = 50
 
@@ -16,7 +16,7 @@ halt = "confidence"
 halt_threshold = 0.9
 
 batch_size = 32
-max_iters = 1500
+max_iters = 1300
 learning_rate = 4e-3
 warmup_iters = 100
 ema_decay = 0.99

@@ -48,7 +48,7 @@ def driver_version():
 def why_not_cutile(device):
     """What keeps cuTile from running on a device, "" if nothing does."""
     if device.type != "cuda":
-        return f"a {device.type} device has no cuTile"
+        return f"cuTile is for NVIDIA GPUs, and the device is {device.type}"
     if torch.version.cuda is None:  # a build for AMD calls its devices cuda, too
         return "this torch drives no NVIDIA GPU"
     if MISSING:
@@ -85,14 +85,16 @@ def backend_choice(backend, device, why_not):
     reason = why_not_cutile(device) or why_not
     if backend == "cutile" and reason:
         raise CannotRun(f"backend cutile cannot run here: {reason}; use torch or auto")
-    if backend == "auto":
-        why = reason or f"cuda-tile {ct.__version__}, {torch.cuda.get_device_name(device)}"
-        print(f"kernels: {'torch' if reason else 'cutile'} backend ({why})", file=sys.stderr)
+    if backend == "auto" and device.type != "cpu":  # of a CPU nobody expects them
+        said = (f"without the kernels of kernels/, in plain PyTorch, since {reason}" if reason else
+                f"those of kernels/, cuda-tile {ct.__version__}, {torch.cuda.get_device_name(device)}")
+        print(f"kernels: {said}", file=sys.stderr)
     return "torch" if reason else "cutile"
 
 
 def choose_backend(backend="auto", device="cpu", why_not=""):
-    """'auto', 'cutile' or 'torch' -> the backend that runs, 'cutile' or 'torch'; auto says why on stderr, once.
+    """'auto', 'cutile' or 'torch' -> the backend that runs, 'cutile' or 'torch'; auto says why on stderr, once, except
+    on a CPU.
 
     why_not: a reason against the kernels that the caller knows, such as an unsupported shape; "" if there is none.
     ValueError for another backend; CannotRun if cutile is asked for and cannot run.

@@ -264,7 +264,7 @@ OUT_OF_RANGE = {
                  "dropout=1", "dropout=-0.1", "place_ids=0", "place_subset=-1", "alpha=-1.0", "alpha=0",
                  "grad_loops=-1", "halt_threshold=-1", "think_threshold=-1", "min_loops=0", "prompt_loops=-1",
                  "think_loops=-1", "log_scale=1", "log_scale=-5", "anderson=-1", "learning_rate=1e999",
-                 "place_runs=1.1", "place_runs=-0.1", "place_scale=0", "place_scale=-1"],
+                 "place_runs=1.1", "place_runs=-0.1", "place_scale=0", "place_scale=-1", "save_every=-1"],
     "sample.py": ["temperature=-1", "temperature=1e-320", "num_samples=-2", "num_samples=0", "top_k=-5", "seed=-1",
                   "max_new_tokens=-1", "num_loops=0", "halt_threshold=-1"],
     "evaluate.py": ["digits=[0]", "digits=[4,-1]", "problems=0", "batch_size=0", "grid=-1", "eval_iters=-1",

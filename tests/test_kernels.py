@@ -407,7 +407,7 @@ def test_without_cuda_tile():
     assert out.returncode == 0, out.stderr
     assert "cuda-tile is not installed" in out.stdout
     assert "cuda-tile none" in out.stdout
-    assert out.stderr.count("torch backend") == 1
+    assert out.stderr == ""  # on a CPU nobody expects a kernel
 
 
 @pytest.mark.parametrize(("capability", "compiler", "driver", "says"), [

@@ -19,6 +19,7 @@ import outputs
 import runtime
 import sweep
 import train
+from kernels import backend
 
 TINY = ("--n_embd=16", "--n_head=2", "--batch_size=8", "--eval_iters=1", "--device=cpu", "--num_loops=2",
         "--log_interval=1", "--eval_interval=1000")
@@ -463,11 +464,70 @@ def test_devices_that_are_not_there(device, words):
     assert len(str(e.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize(("cuda", "mps", "taken"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])
+def test_the_device_that_auto_takes(monkeypatch, cuda, mps, taken):
+    """Apple's GPU where there is no CUDA, in float32."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: True)
+    assert runtime.choose_device("auto") == taken
+    assert runtime.choose_dtype("auto", taken) == ("bfloat16" if cuda else "float32")
+
+
+@pytest.mark.parametrize(("idle", "given", "before", "taken"), [
+    (1.0, "", None, 8), (0.5, "", None, 4), (0.03, "", None, 1), (0.0, "", 3, 3), (1.0, "", 99, 8),
+    (0.0, "6", 3, None)])
+def test_threads_are_those_that_find_a_free_core(monkeypatch, capsys, idle, given, before, taken):
+    """Of 8 cores; a resumed run has as many as before, and OMP_NUM_THREADS has the last word."""
+    chosen = []
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    monkeypatch.setattr(runtime, "usable_cores", lambda: 8)
+    monkeypatch.setattr(runtime, "idle_share", lambda: idle)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    assert runtime.choose_device("cpu", before) == "cpu"
+    assert chosen == [taken] * (taken is not None)
+    line = f"threads: {taken} of 8, for the other cores are busy; OMP_NUM_THREADS=8 takes all\n"
+    assert capsys.readouterr().err == (line if taken and taken < 8 and not before else "")
+
+
+def test_the_idle_share_of_a_machine(monkeypatch):
+    """By /proc/stat, and by the load where there is no such file."""
+    assert 0 <= runtime.idle_share(0.05) <= 1
+    monkeypatch.setattr("builtins.open", lambda *args, **options: (_ for _ in ()).throw(FileNotFoundError()))
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    for load, idle in ((0.0, 1.0), (1.0, 0.75), (9.0, 0.0)):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0, 0))
+        assert runtime.idle_share() == idle
+
+
+def test_a_resumed_run_has_the_threads_of_before(scripts, finished):
+    """Without OMP_NUM_THREADS, whatever the machine does otherwise: their number decides how sums are rounded."""
+    saved = torch.load(finished / "ckpt_last.pt", weights_only=True)
+    assert saved["provenance"]["threads"] == 1  # as conftest.py says
+    for threads in (1, 2):
+        folder = scripts.folder / scripts.copy("finished", f"threads{threads}")
+        saved["provenance"]["threads"] = threads
+        torch.save(saved, folder / "ckpt_last.pt")
+        out = scripts("train.py", *TINY, "--max_iters=4", f"--out_dir={folder.name}", "--init_from=resume",
+                      env=dict(OMP_NUM_THREADS=None)).out
+        assert f" with {min(threads, runtime.usable_cores())} thread(s), " in out
+
+
+@pytest.mark.parametrize(("device", "says"), [("cpu", ""), ("mps", "plain PyTorch, since cuTile is for NVIDIA GPUs")])
+def test_kernels_are_spoken_of_where_one_may_expect_them(device, says, capsys):
+    backend.backend_choice.cache_clear()
+    assert [backend.choose_backend("auto", device) for _ in range(2)] == ["torch"] * 2
+    err = capsys.readouterr().err
+    assert says in err
+    assert len(err.splitlines()) == bool(says)
+
+
 def test_kernels_that_were_asked_for_and_cannot_run(scripts, finished):
     for script, *args in (("sample.py", "--out_dir=finished"), ("train.py", *TINY, "--out_dir=no_kernels")):
         err = scripts(script, "--backend=cutile", "--device=cpu", *args, status=None).err
-        assert err.strip() == ("--backend: backend cutile cannot run here: a cpu device has no cuTile; use torch or "
-                               "auto")
+        assert err.strip() == ("--backend: backend cutile cannot run here: cuTile is for NVIDIA GPUs, and the device "
+                               "is cpu; use torch or auto")
     assert not (scripts.folder / "no_kernels").exists()
 
 

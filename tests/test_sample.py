@@ -2,11 +2,18 @@
 import csv
 import json
 import math
+import os
+import pty
 import re
+import select
+import subprocess
+import sys
+import time
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import ROOT
 from helpers import inputs_and_targets, number_text, problem_set
 from models import random_weights
 
@@ -485,3 +492,78 @@ def test_text_samples(scripts):
     assert "of one batch, so without an interval" in out
     assert "+-" not in out
     assert list(read_csv(scripts, "one.csv")[0]) == ["kind", "loop", "loss"]
+
+
+# ---- a person, and a pipe
+
+class Terminal:
+    """A script on a terminal of its own."""
+
+    def __init__(self, folder, *command):
+        pid, self.fd = pty.fork()
+        if pid == 0:
+            os.chdir(folder)
+            os.execvp(sys.executable, [sys.executable, str(ROOT / command[0]), *command[1:]])
+        self.pid, self.seen = pid, ""
+
+    def until(self, pattern, least=1):
+        """Read until the pattern has come; returns what came, without what was read before."""
+        end = time.monotonic() + 600
+        while len(re.findall(pattern, self.seen)) < least:
+            assert time.monotonic() < end, self.seen
+            if select.select([self.fd], [], [], 1)[0]:
+                try:
+                    self.seen += os.read(self.fd, 65536).decode(errors="replace")
+                except OSError:  # the script has ended
+                    break
+        assert re.search(pattern, self.seen), self.seen
+        said, self.seen = self.seen, ""
+        return said
+
+    def type(self, text):
+        os.write(self.fd, text.encode())
+
+    def end(self):
+        """Ctrl-D: the exit status."""
+        self.type("\x04")
+        self.until("$")
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def test_prompts_on_a_terminal(scripts, trained):
+    terminal = Terminal(scripts.folder, "sample.py", f"--checkpoint={trained['next']}", "--trace=False")
+    terminal.until("> ")
+    terminal.type("1+2=\n")
+    assert re.search(r"1\+2=\d", terminal.until("tokens/s"))
+    terminal.type("1+x\n")
+    assert "is not an addition" in terminal.until("not an addition")
+    terminal.type("\x03")
+    terminal.until("> ")
+    terminal.type("2+3= 4+4=\n")
+    said = terminal.until("tokens/s")
+    assert re.search(r"2\+3=\d", said)
+    assert re.search(r"4\+4=\d", said)
+    assert terminal.end() == 0
+
+
+def test_ctrl_c_ends_a_long_answer_and_no_more(scripts):
+    scripts("train.py", "--device=cpu", "--dataset=shakespeare_char", "--n_embd=16", "--n_head=2", "--block_size=16",
+            "--batch_size=4", "--max_iters=1", "--eval_iters=1", "--num_loops=2", "--out_dir=typed")
+    terminal = Terminal(scripts.folder, "sample.py", "--out_dir=typed", "--max_new_tokens=100000000")
+    terminal.until("> ")
+    for prompt in ("ab", "abc"):  # a second one must not kill
+        terminal.type(f"{prompt}\n")
+        terminal.until(rf"\n{prompt}[^\n]*")
+        terminal.type("\x03")
+        terminal.until("> ")
+    assert terminal.end() == 0
+
+
+@pytest.mark.parametrize(("given", "args", "found"), [
+    ("1+2=\n3+4=\n", (), {(1, 2), (3, 4)}), ("", (), {(57, 68), (999, 1), (1234, 8766)}),
+    ("1+2=", ("--start=5+6=",), {(5, 6)})])
+def test_prompts_in_a_pipe(scripts, trained, given, args, found):
+    command = [sys.executable, ROOT / "sample.py", f"--checkpoint={trained['next']}", "--trace=False", *args]
+    run = subprocess.run(command, cwd=scripts.folder, input=given, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr
+    assert set(answers(run.stdout)) == found

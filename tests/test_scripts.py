@@ -1,7 +1,9 @@
 """What all scripts share: how they start, what they say of where numbers come from, and figures that cost no run."""
+import csv
 import importlib
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -17,6 +19,8 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+import columns
+import configurator
 import figures
 import outputs
 import runtime
@@ -74,6 +78,53 @@ def test_importing_a_prepare_script_runs_nothing(path, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     assert callable(runpy.run_path(str(path))["main"])
     assert os.listdir(tmp_path) == []
+
+
+# ---- what columns mean
+
+def table(path):
+    with open(path, newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def unexplained(script, names):
+    """Those of the names that no line of columns.py explains."""
+    known = [re.sub(r"<\w+>", r"\\w+", name.replace("<n>", r"\d+")) for name in columns.TABLES[script][1]
+             if "<label>" not in name]
+    label = r"(\w+?_)?" if script == "sweep.py" else ""
+    return {name for name in names if not any(re.fullmatch(label + pattern, name) for pattern in known)}
+
+
+def test_each_column_of_the_committed_tables_is_explained():
+    results = {p.name: p for p in (ROOT / "results").glob("*.csv")}
+    of = {"evaluate.py": [*(ROOT / "pretrained").glob("*.csv"), *(p for n, p in results.items() if "halting" in n)],
+          "sweep.py": [p for n, p in results.items() if "sweep" in n and not n.endswith("_states.csv")],
+          "analyze.py": [p for n, p in results.items() if "analyze" in n]}
+    for script, paths in of.items():
+        assert paths
+        for path in paths:
+            rows = table(path)
+            assert unexplained(script, rows[0]) == set(), path
+            if script == "analyze.py":
+                assert unexplained(script, {f"what = {r['what']}" for r in rows}) == set()
+    assert unexplained("sweep.py", ["val_los", "n_8_x"]) == {"val_los", "n_8_x"}
+
+
+def test_each_number_that_is_explained_is_one_of_analyze():
+    source = (ROOT / "analyze.py").read_text()
+    for name in columns.TABLES["analyze.py"][1]:
+        assert "=" not in name or f'"{name[7:].partition("<")[0]}' in source, name
+
+
+@pytest.mark.parametrize("script", columns.TABLES)
+def test_help_ends_with_what_the_columns_mean(script, capsys):
+    with pytest.raises(SystemExit):
+        configurator.configure(str(ROOT / script), argv=["--help"])
+    out, (title, found) = capsys.readouterr().out, columns.TABLES[script]
+    assert title in out
+    shown = out.partition(title)[2].strip().splitlines()
+    assert [line.split("  ")[0] for line in map(str.strip, shown)] == [*found]
+    assert max(map(len, shown)) <= 140
 
 
 # ---- where numbers come from

@@ -4,11 +4,13 @@ import json
 import os
 import re
 import shlex
+import sys
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from scipy import stats
 
 import figures
 import sweep
@@ -382,3 +384,38 @@ def test_the_markdown_table(rng):
 def test_a_bar_in_a_name_does_not_break_the_table():
     row = dict(row="a|b", seed=1, error="", val_loss="1.5")
     assert "| a\\|b | 1/1 |  |  |  | 1.5000 |  |\n" in sweep.markdown("uniform", "", [row], ["a|b"])
+
+
+# ---- a comparison
+
+def test_a_comparison_of_two_rows(tmp_path, monkeypatch, capsys, rng):
+    """Against scipy's paired t-test, by the seeds that both have and that came to an end; nothing is trained."""
+    a, b = rng.normal(size=(2, 6))
+    rows = [dict(row=name, seed=seed, val_loss=x[seed], ms="" if seed % 2 else 5.0, parameters=7, device="cpu",
+                 error="out of memory" if (name, seed) == ("B, small", 4) else "")
+            for name, x in (("A", a), ("B, small", b)) for seed in rng.permutation(6) if (name, seed) != ("A", 5)]
+    with open(tmp_path / "table.csv", "w", newline="") as f:
+        writer = csv.DictWriter(f, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    (tmp_path / "any.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    for pair, sign in (("A,B, small", 1), ("B, small, A", -1)):
+        monkeypatch.setattr(sys, "argv", ["sweep.py", "any.py", "--results=table", f"--compare={pair}"])
+        sweep.main()
+        loss, ms = (line.split() for line in capsys.readouterr().out.splitlines() if re.match("val_loss|ms", line))
+        interval = stats.ttest_rel(a[:4], b[:4]).confidence_interval()
+        low, high = sorted((sign * interval.low, sign * interval.high))
+        wanted = [*(a[:4].mean(), b[:4].mean())[::sign], sign * (a[:4] - b[:4]).mean(), low, high]
+        assert [float(x) for x in loss[1:] if re.fullmatch(r"[-+]?\d.*\d", x)] == pytest.approx(wanted, rel=1e-4)
+        assert sorted(re.findall(r"\d", "".join(loss[-4:]))) == ["0", "1", "2", "3"]
+        assert ms[1:5] == ["5", "5", "+0", "+0"]
+        assert sorted(re.findall(r"\d", "".join(ms[-2:]))) == ["0", "2"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["any.py", "table.csv"]
+    for pair, words in (("A,C", "two rows, parted by a comma, of A; B, small"), ("A,A", "two rows")):
+        monkeypatch.setattr(sys, "argv", ["sweep.py", "any.py", "--results=table", f"--compare={pair}"])
+        with pytest.raises(SystemExit, match=words):
+            sweep.main()
+    monkeypatch.setattr(sys, "argv", ["sweep.py", "any.py", "--results=none", "--compare=A,B"])
+    with pytest.raises(SystemExit, match="none.csv does not exist"):
+        sweep.main()

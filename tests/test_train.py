@@ -91,6 +91,21 @@ def test_resume_is_exact(scripts, whole, stopped, name, given):
     assert (best["iter_num"], content(best["ema"])) == (wanted["iter_num"], content(wanted["ema"]))
 
 
+def test_numbered_snapshots(scripts, whole):
+    """Each is what the run was at its iteration: from one of them on it comes to the same end."""
+    out_dir, at = "snapshots", (7, 14, 21, 28)
+    scripts("train.py", *RECIPE, f"--max_iters={N}", "--save_every=7", f"--out_dir={out_dir}")
+    folder = scripts.folder / out_dir
+    assert sorted(p.name for p in folder.glob("ckpt_*[0-9].pt")) == sorted(f"ckpt_{n}.pt" for n in at)
+    assert [load(scripts, out_dir, f"ckpt_{n}.pt")["iter_num"] for n in at] == [*at]
+    assert content(load(scripts, out_dir)["model"]) == content(whole.checkpoint["model"])
+    os.replace(folder / "ckpt_21.pt", folder / "ckpt_last.pt")
+    scripts("train.py", f"--out_dir={out_dir}", "--init_from=resume", "--device=cpu")
+    for key in ("model", "ema", "optimizer"):
+        assert content(load(scripts, out_dir)[key]) == content(whole.checkpoint[key])
+    assert not list((scripts.folder / "whole").glob("ckpt_*[0-9].pt"))
+
+
 def test_an_evaluation_that_a_stop_cut_off_still_saves_the_best(scripts, stopped):
     """SIGINT came in step 16, before its evaluation; the resumed run evaluates there and must keep what was best."""
     out_dir = scripts.copy("int", "int_best")
