@@ -25,7 +25,7 @@ SMALL = {  # what a script is told beside the command of a page; the later word 
     "sample.py": "--device=cpu",
     "evaluate.py": "--problems=4 --eval_iters=1 --device=cpu",
     "analyze.py": "--tokens=60 --sequences=1 --iterations=2 --loop_multiple=2 --probes=False --device=cpu",
-    "sweep.py": "--dry_run=True",
+    "sweep.py": "--dry_run=True --out_dir=out/sweep",
     "data/prepare.py": "--train_rows=300 --val_rows=100",
     "data/addition/prepare.py": "--train_rows=300 --val_rows=100",
     "data/shakespeare_char/prepare.py": "--input=novel.txt"}
@@ -101,8 +101,8 @@ class Reader:
 
     def __init__(self, folder):
         self.folder, self.scripts, self.done = folder, Scripts(folder), set()
-        for name in ("config", "tasks"):
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("config", "tasks", "results"):
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.png"))
         (folder / "pretrained").symlink_to(ROOT / "pretrained")
         (folder / "novel.txt").write_text("Once it was: ROMEO\n" * 200, encoding="utf-8")
         shutil.copy(folder / "novel.txt", folder / "more.txt")
