@@ -1,5 +1,14 @@
 """The settings of a model that train.py makes; and a checkpoint for a script: the model in eval mode, what is known of
-its tokens, and the settings that may change."""
+its tokens, and the settings that may change. A model from Python, in the project's folder:
+
+    from checkpoint import open_model
+    from dataset import decode, encode
+    from generate import write
+    model, meta, *_ = open_model("out/novel/ckpt_best.pt")
+    print(*(decode(meta, burst.tokens[0]) for burst in write(model, [encode(meta, "It was")], 200, 0.8)), sep="")
+
+burst.loops are those that each token took. A model of a task reads and writes rows: tasks.read, tasks.show.
+"""
 import os
 
 from configurator import class_settings
@@ -44,7 +53,7 @@ def characters(path):
     return meta.vocab
 
 
-def open_model(checkpoint, out_dir, device, overrides):
+def open_model(checkpoint="", out_dir="out", device="cpu", overrides=None):
     """(model, meta, saved, path) of the checkpoint at a path, "" for that of out_dir. SystemExit with one line if none.
 
     model: GPT or LoopGPT on the device; meta: a namespace on its tokens; saved: the whole dict of the file;
@@ -54,7 +63,7 @@ def open_model(checkpoint, out_dir, device, overrides):
     saved = load_checkpoint(path)
     meta = checkpoint_meta(saved, path)
     try:
-        model = from_checkpoint(saved, **overrides)
+        model = from_checkpoint(saved, **overrides or {})
     except ValueError as e:
         raise SystemExit(f"{path}: {e}") from None
     require_backend(model.config, device)

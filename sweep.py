@@ -448,6 +448,8 @@ def run_all(runs, target):
     from concurrent.futures import ThreadPoolExecutor, as_completed
     began, found, failed, skipped, wanted = time.monotonic(), [], [], 0, [run["row"] for run in runs]
     count, environment = processes_at_once(runs)
+    print(f"{len(runs)} runs, {min(count, len(runs))} at once; a line as each ends, what each says now is in "
+          f"{os.path.dirname(os.path.dirname(runs[0]['folder']))}/*/seed*/*.log", flush=True)
     with ThreadPoolExecutor(count) as pool:
         for n, future in enumerate(as_completed([pool.submit(execute, run, environment) for run in runs]), 1):
             row, log = future.result()

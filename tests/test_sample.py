@@ -17,6 +17,7 @@ from conftest import ROOT
 from helpers import inputs_and_targets, number_text, problem_set
 from models import random_weights
 
+import checkpoint
 import dataset
 import generate
 import sample as sample_py
@@ -492,6 +493,22 @@ def test_text_samples(scripts):
     assert "of one batch, so without an interval" in out
     assert "+-" not in out
     assert list(read_csv(scripts, "one.csv")[0]) == ["kind", "loop", "loss"]
+
+
+def test_a_model_from_python_in_five_lines(scripts, monkeypatch, capsys):
+    """Those of checkpoint.py's docstring write what sample.py writes."""
+    lines = re.findall(r"^    (.*)$", checkpoint.__doc__, re.M)
+    assert len(lines) == 5
+    scripts("train.py", "--device=cpu", "--dataset=shakespeare_char", "--n_embd=16", "--n_head=2", "--block_size=16",
+            "--batch_size=4", "--max_iters=1", "--eval_iters=1", "--num_loops=2", "--out_dir=five")
+    monkeypatch.chdir(scripts.folder)
+    code = "\n".join(lines).replace("out/novel/ckpt_best.pt", "five/ckpt_last.pt").replace("It was", "abé ")
+    capsys.readouterr()
+    exec(code, {})
+    written = capsys.readouterr().out
+    said = scripts("sample.py", "--checkpoint=five/ckpt_last.pt", "--start=abé ", "--seed=0", "--top_k=0").out
+    assert "abé " + written == said.removesuffix("---------------\n")
+    assert len(written) == 201
 
 
 # ---- a person, and a pipe
