@@ -188,7 +188,7 @@ def test_halting(rule):
         value, before = float(row[column]), float(fixed[column])
         agree(cell.partition(" (")[0], [value])
         if rule != "none":
-            agree(cell.partition("(")[2], [100 * (1 - value / before)], least=0)
+            agree(cell.partition("(")[2].strip(")"), [100 * (1 - value / before)], least=0)
 
 
 @pytest.mark.parametrize("rule", RULES)
