@@ -82,8 +82,8 @@ def known_settings(script):
 
 def check_settings(script, words):
     """SystemExit for words that the script does not take."""
-    if script == "data/prepare.py":
-        return  # its settings are a task's, and it always runs
+    if script == "data/prepare.py" or words == ["--help"]:
+        return  # a task's settings, with which it always runs; no setting
     read_arguments(words, known_settings(script))
 
 
@@ -105,7 +105,8 @@ class Reader:
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.png"))
         (folder / "pretrained").symlink_to(ROOT / "pretrained")
         (folder / "novel.txt").write_text("It was Once: ROMEO\n" * 200, encoding="utf-8")
-        shutil.copy(folder / "novel.txt", folder / "more.txt")
+        (folder / "path/to").mkdir(parents=True)
+        shutil.copy(ROOT / "tasks/reverse.py", folder / "path/to/mine.py")
         (example,) = python_code(page("docs/scale.md"))
         (folder / "config/my_addition.py").write_text(example, encoding="utf-8")
 
