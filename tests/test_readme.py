@@ -219,5 +219,9 @@ def test_korean_page_has_the_same_commands():
     assert all(command in korean for command in commands(page("README.ko.md"))), english
 
 
+def test_every_file_is_named():
+    assert [p.name for p in ROOT.glob("*.py") if f"`{p.name}`" not in page("docs/scale.md")] == []
+
+
 def test_readme_is_short():
     assert len(page("README.md").splitlines()) <= 180
