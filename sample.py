@@ -362,7 +362,9 @@ def typed():
         while True:
             try:
                 yield input("> ")
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as e:
+                if e.args:  # another signal than Ctrl-C, which ends all
+                    raise
                 print()
     except EOFError:
         print()
@@ -434,7 +436,9 @@ def answer_typed(model, meta, thoughts, text):
     """As answer, for a person who may mistype, and who may stop it."""
     try:
         answer(model, meta, thoughts, text)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as e:
+        if e.args:
+            raise
         print()
     except SystemExit as e:
         print(str(e).removeprefix("--start: "), file=sys.stderr)

@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -573,7 +574,9 @@ def test_ctrl_c_ends_a_long_answer_and_no_more(scripts):
         terminal.until(rf"\n{prompt}[^\n]*")
         terminal.type("\x03")
         terminal.until("> ")
-    assert terminal.end() == 0
+    os.kill(terminal.pid, signal.SIGTERM)
+    assert "SIGTERM: stopped" in terminal.until("stopped")
+    assert os.waitstatus_to_exitcode(os.waitpid(terminal.pid, 0)[1]) == 130
 
 
 @pytest.mark.parametrize(("given", "args", "found"), [
