@@ -219,6 +219,11 @@ def test_korean_page_has_the_same_commands():
     assert all(command in korean for command in commands(page("README.ko.md"))), english
 
 
+@pytest.mark.parametrize("name", [*PAGES, "README.ko.md"])
+def test_python_has_one_name(name):
+    assert ".venv/bin/" not in page(name).replace("source .venv/bin/activate", "")
+
+
 def test_every_file_is_named():
     assert [p.name for p in ROOT.glob("*.py") if f"`{p.name}`" not in page("docs/scale.md")] == []
 
