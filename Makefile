@@ -21,8 +21,8 @@ demo: .venv/ready
 	$(BIN)/python data/addition/prepare.py --max_digits=3 --zeros=shorter --out_dir=data/addition/demo
 	$(BIN)/python train.py config/demo_addition.py
 	$(BIN)/python evaluate.py --checkpoint=$(OUT)/ckpt_last.pt --problems=1000 --digits=[1,2,3,4,6,8,12,16]
-	$(BIN)/python sample.py --checkpoint=$(OUT)/ckpt_last.pt --start="57+68= 999+1= 4321+5789=" --trace_file=$(OUT)/trace.png
-	@echo "look at $(OUT)/trace.png and $(OUT)/loss.png"
+	$(BIN)/python sample.py --checkpoint=$(OUT)/ckpt_last.pt --start="57+68= 999+1= 4321+5789=" --trace_file=$(OUT)/trace.html
+	@echo "look at $(OUT)/trace.html and $(OUT)/loss.png"
 
 test: .venv/ready
 	$(PYTEST)

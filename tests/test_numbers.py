@@ -1,0 +1,240 @@
+"""The numbers in the tables of README.md and docs/ are those of results/: a change of either side alone fails here."""
+import csv
+import re
+import statistics
+from functools import cache
+
+import pytest
+from conftest import ROOT
+
+from looplm_kernels import RULES
+
+NUMBER = r"(?<![\d.])-?\d[\d,]*(?:\.\d+)?"  # 1.4-1.5 are two, none of them negative
+
+
+@cache
+def page(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+@cache
+def rows_of(name):
+    with open(ROOT / "results" / f"{name}.csv", newline="", encoding="utf-8") as f:
+        return list(csv.DictReader(f))
+
+
+def found(name, **where):
+    """The rows of a table in results/ that have these values."""
+    rows = [r for r in rows_of(name) if all(r[k] == v for k, v in where.items())]
+    assert rows, (name, where)
+    return rows
+
+
+def seeds(name, row, *columns, worst=min, scale=100):
+    """[median, worst] of the seeds of a row, by the first of the columns that the table has; [value] of one seed."""
+    rows = found(name, row=row)
+    column = next(c for c in columns if rows[0].get(c))
+    values = [scale * float(r[column]) for r in rows]
+    return [statistics.median(values), worst(values)][:len(values)]
+
+
+def table(name, heading, nth=1):
+    """The nth table under a heading of a page: its header and its rows, lists of cells."""
+    text = re.split(rf"^#+ {re.escape(heading)}$", page(name), flags=re.M)[1]
+    lines = re.findall(r"^\|.*(?:\n\|.*)*", re.split(r"^## ", text, flags=re.M)[0], re.M)[nth - 1].splitlines()
+    head, _, *rows = [cells(line) for line in lines]
+    return head, rows
+
+
+def cells(line):
+    """The cells of a row of a Markdown table."""
+    return re.split(r"\s*\|\s*", line.strip()[1:-1].strip())
+
+
+def line(rows, label):
+    """The one row whose first cell begins so."""
+    (row,) = [r for r in rows if r[0].strip("*`").startswith(label)]
+    return row
+
+
+def agree(cell, values, least=1):
+    """Hold the number with which a cell ends, and those in brackets after it, against values: rounded as shown. Whole
+    numbers count as if they had `least` decimals, so that 100% is 99.95 at least."""
+    shown = re.findall(NUMBER, re.search(rf"{NUMBER}( \([^)]*\))?\**$", cell.replace("%", ""))[0])
+    assert len(shown) == len(values), (cell, values)
+    for number, value in zip(shown, values, strict=True):
+        decimals = max(least, len(number.partition(".")[2]))
+        assert abs(float(number.replace(",", "")) - value) <= 0.5 * 10 ** -decimals + 1e-9, (cell, values)
+
+
+# label of a row in the README's results: (ours, what stands beside it), each a table, a row and a column
+CLAIMS = {
+    "100 digits": (("sweep_digits", "the recipe", "uniform_100"),
+                   ("sweep_digits", "without end and margin", "uniform_100")),
+    "24 digits": (("sweep_track_n", "16 of 64 ids", "uniform_24"), ("sweep_track_n", "16 of 64 ids", "32_uniform_24")),
+    "8 digits, beside 12": (("sweep_baselines", "1 block x 8 loops", "uniform_8"),
+                            ("sweep_baselines", "12 untied layers", "uniform_8")),
+    "8 digits, beside one": (("sweep_baselines", "1 block x 8 loops", "uniform_8"),
+                             ("sweep_baselines", "1 layer", "uniform_8")),
+    "5 digits": (("sweep_baselines", "looped, learned positions", "uniform_5"),
+                 ("sweep_baselines", "nanoGPT, 6 layers of 384", "uniform_5")),
+    "12 digits": (("sweep_track_p", "leading zeros", "uniform_12"),
+                  ("sweep_track_p", "leading zeros", "56_uniform_12")),
+    "text, beside 12": (("sweep_text", "1 x 12", "best_val_loss"), ("sweep_text", "12 layers", "best_val_loss")),
+    "text, beside one": (("sweep_text", "1 x 12", "best_val_loss"), ("sweep_text", "1 layer", "best_val_loss"))}
+
+
+@pytest.mark.parametrize("label", CLAIMS)
+def test_claims(label):
+    """The README's results: the numbers, of how many seeds, on which GPU, of how many parameters."""
+    what, ours, beside, count, card, _ = line(table("README.md", "Results")[1], label)
+    for cell, size, (name, row, column) in zip((ours, beside), (what, beside), CLAIMS[label], strict=True):
+        agree(cell, seeds(name, row, column, **(dict(worst=max, scale=1) if "loss" in column else {})))
+        runs = found(name, row=row)
+        assert str(len(runs)) == count
+        assert all(card in r["device"] for r in runs)
+        for millions in re.findall(r"[\d.]+(?= M\b)", size):
+            agree(millions, [float(runs[0]["parameters"]) / 1e6])
+
+
+def test_all_claims_are_checked():
+    assert len(table("README.md", "Results")[1]) == len(CLAIMS) <= 8
+
+
+ADDITIONS = {  # label in docs/addition.md: table, row, columns
+    "address**": ("sweep_digits", "the recipe", "small_uniform_{}", "uniform_{}"),
+    "address without": ("sweep_digits", "without end and margin", "small_uniform_{}", "uniform_{}"),
+    "search**": ("sweep_track_n", "16 of 64 ids", "uniform_{}"),
+    "search, long": ("sweep_track_n", "16 of 64 ids", "hard_{}"),
+    "search, 32": ("sweep_track_n", "16 of 64 ids", "32_uniform_{}"),
+    "all digits at once": ("sweep_track_p", "leading zeros", "uniform_{}"),
+    "all at once, 28": ("sweep_track_p", "leading zeros", "28_uniform_{}"),
+    "all at once, 56": ("sweep_track_p", "leading zeros", "56_uniform_{}"),
+    "baseline: 1 block": ("sweep_baselines", "1 block x 8 loops", "uniform_{}"),
+    "baseline: 12 untied": ("sweep_baselines", "12 untied layers", "uniform_{}"),
+    "baseline: 1 layer": ("sweep_baselines", "1 layer", "uniform_{}"),
+    "baseline: nanoGPT": ("sweep_baselines", "nanoGPT, 6 layers of 384", "uniform_{}"),
+    "baseline: looped, learned": ("sweep_baselines", "looped, learned positions", "uniform_{}"),
+    "baseline: looped, rope": ("sweep_baselines", "looped, rope", "uniform_{}")}
+
+
+@pytest.mark.parametrize("label", ADDITIONS)
+def test_additions(label):
+    """The table of docs/addition.md; what was not measured is left empty."""
+    name, row, *columns = ADDITIONS[label]
+    head, rows = table("docs/addition.md", "Results")
+    for digits, cell in list(zip(head, line(rows, label), strict=True))[1:]:
+        named = [c.format(digits) for c in columns]
+        if cell:
+            agree(cell, seeds(name, row, *named))
+        else:
+            assert not any(found(name, row=row)[0].get(c) for c in named)
+
+
+@pytest.mark.parametrize(("label", "name", "row"), [
+    ("no next place", "sweep_digits_parts", "no next place"),
+    ("numbers as they are", "sweep_digits_parts", "numbers as they are"),
+    ("no runs", "sweep_digits_parts", "louder without runs"),
+    ("1 to 3", "sweep_digits_parts", "runs without louder"),
+    ("the same, 52,000", "sweep_digits", "without end and margin"), ("all", "sweep_digits", "the recipe")])
+def test_parts(label, name, row):
+    """What each part of the long recipe gives."""
+    columns = "uniform_24", "uniform_40", "uniform_60", "uniform_100", "equal_60", "shorter_a_40"
+    for column, cell in zip(columns, line(table("docs/addition.md", "The address")[1], label)[1:], strict=True):
+        agree(cell, seeds(name, row, column)[:1 + ("(" in cell)])
+
+
+TEXTS = {"GPT, 12": "12 layers", "1 block, 12": "1 x 12", "GPT, 1 ": "1 layer", "2 blocks": "2 x 6",
+         "3 blocks": "3 x 4", "4 blocks": "4 x 3", "6 blocks": "6 x 2", "12 layers with rope": "12 layers, rope",
+         "nanoGPT, 6": "nanoGPT, 6 layers"}
+
+
+@pytest.mark.parametrize("label", TEXTS)
+def test_texts(label):
+    """docs/text.md: parameters, FLOPs and the best validation loss, median (lowest-highest)."""
+    said = line(table("docs/text.md", "One block for twelve layers")[1], label)
+    runs = found("sweep_text", row=TEXTS[label])
+    losses = [float(r["best_val_loss"]) for r in runs]
+    agree(said[1].replace(" M", ""), [float(runs[0]["parameters"]) / 1e6])
+    agree(said[2].replace(" M", ""), [float(runs[0]["flops_per_token"]) / 1e6], least=0)
+    agree(said[3], [statistics.median(losses), min(losses), max(losses)] if len(losses) > 1 else losses)
+
+
+@pytest.mark.parametrize(("label", "rows"), [
+    ("rate of", ["1 x 12, rate 5e-4", "1 x 12, rate 1e-3", "1 x 12, rate 4e-3"]), ("dropout", ["1 x 12, dropout 0.1"]),
+    ("inject", ["1 x 12, inject none", "1 x 12, inject concat"]), ("rope", ["1 x 12, rope"]),
+    ("loop_norm", ["1 x 12, no step encoding, loop norm"]), ("loops of", ["1 x 8, 12 or 16, no step encoding"])])
+def test_what_moves_the_loss(label, rows):
+    said = line(table("docs/text.md", "What moves the loss")[1], label)[1].split("; ")
+    (base,) = seeds("sweep_text", "1 x 12", "best_val_loss", scale=1)[:1]
+    for cell, row in zip(said, rows, strict=True):
+        agree(cell.split(",")[0], [seeds("sweep_text_tuning", row, "best_val_loss", scale=1)[0] - base])
+
+
+HALTING = {"confidence": "0.99", "entropy": "0.05", "kl": "0.01", "delta": "0.3", "gate": "0.999"}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_halting(rule):
+    """The README's table: default thresholds, what a rule is worth, and what it saves beside the fixed depth."""
+    said, model, depth = line(table("README.md", "Halting")[1], rule), "addition_search", "4"
+    if rule == "gate":
+        model, depth = "addition", "3"
+    (fixed,) = found("decode_cpu", checkpoint=model, rule="none", most_loops=depth)
+    (row,) = [fixed] if rule == "none" else found("decode_cpu", checkpoint=model, rule=rule, threshold=HALTING[rule])
+    assert said[2:4] == (["", f"{depth} loops"] if rule == "none" else [f"{RULES[rule].threshold:g}", HALTING[rule]])
+    agree(said[4], [100 * float(row["accuracy"])])
+    for cell, column in zip(said[5:7], ("loops", "ms_alone"), strict=True):
+        value, before = float(row[column]), float(fixed[column])
+        agree(cell.partition(" (")[0], [value])
+        if rule != "none":
+            agree(cell.partition("(")[2].strip(")"), [100 * (1 - value / before)], least=0)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_thresholds(rule):
+    """docs/protocol.md: the defaults, and what --frontier tries."""
+    said = line(table("docs/protocol.md", "Halting rules")[1], rule)
+    default, grid = f"{RULES[rule].threshold:g}" * (rule != "none"), ", ".join(f"{x:g}" for x in RULES[rule].grid)
+    assert said[3:] == [default, grid]
+
+
+@pytest.mark.parametrize("rule", ["fixed depth", "confidence", "entropy", "kl", "delta", "gate` trained along,",
+                                  "gate` trained along"])
+def test_what_halting_pays(rule):
+    rows = table("docs/protocol.md", "What halting pays")[1]
+    said = min((r for r in rows if r[0].strip("`").startswith(rule)), key=lambda r: len(r[0]))
+    along, fixed = "gate" in rule, not said[1]
+    point = dict(loops=f"{float(said[2])}") if fixed else dict(threshold=said[1])
+    (row,) = found("halting_track_n" + "_joint" * along, kind="frontier",
+                   rule="fixed" if fixed else rule.partition("`")[0], **point)
+    agree(said[2], [float(row["loops"])], least=0)
+    agree(said[3], [100 * float(row["accuracy"])])
+    if not fixed:
+        agree(said[4], [100 * float(row["random_accuracy"])])
+
+
+def test_kernels():
+    """The loop kernel's table is that of results/, and the README's first two rows are of it and of its neighbour."""
+    measured = [cells(row) for row in page("results/bench_h200.md").splitlines() if row.startswith("| ")]
+    for case, launch, *rest in table("docs/kernels.md", "What they reach")[1]:
+        assert [case, launch.replace(" per loop", " a loop"), *rest] in measured
+    launch, decision = table("README.md", "Kernels and writing")[1][:2]
+    loops = [r for r in rows_of("bench_h200") if re.fullmatch(r"64x128x\d+ adaptive", r["case"])]
+    times = [float(r["microseconds"]) for r in loops if r["path"] == "loop kernel"]
+    ratios = [float(r["ratio"]) for r in loops if r["path"].startswith("b ")]
+    assert len(times) == len(ratios) == 3
+    for cell, values in ((launch[1], times), (launch[2], ratios)):
+        low, high = re.search(r"([\d.]+) to ([\d.]+)", cell).groups()
+        agree(low, [min(values)], least=0)
+        agree(high, [max(values)], least=0)
+    of = {r["path"]: r for r in rows_of("bench_h200") if (r["table"], r["case"]) == ("halt", "8192x50304")}
+    agree(decision[1].removesuffix(" us"), [float(of["kernel"]["microseconds"])], least=0)
+    agree(decision[2].removesuffix(" times as long"), [float(of["torch.compile"]["ratio"])])
+
+
+def test_writing():
+    """What writing takes is of the log, since no table in results/ has it."""
+    for row in table("README.md", "Kernels and writing")[1][2:]:
+        cached, again = (re.search(r"([\d.]+) s$", cell)[1] for cell in row[1:3])
+        assert f"| {again} s | {cached} s |" in page("root.md")
