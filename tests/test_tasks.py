@@ -184,7 +184,7 @@ def draws(name, rng, N=300, **given):
     """(text of a row, difficulty) of N rows for training and of each kind and size."""
     task = tasks.load(name)
     s = settings(task, **given)
-    for size, kind in ((None, "uniform"), *((size, kind) for size in task.SIZES for kind in task.KINDS)):
+    for size, kind in ((None, "uniform"), *((size, kind) for size in tasks.sizes(task, s) for kind in task.KINDS)):
         tokens, _, difficulty = task.draw(rng, N, s, size, kind)
         for i, row in enumerate(tokens):
             yield tasks.text_of(task, row).rstrip(task.PAD), size, {k: int(x[i]) for k, x in difficulty.items()}
