@@ -121,7 +121,7 @@ def draw_writing(rows, path):
             ax.plot(float(r["tokens_s_1"]), float(r["quality"]), "kos^Dv<>*X"[1 + i % 9], color=str(0.6 * (i % 2)),
                     label=r["case"])
         ax.set(xlabel="tokens/s, one sequence", xscale="log",
-               ylabel="exact match" if task == "addition" else "validation loss (nats per token)", title=task)
+               ylabel="exact match" if task != "text" else "validation loss (nats per token)", title=task)
         ax.legend(fontsize=7)
     save(figure, path)
 
