@@ -3,7 +3,7 @@
 out_dir = "out/demo_group_word"
 dataset = "group_word"
 fresh_rows = True
-eval_interval = 500
+eval_interval = 1100
 eval_iters = 5
 log_interval = 100
 
@@ -21,11 +21,11 @@ loop_norm = True
 supervise = "half"
 halt = "confidence"
 halt_threshold = 0.99
-min_loops = 4  # the first readouts are not trained (supervise)
+min_loops = 5  # the readouts before are not trained (supervise)
 prompt_loops = 8  # what a token before '=' would say is never trained
 
 batch_size = 64
-max_iters = 1500
+max_iters = 2200
 learning_rate = 3e-3
 warmup_iters = 100
 weight_decay = 0.01

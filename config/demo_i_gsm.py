@@ -1,9 +1,9 @@
-# Definitions modulo 7 in 2 layers, of at most 4 variables; the paper has 4 layers.
-# Data: python data/prepare.py --task=i_gsm --layers=2 --max_variables=4 --train_rows=20000
+# Definitions modulo 7 in 2 layers, of 2 and 3 variables; the paper has 4 layers.
+# Data: python data/prepare.py --task=i_gsm --layers=2 --max_variables=3 --train_rows=20000
 out_dir = "out/demo_i_gsm"
 dataset = "i_gsm"
 fresh_rows = True
-eval_interval = 500
+eval_interval = 1000
 eval_iters = 5
 log_interval = 100
 
@@ -21,7 +21,7 @@ min_loops = 2  # the first readouts are not trained (supervise)
 prompt_loops = 4  # what a token before '?' would say is never trained
 
 batch_size = 64
-max_iters = 1500
+max_iters = 3000
 learning_rate = 2e-3
 warmup_iters = 100
 weight_decay = 0.01

@@ -3,7 +3,7 @@
 out_dir = "out/demo_maze"
 dataset = "maze"
 fresh_rows = True
-eval_interval = 500
+eval_interval = 1000
 eval_iters = 5
 log_interval = 100
 
@@ -17,11 +17,11 @@ loop_norm = True
 supervise = "half"
 halt = "confidence"
 halt_threshold = 0.99
-min_loops = 2  # the first readouts are not trained (supervise)
+min_loops = 3  # the readouts before are not trained (supervise)
 prompt_loops = 4  # what a token before '=' would say is never trained
 
 batch_size = 32
-max_iters = 1500
+max_iters = 3000
 learning_rate = 2e-3
 warmup_iters = 100
 weight_decay = 0.01

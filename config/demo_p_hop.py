@@ -3,7 +3,7 @@
 out_dir = "out/demo_p_hop"
 dataset = "p_hop"
 fresh_rows = True
-eval_interval = 500
+eval_interval = 1000
 eval_iters = 5
 log_interval = 100
 
@@ -21,7 +21,7 @@ min_loops = 2  # the first readouts are not trained (supervise)
 prompt_loops = 4  # what a token before '=' would say is never trained
 
 batch_size = 64
-max_iters = 2000
+max_iters = 3500
 learning_rate = 2e-3
 warmup_iters = 100
 weight_decay = 0.01
