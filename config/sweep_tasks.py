@@ -7,6 +7,8 @@ rows = [
     "copy, 1 layer: config/demo_copy.py --num_loops=1 --halt=none --prompt_loops=0",
     "copy, 4 layers: config/demo_copy.py --n_layer=4 --num_loops=1 --halt=none --prompt_loops=0",
     "group_word: config/demo_group_word.py",
+    "group_word, 1 layer: config/demo_group_word.py --num_loops=1 --halt=none --prompt_loops=0",
+    "group_word, 6 layers: config/demo_group_word.py --n_layer=6 --num_loops=1 --halt=none --prompt_loops=0",
     "i_gsm: config/demo_i_gsm.py",
     "i_gsm, 1 layer: config/demo_i_gsm.py --num_loops=1 --halt=none --prompt_loops=0",
     "i_gsm, 4 layers: config/demo_i_gsm.py --n_layer=4 --num_loops=1 --halt=none --prompt_loops=0",
