@@ -62,6 +62,7 @@ compare = ""                    # A,B: names of two rows of the finished table, 
 redraw = False                  # draw the figure anew from the tables, run nothing
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+TORCHRUN = "torch.distributed.run"
 ENTRY = re.compile(r"(?:\s*(\w[^:@]*?)\s*(?:@(\d+)\s*)?(?:\bon (\d+)\s*)?:)?(.*)", re.DOTALL)  # name @3 on 2: words
 FIRST = ("row", "seed", "parameters", "flops_per_token", "val_loss", "best_val_loss", "ms", "seconds", "device",
          "torch")  # columns
@@ -199,6 +200,12 @@ def as_typed(command, ranks):
     return f"{start} {shlex.join(command)}"
 
 
+def kill(process):
+    """End a process that may not listen to less. torchrun is told instead: its ranks have sessions of their own, and
+    would live on without it; it kills those that do not end within 30 seconds."""
+    process.terminate() if TORCHRUN in process.args else process.kill()
+
+
 def launch(command, log, environment, ranks):
     """Run a command to its end, its output at the end of a log: what went wrong, "" if nothing."""
     with open(log, "a+", encoding="utf-8", errors="replace") as f:
@@ -208,7 +215,7 @@ def launch(command, log, environment, ranks):
         f.write(f"$ {typed}\n")
         start = f.tell()
         # in a session of its own: Ctrl-C in a terminal reaches this process only, which passes it on, once
-        before = ["-m", "torch.distributed.run", *typed.split()[1:3]] if typed.startswith("torchrun") else []
+        before = ["-m", TORCHRUN, *typed.split()[1:3]] if typed.startswith("torchrun") else []
         process = subprocess.Popen([sys.executable, *before, os.path.join(HERE, command[0]), *command[1:]], stdout=f,
                                    stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
                                    start_new_session=True)
@@ -219,8 +226,11 @@ def launch(command, log, environment, ranks):
             process.wait(timeout or None)
             late = ""
         except subprocess.TimeoutExpired:
-            process.kill()  # what hangs may not listen to less
+            kill(process)
             late = f"timeout after {timeout:g} s"
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(60)
+            process.kill()
         status = process.wait()
         running.discard(process)
         if status == 0:
@@ -333,6 +343,16 @@ def execute_somewhere(run, places, environment, alone):
         print(f"{run['row']}, seed {run['seed']}: {places.said(lost)} is lost, trying elsewhere", flush=True)
 
 
+def require_finished(stem, command):
+    """ValueError where the table <stem>.csv is not, or not yet, all that a command measures: it grows row by row."""
+    with open(f"{stem}.json", encoding="utf-8") as f:
+        known = json.load(f)
+    if not set(command) <= set(shlex.split(known["command"])):
+        raise ValueError(f"{stem}.csv is of another command: {known['command']}")
+    if not known["finished"]:
+        raise ValueError(f"not finished: {stem}.csv has only a part of its rows")
+
+
 def collect_run(run):
     """The row of a run whose commands were run by somebody else, a cluster's scheduler for example."""
     folder, row = run["folder"], dict(row=run["row"], seed=run["seed"], error="")
@@ -342,7 +362,9 @@ def collect_run(run):
         other = [k for k, v in run["settings"].items() if k in saved and saved[k] != v]
         if other:
             raise ValueError(f"{folder} was trained with other settings: {', '.join(other)}")
-        for step in run["steps"]:
+        for step, command in run["steps"].items():
+            if step != "train":
+                require_finished(f"{folder}/{step}", command)
             row |= columns_of(step, folder)
     except OSError as e:
         row["error"] = f"not finished: {e.filename} is not there"
@@ -488,7 +510,7 @@ def pass_on(name):
 def kill_all():
     """A second signal: what is not saved by now is lost."""
     for process in list(running):
-        process.kill()
+        kill(process)
 
 
 def places_here(runs):
