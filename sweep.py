@@ -19,7 +19,6 @@ import ast
 import collections
 import contextlib
 import copy
-import csv
 import json
 import os
 import re
@@ -189,11 +188,6 @@ def plan(file, root):
 
 # ---- a run
 
-def read_csv(path):
-    with open(path, encoding="utf-8") as f:
-        return list(csv.DictReader(f))
-
-
 def as_typed(command, ranks):
     """The command of a step as one types it; ranks: processes of a training."""
     start = f"torchrun --standalone --nproc_per_node={ranks}" if ranks > 1 and command[0] == "train.py" else "python"
@@ -281,7 +275,7 @@ def columns_of(step, folder):
     """The columns that a finished step of a run gives."""
     if step == "train":
         return columns_of_training(folder)
-    table = read_csv(f"{folder}/{step}.csv")
+    table = outputs.read_csv(f"{folder}/{step}.csv")
     if step == "analyze":
         return columns_of_analysis(table)
     return columns_of_evaluation(step.removesuffix("evaluate").removesuffix("_"), table)
@@ -456,7 +450,7 @@ def two_rows(names):
 
 
 def differences(table, a, b):
-    """For every measured column of the rows a and b of a table, of read_csv, which seeds have both: {column: (mean of
+    """For every measured column of the rows a and b of a table which seeds have both: {column: (mean of
     a, mean of b, the seeds, {mean, mean_low, mean_high} of a - b by seed)}."""
     own = [{r["seed"]: r for r in table if r["row"] == name and not r["error"]} for name in (a, b)]
     found = {}
@@ -473,7 +467,7 @@ def print_comparison(path):
     """The differences between two rows of the table at a path, each with its interval."""
     if not os.path.exists(path):
         raise SystemExit(f"{path} does not exist: --compare needs a table that a sweep has written")
-    table = read_csv(path)
+    table = outputs.read_csv(path)
     a, b = two_rows([*dict.fromkeys(r["row"] for r in table)])
     found = differences(table, a, b)
     if not found:
@@ -597,8 +591,8 @@ def draw_again(runs, target):
     losses, path = {}, f"{target}_curves.csv"
     if not os.path.exists(f"{target}.csv"):
         raise SystemExit(f"{target}.csv is not there: nothing to draw")
-    found = read_csv(f"{target}.csv")
-    for r in read_csv(path) if os.path.exists(path) else []:
+    found = outputs.read_csv(f"{target}.csv")
+    for r in outputs.read_csv(path) if os.path.exists(path) else []:
         losses.setdefault(r["row"], {}).setdefault(r["seed"], {})[int(r["iter"])] = float(r["val_loss"])
     draw(runs, found, losses, target)
 
