@@ -26,6 +26,7 @@ from model_loop import LoopConfig, LoopGPT
 
 V, TOKENS, DIGITS = 65, 256, 12
 BATCHES = (1, 16, 256)
+TURNS = 5  # in which the variants of a model are timed on a CPU, which others use, too
 MARGIN = dict(addition=0.005, text=0.01)  # what loses no more against the best fixed depth is as good
 OUT = ("train_gpt_12l", "train_gpt_1l", "train_loop_1x12")  # text, of config/
 COLUMNS = ("table", "case", "quality", "random", "loops", "flops", "quality_gflop", "first_ms", "us_1",
@@ -287,19 +288,34 @@ def row_of(s, name, changes, L, quality, loops, at_random, meter, span, short):
     return row
 
 
+def rows_of(s, only, meter, span, turns):
+    """The rows of a Subject's variants whose names contain `only`. In several turns, each a part of the span, what else
+    the machine does slows all of them alike, and the median of their speeds counts; on a GPU one, for a change of
+    settings drops its compiled steps."""
+    found = (variant for variant in variants(s) if only in variant[0])
+    if turns == 1:
+        yield from (row_of(s, *variant, meter, span, min(span, 2)) for variant in found)
+        return
+    found = [*found]
+    measured = [[row_of(s, *variant, meter, span / turns, min(span, 2) / turns) for variant in found]
+                for _ in range(turns)]
+    for rows in zip(*measured, strict=True):
+        yield rows[0] | {k: round(statistics.median(r[k] for r in rows), 2) for k in rows[0]
+                         if k.startswith("tokens_s_") or k in ("us_1", "first_ms", "correct_s")}
+
+
 def model_rows(checkpoints, device, dtype, tables, only, span, emit):
-    """Measure all models of the chosen tables; emit(row) for each."""
-    small, meter = not device.startswith("cuda"), Meter(device)
+    """Measure all models of the chosen tables; emit(row) for each. In small on a CPU where no checkpoints are given."""
+    gpu, meter = device.startswith("cuda"), Meter(device)
+    small = not gpu and not checkpoints
     generate.CACHE_BYTES = max(generate.CACHE_BYTES, 2 ** 32)  # so that the largest batch is written together
-    meter.rest(0 if small else 3)
+    meter.rest(3 if gpu else 0)
     began, done = time.perf_counter(), 0
     with torch.no_grad(), runtime.autocast(device, dtype):
         found = [s for s in subjects(checkpoints, device, small) if s.task in tables]
         for i, s in enumerate(found):
-            for variant in variants(s):
-                if only not in variant[0]:
-                    continue
-                emit(row_of(s, *variant, meter, span, min(span, 2)))
+            for row in rows_of(s, only, meter, span, 1 if gpu or small else TURNS):
+                emit(row)
                 done += 1
                 spent = time.perf_counter() - began
                 print(f"  model {i + 1} of {len(found)}, {done} rows in {spent:.0f} s; about "

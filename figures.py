@@ -8,7 +8,6 @@ From tables that are there already, without a run: sweep.py --redraw=True, and f
 
 Figures of analyze.py take the rows, the namespace s of what was looked at, with the settings they need, and a path.
 """
-import csv
 import functools
 import math
 import os
@@ -59,8 +58,7 @@ def read_table(path):
             except ValueError:
                 pass
         return text
-    with open(path, encoding="utf-8") as f:
-        return [{k: number(x) for k, x in r.items() if x != ""} for r in csv.DictReader(f)]
+    return [{k: number(x) for k, x in r.items() if x != ""} for r in outputs.read_csv(path)]
 
 
 def new_figure(count, columns=3, height=2.6, width=WIDTH, **more):

@@ -12,6 +12,7 @@ samples are written at once, what each says does not depend on the others, and t
 learned positions end, at block_size, a text goes on with the second half of what it has read.
 """
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -352,8 +353,9 @@ def is_asking():
     return not start and all(stream and stream.isatty() for stream in (sys.stdin, sys.stdout))
 
 
-def typed():
-    """The lines that a person types, until Ctrl-D, while Ctrl-C stops what is written and no more."""
+def converse(respond):
+    """respond(text) to each line that a person types, until Ctrl-D. Ctrl-C stops an answer and no more, and a mistake
+    costs a line."""
     with contextlib.suppress(ImportError):  # not every system has it
         import readline  # noqa: F401 (arrow keys, and the lines typed before)
     print("type a prompt; Enter alone: examples; Ctrl-C stops an answer, Ctrl-D quits", file=sys.stderr)
@@ -361,29 +363,31 @@ def typed():
     try:
         while True:
             try:
-                yield input("> ")
+                respond(input("> "))
             except KeyboardInterrupt as e:
                 if e.args:  # another signal than Ctrl-C, which ends all
                     raise
                 print()
+            except SystemExit as e:
+                print(str(e).removeprefix(f"{source()}: "), file=sys.stderr)
     except EOFError:
         print()
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def texts():
-    """The texts of prompts, each to be answered before the next one is read: None for --start, what comes in a pipe or
-    a file, or line after line what is typed."""
-    if is_asking():
-        yield from typed()
-        return
-    text = None
-    with contextlib.suppress(AttributeError, OSError, ValueError):  # of a stream that is closed or stands for one
+def piped():
+    """The text that comes in a pipe or a file, None where there is neither. SystemExit if it is no text."""
+    try:
         kind = os.fstat(sys.stdin.fileno()).st_mode
-        if not start and (stat.S_ISFIFO(kind) or stat.S_ISREG(kind)):
-            text = sys.stdin.read().removesuffix("\n")
-    yield text
+    except (AttributeError, OSError, ValueError):  # of a stream that is closed or stands for one
+        return None
+    if not (stat.S_ISFIFO(kind) or stat.S_ISREG(kind)):
+        return None
+    try:
+        return sys.stdin.read().removesuffix("\n")
+    except UnicodeDecodeError:
+        raise SystemExit(f"what comes in the pipe is not text in {sys.stdin.encoding.upper()}") from None
 
 
 class Thoughts:
@@ -426,25 +430,6 @@ class Thoughts:
             print(f"heat map: {trace_file}" + f" ({left}; --trace_file=FILE.jsonl has all)" * bool(left))
 
 
-def answer(model, meta, thoughts, text):
-    """Write after the prompts of a text, and show what was thought; thoughts: None if nobody wants to know."""
-    for sequence in samples(model, meta, thoughts is not None, text):
-        if thoughts:
-            thoughts.add(sequence)
-
-
-def answer_typed(model, meta, thoughts, text):
-    """As answer, for a person who may mistype, and who may stop it."""
-    try:
-        answer(model, meta, thoughts, text)
-    except KeyboardInterrupt as e:
-        if e.args:
-            raise
-        print()
-    except SystemExit as e:
-        print(str(e).removeprefix(f"{source()}: "), file=sys.stderr)
-
-
 def main():
     settings, further, given = configure(__file__, inference_settings())
     globals().update(settings)
@@ -461,11 +446,15 @@ def main():
         raise SystemExit(f"{path} is a plain GPT, which has no loops to trace")
     say_idle_settings(model, meta)
     thoughts = Thoughts(model, meta, printing) if looped and (trace_file or printing) else None
-    respond = answer_typed if is_asking() else answer
+    seeds = itertools.count(seed)  # so that the same prompt, typed again, says something else
+
+    def respond(text):
+        globals().update(seed=next(seeds))
+        for sequence in samples(model, meta, thoughts is not None, text):
+            if thoughts:
+                thoughts.add(sequence)
     with runtime.autocast(machine, runtime.choose_dtype(dtype, machine)), torch.no_grad():
-        for n, text in enumerate(texts()):
-            globals().update(seed=settings["seed"] + n)  # so that the same prompt, typed again, says something else
-            respond(model, meta, thoughts, text)
+        converse(respond) if is_asking() else respond(None if start else piped())
     if thoughts and thoughts.traces:
         thoughts.close(path)
 

@@ -19,7 +19,6 @@ import ast
 import collections
 import contextlib
 import copy
-import csv
 import json
 import os
 import re
@@ -62,6 +61,7 @@ compare = ""                    # A,B: names of two rows of the finished table, 
 redraw = False                  # draw the figure anew from the tables, run nothing
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+TORCHRUN = "torch.distributed.run"
 ENTRY = re.compile(r"(?:\s*(\w[^:@]*?)\s*(?:@(\d+)\s*)?(?:\bon (\d+)\s*)?:)?(.*)", re.DOTALL)  # name @3 on 2: words
 FIRST = ("row", "seed", "parameters", "flops_per_token", "val_loss", "best_val_loss", "ms", "seconds", "device",
          "torch")  # columns
@@ -188,15 +188,16 @@ def plan(file, root):
 
 # ---- a run
 
-def read_csv(path):
-    with open(path, encoding="utf-8") as f:
-        return list(csv.DictReader(f))
-
-
 def as_typed(command, ranks):
     """The command of a step as one types it; ranks: processes of a training."""
     start = f"torchrun --standalone --nproc_per_node={ranks}" if ranks > 1 and command[0] == "train.py" else "python"
     return f"{start} {shlex.join(command)}"
+
+
+def kill(process):
+    """End a process that may not listen to less. torchrun is told instead: its ranks have sessions of their own, and
+    would live on without it; it kills those that do not end within 30 seconds."""
+    process.terminate() if TORCHRUN in process.args else process.kill()
 
 
 def launch(command, log, environment, ranks):
@@ -208,7 +209,7 @@ def launch(command, log, environment, ranks):
         f.write(f"$ {typed}\n")
         start = f.tell()
         # in a session of its own: Ctrl-C in a terminal reaches this process only, which passes it on, once
-        before = ["-m", "torch.distributed.run", *typed.split()[1:3]] if typed.startswith("torchrun") else []
+        before = ["-m", TORCHRUN, *typed.split()[1:3]] if typed.startswith("torchrun") else []
         process = subprocess.Popen([sys.executable, *before, os.path.join(HERE, command[0]), *command[1:]], stdout=f,
                                    stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
                                    start_new_session=True)
@@ -219,8 +220,11 @@ def launch(command, log, environment, ranks):
             process.wait(timeout or None)
             late = ""
         except subprocess.TimeoutExpired:
-            process.kill()  # what hangs may not listen to less
+            kill(process)
             late = f"timeout after {timeout:g} s"
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(60)
+            process.kill()
         status = process.wait()
         running.discard(process)
         if status == 0:
@@ -271,7 +275,7 @@ def columns_of(step, folder):
     """The columns that a finished step of a run gives."""
     if step == "train":
         return columns_of_training(folder)
-    table = read_csv(f"{folder}/{step}.csv")
+    table = outputs.read_csv(f"{folder}/{step}.csv")
     if step == "analyze":
         return columns_of_analysis(table)
     return columns_of_evaluation(step.removesuffix("evaluate").removesuffix("_"), table)
@@ -333,6 +337,16 @@ def execute_somewhere(run, places, environment, alone):
         print(f"{run['row']}, seed {run['seed']}: {places.said(lost)} is lost, trying elsewhere", flush=True)
 
 
+def require_finished(stem, command):
+    """ValueError where the table <stem>.csv is not, or not yet, all that a command measures: it grows row by row."""
+    with open(f"{stem}.json", encoding="utf-8") as f:
+        known = json.load(f)
+    if not set(command) <= set(shlex.split(known["command"])):
+        raise ValueError(f"{stem}.csv is of another command: {known['command']}")
+    if not known["finished"]:
+        raise ValueError(f"not finished: {stem}.csv has only a part of its rows")
+
+
 def collect_run(run):
     """The row of a run whose commands were run by somebody else, a cluster's scheduler for example."""
     folder, row = run["folder"], dict(row=run["row"], seed=run["seed"], error="")
@@ -342,7 +356,9 @@ def collect_run(run):
         other = [k for k, v in run["settings"].items() if k in saved and saved[k] != v]
         if other:
             raise ValueError(f"{folder} was trained with other settings: {', '.join(other)}")
-        for step in run["steps"]:
+        for step, command in run["steps"].items():
+            if step != "train":
+                require_finished(f"{folder}/{step}", command)
             row |= columns_of(step, folder)
     except OSError as e:
         row["error"] = f"not finished: {e.filename} is not there"
@@ -434,7 +450,7 @@ def two_rows(names):
 
 
 def differences(table, a, b):
-    """For every measured column of the rows a and b of a table, of read_csv, which seeds have both: {column: (mean of
+    """For every measured column of the rows a and b of a table which seeds have both: {column: (mean of
     a, mean of b, the seeds, {mean, mean_low, mean_high} of a - b by seed)}."""
     own = [{r["seed"]: r for r in table if r["row"] == name and not r["error"]} for name in (a, b)]
     found = {}
@@ -452,7 +468,7 @@ def print_comparison(path):
     """The differences between two rows of the table at a path, each with its interval."""
     if not os.path.exists(path):
         raise SystemExit(f"{path} does not exist: --compare needs a table that a sweep has written")
-    table = read_csv(path)
+    table = outputs.read_csv(path)
     a, b = two_rows([*dict.fromkeys(r["row"] for r in table)])
     found = differences(table, a, b)
     if not found:
@@ -490,7 +506,7 @@ def pass_on(name):
 def kill_all():
     """A second signal: what is not saved by now is lost."""
     for process in list(running):
-        process.kill()
+        kill(process)
 
 
 def places_here(runs):
@@ -577,8 +593,8 @@ def draw_again(runs, target):
     losses, path = {}, f"{target}_curves.csv"
     if not os.path.exists(f"{target}.csv"):
         raise SystemExit(f"{target}.csv is not there: nothing to draw")
-    found = read_csv(f"{target}.csv")
-    for r in read_csv(path) if os.path.exists(path) else []:
+    found = outputs.read_csv(f"{target}.csv")
+    for r in outputs.read_csv(path) if os.path.exists(path) else []:
         losses.setdefault(r["row"], {}).setdefault(r["seed"], {})[int(r["iter"])] = float(r["val_loss"])
     draw(runs, found, losses, target)
 

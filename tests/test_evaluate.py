@@ -17,6 +17,7 @@ from scipy import stats
 import evaluate
 import figures
 import intervals
+import outputs
 import sweep
 from model_loop import LoopGPT
 from tasks import addition
@@ -196,7 +197,7 @@ def test_every_kind_of_problem_is_measured(run, track, capsys, tmp_path):
     assert [word for word in head if word in kinds] == kinds
     line = next(line.split() for line in said.splitlines() if line.split()[:1] == ["9"])
     assert line[1:2 * len(kinds):2] == [f"{100 * r['accuracy']:.1f}%" for r in rows[len(kinds):]]
-    found = sweep.columns_of_evaluation("", sweep.read_csv("fake.csv"))
+    found = sweep.columns_of_evaluation("", outputs.read_csv("fake.csv"))
     assert {k for k in found if k.rpartition("_")[0] in kinds} == {f"{k}_{n}" for k in kinds for n in (2, 9)}
     every = run(track, "--digits=[1]", "--kinds=all", "--problems=4")[1]
     assert [r["kind"] for r in every][:len(kinds)] == [*addition.KINDS]

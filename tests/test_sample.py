@@ -528,9 +528,12 @@ class Terminal:
             assert time.monotonic() < end, self.seen
             if select.select([self.fd], [], [], 1)[0]:
                 try:
-                    self.seen += os.read(self.fd, 65536).decode(errors="replace")
-                except OSError:  # the script has ended
+                    new = os.read(self.fd, 65536)
+                except OSError:  # how Linux says that the script has ended; others say it by nothing
+                    new = b""
+                if not new:
                     break
+                self.seen += new.decode(errors="replace")
         assert re.search(pattern, self.seen), self.seen
         said, self.seen = self.seen, ""
         return said
@@ -584,6 +587,32 @@ def test_ctrl_c_ends_a_long_answer_and_no_more(scripts):
     assert os.waitstatus_to_exitcode(os.waitpid(terminal.pid, 0)[1]) == 130
 
 
+def test_ctrl_c_and_mistakes_end_no_conversation(monkeypatch, capsys):
+    typed, answered = iter(["a", "b", "c", "d"]), []
+
+    def respond(text):
+        answered.append(text)
+        if text == "b":
+            raise KeyboardInterrupt
+        if text == "c":
+            raise SystemExit("standard input: c is wrong")
+
+    def read(prompt):
+        text = next(typed, None)
+        if text in ("d", None):
+            raise KeyboardInterrupt if text else EOFError
+        return text
+    monkeypatch.setattr("builtins.input", read)
+    before = signal.getsignal(signal.SIGINT)
+    sample_py.converse(respond)
+    assert answered == ["a", "b", "c"]
+    assert capsys.readouterr().err.endswith("\nc is wrong\n")
+    assert signal.getsignal(signal.SIGINT) == before
+    monkeypatch.setattr("builtins.input", lambda prompt: (_ for _ in ()).throw(KeyboardInterrupt("SIGTERM")))
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+        sample_py.converse(respond)
+
+
 @pytest.mark.parametrize(("given", "args", "found"), [
     ("1+2=\n3+4=\n", (), {(1, 2), (3, 4)}), ("", (), {(57, 68), (999, 1), (1234, 8766)}),
     ("1+2=", ("--start=5+6=",), {(5, 6)})])
@@ -602,3 +631,18 @@ def test_a_mistake_in_a_pipe_is_not_blamed_on_start(scripts, trained):
     assert run.stderr.startswith("standard input: ")
     assert "is not an addition" in run.stderr
     assert "--start" not in run.stderr
+
+
+def test_what_is_no_text_in_a_pipe_is_not_passed_over(monkeypatch, tmp_path):
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    for encoding, said in (("latin1", "caf\xe9"), ("utf-8", None)):
+        with open(tmp_path / "latin.txt", encoding=encoding) as f:
+            monkeypatch.setattr(sys, "stdin", f)
+            if said:
+                assert sample_py.piped() == said
+            else:
+                with pytest.raises(SystemExit, match="is not text in UTF-8"):
+                    sample_py.piped()
+    for stdin in (None, f):
+        monkeypatch.setattr(sys, "stdin", stdin)  # closed from the start, or since
+        assert sample_py.piped() is None

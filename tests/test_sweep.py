@@ -16,6 +16,7 @@ from scipy import stats
 
 import figures
 import gpus
+import outputs
 import sweep
 from configurator import class_settings, read_arguments, read_settings
 from model_loop import FROM_DATASET, LoopConfig, check
@@ -274,6 +275,35 @@ def test_a_run_that_takes_too_long(scripts, folder):
     assert out.strip().splitlines()[-1].startswith("failed: slow, seed 3 (slow/slow/seed3/train.log)")
 
 
+TORCHRUN = """#!%s
+import os, signal, subprocess, sys
+
+def stop(*_):
+    rank.kill()
+    os.waitpid(rank.pid, 0)
+    os._exit(1)
+
+rank = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+signal.signal(signal.SIGTERM, stop)
+with open(os.environ["PID"], "w") as f:
+    f.write(str(rank.pid))
+rank.wait()
+"""  # a process of it has a session of its own, and ends where torchrun is told to end
+
+
+def test_a_run_of_several_ranks_that_takes_too_long_leaves_none_behind(tmp_path, monkeypatch):
+    """On a machine so slow that the stand-in has not begun by then, this says nothing."""
+    (tmp_path / "python").write_text(TORCHRUN % sys.executable)
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(sweep, "timeout", 2.0)
+    environment = os.environ | dict(PID=str(tmp_path / "pid"))
+    assert sweep.launch(["train.py"], str(tmp_path / "log"), environment, 2) == "timeout after 2 s"
+    if (tmp_path / "pid").exists():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
 TWO_RANKS = "--rows=['two @1 on 2: --gradient_accumulation_steps=2 --max_iters=6 --dropout=0']"
 
 
@@ -326,7 +356,7 @@ def test_runs_go_on_where_a_gpu_is_lost(folder, monkeypatch, capsys):
         error = "CUDA error" if name == "GPU-b" or run["seed"] == 3 else ""  # of seed 3 the GPU is not the cause
         return dict(row="a", seed=run["seed"], error=error, val_loss=1.0, ran_on=ran_on), "its.log"
     monkeypatch.setattr(sweep, "execute", execute)
-    runs = [dict(row="a", seed=s, ranks=1, folder=str(folder / "none")) for s in range(4)]
+    runs = [dict(row="a", seed=s, ranks=1, folder=str(folder / "none"), settings={}) for s in range(4)]
     places = gpus.Places(["GPU-a", "GPU-b"], 1)
     failed = sweep.run_at(places, lambda run: sweep.execute_somewhere(run, places, {}, {}), runs,
                           str(folder / "lost"))
@@ -339,6 +369,22 @@ def test_runs_go_on_where_a_gpu_is_lost(folder, monkeypatch, capsys):
     assert "GPU 0: 4 runs" in said
     assert sweep.execute_somewhere(dict(runs[0], ranks=2), places, {}, {})[0]["error"] == (
         "it needs 2 GPU(s), and 1 are left")
+
+
+def test_a_table_that_still_grows_is_not_collected(tmp_path):
+    """Nor one that another command measured; a further setting of the machine does not matter."""
+    command, path = ["evaluate.py", "--sizes=[1, 2]", "--halt=none"], tmp_path / "evaluate.csv"
+    run = dict(row="a", seed=1, folder=str(tmp_path), settings={}, steps=dict(evaluate=command))
+    (tmp_path / "config.json").write_text("{}")
+    path.write_text("kind,n,m,accuracy\nuniform,1,1,0.5\n")
+    for finished, words, error in ((False, command, "a part of its rows"), (True, command[:2], "another command"),
+                                   (True, [*command, "--device=cuda"], "")):
+        outputs.write_provenance(str(path), dict(command=shlex.join(["python", *words]), finished=finished))
+        row, _ = sweep.collect_run(run)
+        assert error in row["error"]
+        assert ("uniform_1" in row) == (row["error"] == "") == (error == "")
+    (tmp_path / "evaluate.json").unlink()
+    assert "evaluate.json is not there" in sweep.collect_run(run)[0]["error"]
 
 
 # ---- the plan
