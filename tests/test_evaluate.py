@@ -19,6 +19,7 @@ import figures
 import intervals
 import outputs
 import sweep
+import sweep_tables
 from model_loop import LoopGPT
 from tasks import addition
 
@@ -197,12 +198,12 @@ def test_every_kind_of_problem_is_measured(run, track, capsys, tmp_path):
     assert [word for word in head if word in kinds] == kinds
     line = next(line.split() for line in said.splitlines() if line.split()[:1] == ["9"])
     assert line[1:2 * len(kinds):2] == [f"{100 * r['accuracy']:.1f}%" for r in rows[len(kinds):]]
-    found = sweep.columns_of_evaluation("", outputs.read_csv("fake.csv"))
+    found = sweep_tables.columns_of_evaluation("", outputs.read_csv("fake.csv"))
     assert {k for k in found if k.rpartition("_")[0] in kinds} == {f"{k}_{n}" for k in kinds for n in (2, 9)}
     every = run(track, "--digits=[1]", "--kinds=all", "--problems=4")[1]
     assert [r["kind"] for r in every][:len(kinds)] == [*addition.KINDS]
     table = [dict(row="a", seed=0, error="", **found)]
-    assert f"| a | 1/1 | {100 * found['equal_2']:.1f} | {100 * found['equal_9']:.1f} |" in sweep.markdown(
+    assert f"| a | 1/1 | {100 * found['equal_2']:.1f} | {100 * found['equal_9']:.1f} |" in sweep_tables.markdown(
         "equal", "", table, ["a"])
     figures.draw_sweep(table, {}, str(tmp_path / "x.png"))
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
@@ -369,7 +370,7 @@ def test_a_sweep_reads_the_same_columns_beside_the_new_rows(run, tmp_path):
         writer.writeheader()
         writer.writerows(r for r in rows if r["kind"] in ("uniform", "hard"))
     found = sweep.columns_of("evaluate", tmp_path)
-    assert found == sweep.columns_of_evaluation("", rows)
+    assert found == sweep_tables.columns_of_evaluation("", rows)
     assert {*found} == {f"{k}_{n}" for k in ("uniform", "hard", "loops_answer", "loops_most", "accuracy_random")
                         for n in (1, 2)} | {f"loops_solved_{r['n']}" for r in rows if r["loops_most_solved"]}
 

@@ -18,6 +18,7 @@ import figures
 import gpus
 import outputs
 import sweep
+import sweep_tables
 from configurator import class_settings, read_arguments, read_settings
 from model_loop import FROM_DATASET, LoopConfig, check
 
@@ -120,7 +121,7 @@ def test_a_failing_row_stops_no_other_and_both_are_in_the_tables(folder, swept):
     run = folder / "out/sweep_small/plain_1_2/seed3"
     said = dict(re.findall(r"^(\w+): (.*)$", (run / "train.log").read_text(), re.MULTILINE))
     assert said["device"] == "cpu"
-    assert {k: good[k] for k in sweep.FIRST[2:]} == {k: said[k] for k in sweep.FIRST[2:]}
+    assert {k: good[k] for k in sweep_tables.FIRST[2:]} == {k: said[k] for k in sweep_tables.FIRST[2:]}
     measured = read_csv(run / "evaluate.csv")
     assert len(measured) == 4
     for r in measured:
@@ -139,7 +140,7 @@ def test_a_failing_row_stops_no_other_and_both_are_in_the_tables(folder, swept):
         assert r.pop("row") == "plain, 1/2"
         assert seen[tuple(r[k] for k in ("what", "weights", "loop", "class"))] == r
     assert {r["loop"] for r in states} == {"2", "4"}  # those trained with, and --loop_multiple=2 as many
-    assert {r["what"] for r in states} == set(sweep.STATES)
+    assert {r["what"] for r in states} == set(sweep_tables.STATES)
     curve = [(r["iter"], float(r["val_loss"])) for r in read_csv(folder / "results/sweep_small_curves.csv")]
     assert curve == [(r["iter"], float(r["val_loss"])) for r in read_csv(run / "log.csv") if r["val_loss"]] != []
 
@@ -204,7 +205,7 @@ def test_the_table_and_the_figure_of_a_text(monkeypatch, rng, tmp_path):
     best = 1.4 + 0.2 * rng.random(3)
     found = [dict(row="a", seed=i, error="", parameters="1234567", flops_per_token="9876543", val_loss="2.0", ms="3.25",
                   best_val_loss=str(x)) for i, x in enumerate(best)] + [dict(row="b", seed=0, error="failed")]
-    head, _, line, failed = ([c.strip() for c in x.strip("|").split("|")] for x in sweep.markdown(
+    head, _, line, failed = ([c.strip() for c in x.strip("|").split("|")] for x in sweep_tables.markdown(
         "uniform", "", found, ["a"] * 3 + ["b"]).splitlines() if x.startswith("|"))
     assert head == ["row", "seeds", "parameters", "training FLOPs a token", "best val loss", "last val loss",
                     "ms a step"]
@@ -486,7 +487,7 @@ def test_the_markdown_table(rng):
     wanted = [f"row {i}" for i in (0, 1, 2, 3) for _ in range(5)]
     for (kind, label), key in tables.items():
         head, _, *lines = ([c.strip() for c in line.strip("|").split("|")] for line in
-                           sweep.markdown(kind, label, found, wanted).splitlines() if line.startswith("|"))
+                           sweep_tables.markdown(kind, label, found, wanted).splitlines() if line.startswith("|"))
         with_loss = (kind, label) == ("uniform", "")
         assert head == ["row", "seeds", *["val loss"] * with_loss, key.rpartition("_")[2]]
         assert [line[:2] for line in lines] == [["row 0", "4/5"], ["row 1", "4/5"], ["row 2", "1/5"], ["row 3", "0/5"]]
@@ -503,12 +504,13 @@ def test_the_markdown_table(rng):
                     np.testing.assert_allclose(shown, scale * np.array(numbers), atol=half)
     for r in found:
         r["long_loops_solved_12"] = 8.0  # the same for all: nothing halts
-    assert sweep.markdown("loops_solved", "long", found, wanted) == sweep.markdown("hard", "long", found, wanted) == ""
+    for kind in ("loops_solved", "hard"):
+        assert sweep_tables.markdown(kind, "long", found, wanted) == ""
 
 
 def test_a_bar_in_a_name_does_not_break_the_table():
     row = dict(row="a|b", seed=1, error="", val_loss="1.5")
-    assert "| a\\|b | 1/1 |  |  |  | 1.5000 |  |\n" in sweep.markdown("uniform", "", [row], ["a|b"])
+    assert "| a\\|b | 1/1 |  |  |  | 1.5000 |  |\n" in sweep_tables.markdown("uniform", "", [row], ["a|b"])
 
 
 # ---- a comparison
