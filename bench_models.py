@@ -151,13 +151,13 @@ def judged(s, exact_loops=None):
             logits = s.model.logits(X).float()
         right.append(((logits.argmax(-1) == Y) | (Y < 0)).all(1))
         losses.append(F.cross_entropy(logits.flatten(0, 1), Y.flatten(), ignore_index=-1).item() * len(X))
-    quality = torch.cat(right).double().mean().item() if s.task == "addition" else sum(losses) / len(s.X)
+    quality = torch.cat(right).double().mean().item() if s.task != "text" else sum(losses) / len(s.X)
     return quality, torch.cat(loops) if loops else None
 
 
 def as_good(task, quality, best):
     """Whether a quality is within MARGIN of the best: the more exact match, the less loss."""
-    return quality >= best - MARGIN[task] - 1e-9 if task == "addition" else quality <= best + MARGIN[task] + 1e-9
+    return quality >= best - MARGIN[task] - 1e-9 if task != "text" else quality <= best + MARGIN[task] + 1e-9
 
 
 def mean_loops(s, loops):
@@ -177,7 +177,7 @@ def settings(model, **changed):
 
 def depth_changes(s, l):
     """Settings by which what a Subject writes takes exactly l loops; the prompt as it was trained."""
-    if s.task == "addition":
+    if s.task != "text":
         return dict(halt="none", think_loops=l, prompt_loops=s.model.config.prompt_loops or s.model.trained_loops)
     return dict(halt="none", think_loops=0, prompt_loops=0)
 
@@ -197,7 +197,7 @@ def variants(s):
     for l in range(1, L + 1):
         with settings(model, **depth_changes(s, l)), asked(model, l):
             found[l] = judged(s)[0]
-    best = max(found.values()) if s.task == "addition" else min(found.values())
+    best = max(found.values()) if s.task != "text" else min(found.values())
     enough = min(l for l, q in found.items() if as_good(s.task, q, best))
     yield f"{s.name}, depth {enough}", depth_changes(s, enough), enough, found[enough], float(enough), math.nan
     for rule in rules:
@@ -209,7 +209,7 @@ def variants(s):
                 points.append((not as_good(s.task, quality, best), mean_loops(s, loops), quality, changes, loops))
         # the cheapest that is as good; where none is, the best one
         worse, mean, quality, changes, loops = min(points, key=lambda p: (
-            p[0], p[1] if not p[0] else p[2] * (-1 if s.task == "addition" else 1)))
+            p[0], p[1] if not p[0] else p[2] * (-1 if s.task != "text" else 1)))
         drawn, counted = loops.clone(), s.Y >= 0
         drawn[counted] = loops[counted][torch.randperm(int(counted.sum()), generator=torch.Generator().manual_seed(0))]
         with asked(model, L):
@@ -273,13 +273,13 @@ def row_of(s, name, changes, L, quality, loops, at_random, meter, span, short):
             if B == 1:
                 row["us_1"] = round(1e6 * seconds / tokens, 1)
         row["first_ms"] = round(first_token(s), 2)
-    if s.task == "addition" and not math.isnan(quality):
+    if s.task != "text" and not math.isnan(quality):
         row["correct_s"] = round(quality * complete / seconds, 1)  # of the last batch
         row["correct_joule"] = f"{quality * complete / joules:.3g}" if joules > 0 else ""
     row["flops"] = f"{flops(s, loops):.4g}"
     if not math.isnan(quality):
         row["quality"] = round(quality, 4)
-        row["quality_gflop"] = f"{(quality if s.task == 'addition' else 1 / quality) / flops(s, loops) * 1e9:.4g}"
+        row["quality_gflop"] = f"{(quality if s.task != 'text' else 1 / quality) / flops(s, loops) * 1e9:.4g}"
     row |= {k: round(x, 4) for k, x in (("loops", loops), ("random", at_random)) if not math.isnan(x)}
     row["idle_w"] = "" if math.isnan(meter.idle) else round(meter.idle, 1)
     row["note"] = "; ".join(filter(None, ("" if s.trained else "weights as they are drawn, so no quality", (

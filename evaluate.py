@@ -44,7 +44,7 @@ from model_loop import LoopGPT, idle_settings
 checkpoint = ""                 # a checkpoint file; empty: ckpt_best.pt, else ckpt_last.pt, of out_dir
 out_dir = "out"                 # where train.py wrote
 task = ""                       # the file of a task of your own, of which the checkpoint is
-sizes: list[int] = []           # >= 1: sizes of the problems to measure; if not given the task's SIZES
+sizes: list[int] = []           # >= 1: sizes of the problems to measure; if not given those of the task
 kinds = ""                      # the kinds of problems to measure, of the task's KINDS, or all; empty: the first two
 problems = 2000                 # >= 1: problems per size and kind
 problems_file = ""              # a file of problems to measure, one a line; sizes then only if given
@@ -445,7 +445,7 @@ def main():
         if grid and not getattr(known, "PAIRS", False):
             raise SystemExit(f"--grid={grid}: the sizes of task {meta.task} are no pairs")
         if "sizes" not in given:
-            globals().update(sizes=[] if problems_file else known.SIZES)
+            globals().update(sizes=[] if problems_file else tasks.sizes(known, meta))
     if (frontier or plot) and not (is_looped(model) and meta.kind == "rows" and sizes):
         raise SystemExit("frontier and plot need a looped model of a task, and sizes")
     say_without_effect(

@@ -251,7 +251,7 @@ def draw_writing(rows, path):
         at = [[float(r[k]) for r in points] for k in ("tokens_s_1", "quality")]
         ax.plot(*at, "ko")
         ax.set(xlabel="tokens per second, one sequence", xscale="log", title=task,
-               ylabel="exact match (share)" if task == "addition" else "validation loss (nats per token)")
+               ylabel="validation loss (nats per token)" if task == "text" else "exact match (share)")
         ax.margins(0.15, 0.1)
         name_points(ax, *at, [r["case"] for r in points])
     save(figure, path, "Cases without room for their names are in the table")

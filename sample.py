@@ -72,7 +72,7 @@ def examples(task, meta):
     """A text of problems for a start that names none."""
     if hasattr(task, "EXAMPLES"):
         return task.EXAMPLES
-    tokens, *_ = tasks.problem_set(task, meta, task.SIZES[0], 3)
+    tokens, *_ = tasks.problem_set(task, meta, tasks.sizes(task, meta)[0], 3)
     return "\n".join(tasks.show(task, row, meta).partition(task.THINK)[0] for row in tokens)
 
 

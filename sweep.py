@@ -126,7 +126,8 @@ def check_model(given, of_train, entries):
         override(copy.deepcopy(model), {k: v for k, v in asked.items() if k in INFERENCE_SETTINGS})
         if meta and settings["model_type"] == "loop" and c.pos == "place":
             task = tasks.load(meta.task)
-            size = max([*asked.get("sizes", task.SIZES if "grid" in known else []), asked.get("grid", 0)], default=None)
+            usual = tasks.sizes(task, meta) if "grid" in known else []
+            size = max([*asked.get("sizes", usual), asked.get("grid", 0)], default=None)
             longest = task.longest_number(size, meta)
             if longest + c.place_ahead > c.place_ids:
                 raise ValueError(f"'{shlex.join(words)}' asks for numbers of {longest} digits, but place_ids is "

@@ -94,7 +94,7 @@ def markdown(kind, label, found, wanted):
 
     kind: as figures.kinds_told names them; label: of an entry of `evaluate`; wanted: the name of the row of every run.
     """
-    measured = {k: n for n, k in figures.size_columns(found, kind, label).items()}
+    measured = {k: n for n, k in sorted(figures.size_columns(found, kind, label).items())}
     loops, difficulty = kind.startswith("loops_"), kind.removeprefix("loops_")
     head = {k: (str(n), "{:.2f}" if loops else "{:.1f}") for k, n in measured.items()}
     if kind == "uniform" and not label:

@@ -37,7 +37,8 @@ TAKEN = {"grid", "file", "frontier", "val_loss"}  # kinds of rows in evaluate.py
 
 def check_names(module):
     """Its symbols, kinds and functions."""
-    missing = [name for name in tasks.NEEDED if not hasattr(module, name)] + ["END"] * (not tasks.tracks(module))
+    missing = [name for name in tasks.NEEDED if not (hasattr(module, name) or name == "SIZES" and
+                                                     hasattr(module, "sizes"))] + ["END"] * (not tasks.tracks(module))
     if missing:
         raise ValueError(f"it has no {', '.join(missing)}")
     symbols = module.VOCAB
@@ -101,7 +102,7 @@ def check_task(module, s):
         raise ValueError("draw gives other rows at the second call: all it draws must come from rng")
     check_rows(module, s, draws[0], module.row_length(None, s), "draw")
     check_answers(module, s, draws[0][0], "draw")
-    for size in module.SIZES:
+    for size in tasks.sizes(module, s):
         for kind in module.KINDS:
             where, drawn = f"draw of size {size}, kind {kind}", tasks.problem_set(module, s, size, 20, kind)
             check_rows(module, s, drawn, module.row_length(size, s), where)

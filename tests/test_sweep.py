@@ -466,9 +466,9 @@ def test_committed_sweeps(scripts, folder, path):
     for line in lines:
         if line.startswith("python train.py"):
             given = read_arguments(shlex.split(line)[2:], known)
-            plain = "plain" in given.get("dataset", "")
-            check(LoopConfig(**{k: v for k, v in given.items() if k in of_model} | facts
-                             | (dict(number_tokens=()) if plain else {})))
+            data = given.get("dataset", "addition")
+            other = dict(number_tokens=()) if "plain" in data else {} if "addition" in data else dict(longest_number=1)
+            check(LoopConfig(**{k: v for k, v in given.items() if k in of_model} | facts | other))
 
 
 # ---- the tables
