@@ -254,7 +254,7 @@ def print_correlation(rows, loops, within):
     for key, what in (("loops_prompt", "a token of the prompt"), ("loops_answer", "a token of the answer"),
                       ("loops_most", "the slowest token of the answer")):
         x = np.concatenate([p[key].numpy() for p in loops])  # after the last turn, of the slowest token
-        found = ("the same for every problem" if not np.ptp(x) else f"{none}, of which there is one" if not np.ptp(n)
+        found = ("the same for every problem" if not np.ptp(x) else f"{none}, since only one was asked" if not np.ptp(n)
                  else f"Spearman with the size {spearman(n, x):+.2f}")
         print(f"loops of {what}: mean {x.mean():.2f}, {found}")
     solved = np.concatenate([p["solved"].numpy() for p in loops])
@@ -271,8 +271,8 @@ def print_correlation(rows, loops, within):
     for name, rhos in within.items():
         rhos = [rho for rho in rhos if not math.isnan(rho)]
         if rhos:
-            print(f"  of solved problems of all kinds: Spearman with {name} {np.mean(rhos):+.2f}, mean of {len(rhos)} "
-                  "sizes, each by itself")
+            print(f"  of solved problems of all kinds: Spearman with {name} {np.mean(rhos):+.2f}, "
+                  + (f"mean of {len(rhos)} sizes, each by itself" if len(rhos) > 1 else "within one size"))
     if len(means) > 1:
         least, most = min(means), max(means)
         print(f"  of solved problems: mean loops at size {most} / at size {least} {means[most] / means[least]:.2f}")
@@ -399,8 +399,9 @@ def table_path(path, overrides):
 
 def describe(model, saved, path):
     """One line on what is measured."""
+    averaged = "ema" in saved or bool(saved.get("config", {}).get("ema_decay"))  # pretrained/ has no others
     line = (f"{path}: {'looped' if is_looped(model) else 'plain'} model, {model.get_num_params():,} parameters, "
-            f"iteration {saved.get('iter_num', '?')}, {'averaged' if 'ema' in saved else 'raw'} weights")
+            f"iteration {saved.get('iter_num', '?')}{', averaged weights' * averaged}")
     if is_looped(model):
         c = model.config
         line += f", {model.trained_loops} loops, halting: {c.halt}"

@@ -89,6 +89,11 @@ def start_text():
     return text
 
 
+def source():
+    """Where the prompts come from, for a message about them."""
+    return "--start" if start else "standard input"
+
+
 def read_prompts(meta, text=None):
     """The prompts as token ids (on track slots with the slots), each with its problem or None: the row (T,) with the
     right answer, and where that stands (T,). text: that of them all; None: as --start says."""
@@ -96,18 +101,21 @@ def read_prompts(meta, text=None):
     if meta.kind != "rows":
         return [(encode(meta, text or default_prompt(meta)), None)]
     task, found = tasks.load(meta.task), []
+    if not text:
+        outputs.warn("no prompt given: these are examples of the task")
     for problem in tasks.split(task, text or examples(task, meta)):
         try:
             row, answer = tasks.read(task, problem, meta)
         except ValueError as e:
-            raise SystemExit(f"--start: {e}") from None
+            raise SystemExit(f"{source()}: {e}") from None
         if is_slots(meta):
             asked = tasks.inputs_and_targets(task, row[None], answer[None], "slots")[0][0]
         else:
             asked = row[:answer.argmax()]
         found.append((asked.tolist(), (row, answer)))
     if not found:
-        raise SystemExit(f"--start={start or text!r}: no problem in it; the task's own are {examples(task, meta)!r}")
+        given = f"--start={start}" if start else f"standard input, {text!r}"
+        raise SystemExit(f"{given}: no problem in it; the task's own are {examples(task, meta)!r}")
     return found
 
 
@@ -276,7 +284,7 @@ def require_places(model, prompts):
             try:
                 model.embed(torch.tensor([prompt], device=model.lm_head.weight.device))
             except ValueError as e:
-                raise SystemExit(f"--start: {e}") from None
+                raise SystemExit(f"{source()}: {e}") from None
 
 
 def samples(model, meta, trace, text=None):
@@ -296,7 +304,8 @@ def samples(model, meta, trace, text=None):
             burst = next(work)
         except ValueError as e:
             raise SystemExit(f"sample.py: {e}") from None
-        seconds, steps = seconds + time.perf_counter() - before, steps + max(map(len, burst.tokens))
+        seconds = seconds + time.perf_counter() - before
+        steps += 1 if is_slots(meta) else max(map(len, burst.tokens))
         tokens, loops = tokens + sum(map(len, burst.tokens)), loops + sum(burst.loops or [], [])
         for i, row in enumerate(burst.rows):
             sequences[row].complete = burst.done[i]
@@ -315,13 +324,14 @@ def samples(model, meta, trace, text=None):
 
 
 def say_speed(model, seconds, tokens, steps, loops):
-    """A line on what writing took. steps: tokens one after the other; loops: of the tokens that wrote, [] of a GPT. On
-    stderr, since what is written does not depend on it."""
+    """A line on what writing took. steps: one after the other, in which all rows write a token or
+    one row fills its slots; loops: of the tokens that wrote, [] of a GPT.
+    On stderr, since what is written does not depend on it."""
     if tokens:
-        line = f"{tokens} tokens, {tokens / seconds:.1f} tokens/s, {1000 * seconds / steps:.2f} ms a token"
+        line = f"{tokens} tokens in {steps} steps of {1000 * seconds / steps:.2f} ms, {tokens / seconds:.1f} tokens/s"
         if loops:
             mean, most = sum(loops) / len(loops), think.most_loops(model.config, model.trained_loops)
-            line += f", {mean:.2f} of {most} loops, {1 - mean / most:.0%} saved"
+            line += f", {mean:.2f} loops per token (at most {most}, {1 - mean / most:.0%} not taken)"
         print(line, file=sys.stderr, flush=True)
 
 
@@ -348,7 +358,7 @@ def converse(respond):
     costs a line."""
     with contextlib.suppress(ImportError):  # not every system has it
         import readline  # noqa: F401 (arrow keys, and the lines typed before)
-    print("a prompt, Enter alone for an example; Ctrl-C ends an answer, Ctrl-D all", file=sys.stderr)
+    print("type a prompt; Enter alone: examples; Ctrl-C stops an answer, Ctrl-D quits", file=sys.stderr)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         while True:
@@ -359,7 +369,7 @@ def converse(respond):
                     raise
                 print()
             except SystemExit as e:
-                print(str(e).removeprefix("--start: "), file=sys.stderr)
+                print(str(e).removeprefix(f"{source()}: "), file=sys.stderr)
     except EOFError:
         print()
     finally:

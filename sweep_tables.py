@@ -150,7 +150,8 @@ def differences(table, a, b):
     a, mean of b, the seeds, {mean, mean_low, mean_high} of a - b by seed)}."""
     own = [{r["seed"]: r for r in table if r["row"] == name and not r["error"]} for name in (a, b)]
     found = {}
-    of_settings = ("row", "seed", "error", "device", "torch", "ran_on", "parameters", "flops_per_token")
+    of_settings = ("row", "seed", "error", "device", "torch", "ran_on", "parameters", "flops_per_token",
+                   "ms", "seconds")  # times of a device that several runs shared compare nothing
     for column in [k for k in table[0] if k not in of_settings]:
         shared = [seed for seed in own[0] if seed in own[1] and all(r[seed][column] not in ("", None) for r in own)]
         x, y = (np.array([float(r[seed][column]) for seed in shared]) for r in own)
@@ -173,4 +174,5 @@ def print_comparison(path, compare):
     for column, (x, y, shared, mean) in found.items():
         span = f"{mean['mean_low']:+.6g} to {mean['mean_high']:+.6g}" if len(shared) > 1 else "needs two seeds"
         print(f"{column:<28} {x:>12.6g} {y:>12.6g} {mean['mean']:>+12.6g}  {span:<26} {', '.join(shared)}")
-    print(f"\nof {len(found)} columns one in twenty leaves 0 out of its interval by chance alone")
+    outside = sum(m["mean_low"] > 0 or m["mean_high"] < 0 for *_, shared, m in found.values() if len(shared) > 1)
+    print(f"\nwith no true difference an interval leaves 0 out once in 20; {outside} of {len(found)} do here")

@@ -309,7 +309,7 @@ def test_what_cannot_be_computed_is_left_out_with_its_reason(run, monkeypatch, c
     """One digit count; loops that are all the same; problems of which none, or of one digit count only, are solved."""
     run("next", "--digits=[4]", "--problems=70")
     said = capsys.readouterr().out
-    assert re.search(r"answer: mean \d\.\d\d, no correlation with the size, of which there is one\n", said)
+    assert re.search(r"answer: mean \d\.\d\d, no correlation with the size, since only one was asked\n", said)
     assert f"prompt: mean {PROMPT:.2f}, the same for every problem" in said  # as every token's limit
     assert "nan" not in said
     of_problem = run.fake.problem

@@ -434,7 +434,8 @@ def test_a_full_disk_costs_a_sweep_its_tables_only(scripts, tmp_path, monkeypatc
 
 
 def test_wandb_that_fails_later_only_warns(said, monkeypatch):
-    run = SimpleNamespace(master=True, log=None, it=5, wandb=SimpleNamespace(log=lambda *args, **kw: 1 / 0))
+    run = SimpleNamespace(master=True, log=None, it=5, wandb=SimpleNamespace(log=lambda *args, **kw: 1 / 0),
+                          shown=outputs.Progress("training", "iterations"))
     train.log(run, "a line", iter=5, loss=1.0)
     train.log(run, "a line", iter=6, loss=1.0)
     assert said() == ["wandb is off from iteration 5 on (ZeroDivisionError: division by zero)"]
