@@ -260,8 +260,8 @@ def test_halting_at_the_defaults():
     assert {row[0].strip("`"): row[1] for row in rows} == {
         rule: f"{known.threshold:g}" for rule, known in RULES.items() if rule != "none"}
     text = " ".join(page("README.md").split())
-    search, address, entropy = re.search(r"`confidence` has ([\d.]+)% on search; on address, .*? it has ([\d.]+)%, "
-                                         r"`entropy` ([\d.]+)%", text).groups()
+    search, address, entropy = re.search(r"`confidence` has ([\d.]+)% on search and ([\d.]+)% on address, "
+                                         r".*?, `entropy` ([\d.]+)% there", text).groups()
     assert line(rows, "confidence")[2].startswith(f"{search}%")
     assert line(rows, "confidence")[3].startswith(f"{address}%")
     assert line(rows, "entropy")[3].startswith(f"{entropy}%")
