@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+import evaluate
+import generate
 import tasks
+from checkpoint import open_model
 
 PAGE = (ROOT / "docs/tasks.md").read_text(encoding="utf-8")
 MODULE = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
@@ -143,6 +146,100 @@ def test_a_named_task_that_the_data_is_not_of(scripts):
     assert "train.bin is missing" in scripts("train.py", "--dataset=reverse", status=None).err
 
 
+# ---- several right answers
+
+DIVISOR = '''"""Any divisor above 1 of a number: 12=4. Most problems have several right answers."""
+import numpy as np
+
+max_number = 30                 # >= 4, <= 999: the largest number in training
+track = "next"                  # next or slots
+
+VOCAB = "0123456789=\\n _"
+PAD, THINK, END, SLOT = " ", "=", "\\n", "_"
+KINDS, SIZES = ("uniform",), [1, 2]  # a size is the digits of the number
+
+
+def row_length(size, s):
+    return 2 * (size or len(str(s.max_number))) + 1 + (s.track == "next")
+
+
+def draw(rng, N, s, size=None, kind="uniform"):
+    low, high = (10 ** (size - 1) + (size == 1), 10 ** size - 1) if size else (2, s.max_number)
+    tokens = np.full((N, row_length(size, s)), VOCAB.index(PAD))
+    for i, n in enumerate(rng.integers(low, high + 1, N)):
+        row = f"{n}={rng.choice([d for d in range(2, n + 1) if n % d == 0])}" + END * (s.track == "next")
+        tokens[i, :len(row)] = [VOCAB.index(c) for c in row]
+    after = (tokens == VOCAB.index(THINK)).cumsum(1) > 0
+    return tokens, after & ~np.isin(tokens, [VOCAB.index(THINK), VOCAB.index(PAD)]), {}
+
+
+def solve(number, s):
+    return next(str(d) for d in range(2, int(number) + 1) if int(number) % d == 0)
+
+
+def check(number, answer, s):
+    return int(answer) > 1 and int(number) % int(answer) == 0
+'''
+
+
+@pytest.fixture(scope="module", params=["next", "slots"])
+def divisors(scripts, request):
+    """The folder of a model that was trained on divisors for a moment, and its --task."""
+    (scripts.folder / "divisor.py").write_text(DIVISOR)
+    name, own = f"divisor_{request.param}", "--task=divisor.py"
+    scripts("data/prepare.py", own, f"--out_dir=data/{name}", f"--track={request.param}", "--train_rows=500",
+            "--val_rows=100")
+    scripts("train.py", own, f"--dataset={name}", *TINY, "--max_iters=300", "--batch_size=64", "--num_loops=3",
+            "--learning_rate=0.01", "--halt=confidence", "--halt_threshold=0.6", f"--out_dir={name}")
+    return name, own
+
+
+def test_whatever_check_accepts_is_right(scripts, divisors, tmp_path):
+    """Counted once more by arithmetic on what sample.py writes, which keeps keys and values."""
+    name, own = divisors
+    (scripts.folder / "numbers.txt").write_text("\n".join(map(str, range(2, 41))))
+    out = scripts("sample.py", own, f"--out_dir={name}", "--trace=False", "--start=FILE:numbers.txt").out
+    right, other = 0, 0
+    for n, line in zip(range(2, 41), out.splitlines(), strict=True):
+        problem, said = line.partition("   (wrong")[0].split("=")
+        assert problem == str(n)
+        divides = said.isdigit() and int(said) > 1 and n % int(said) == 0
+        assert divides or "(wrong" in line
+        right += "(wrong" not in line
+        other += "(wrong" not in line and int(said) != next(d for d in range(2, n + 1) if n % d == 0)
+    assert other  # right ones that solve does not give
+    measure = "evaluate.py", own, f"--out_dir={name}", "--eval_iters=0", "--problems_file=numbers.txt"
+    assert f"{right} of 39 right" in scripts(*measure).out
+    out = scripts("evaluate.py", own, f"--out_dir={name}", "--eval_iters=0", "--sizes=[1,2]", "--problems=40",
+                  "--frontier=True", "--control=True", "--plot=True", "--csv_file=divisors.csv").out
+    assert "frontier: " in out
+
+
+def test_writing_is_that_of_generate(scripts, divisors, monkeypatch):
+    """evaluate.write, a pass per token, writes and counts what generate.write does with a cache."""
+    name, own = divisors
+    monkeypatch.chdir(scripts.folder)
+    task = tasks.use("divisor.py")
+    model, meta, *_ = open_model("", name, "cpu", {})
+    if meta.track == "slots":
+        return
+    rows = tasks.problem_set(task, meta, 2, 50)
+    X, Y = evaluate.batch(meta, rows)
+    written, loops = evaluate.write(model, meta, X, Y)
+    prompts = [row[:on.argmax()].tolist() for row, on in zip(*rows[:2], strict=True)]
+    said, taken = [[] for _ in prompts], [[] for _ in prompts]
+    end = task.VOCAB.index(task.END)
+    for burst in generate.write(model, prompts, [X.shape[1] + 1 - len(p) for p in prompts], 0, stop=end):
+        for row, new, l in zip(burst.rows, burst.tokens, burst.loops, strict=True):
+            said[row] += new
+            taken[row] += l
+    for i, p in enumerate(prompts):
+        if task.VOCAB.index(task.PAD) not in said[i]:
+            assert written[i].tolist()[:len(p) + len(said[i])] == p + said[i]
+            assert loops[i, len(p) - 1:len(p) - 1 + len(said[i])].tolist() == taken[i]
+    assert len(np.unique(loops.numpy())) > 1
+
+
 # ---- mistakes
 
 @pytest.mark.parametrize(("old", "new", "words"), [
@@ -166,7 +263,7 @@ def test_a_mistake_gets_one_line(scripts, old, new, words):
     (scripts.folder / "bad.py").write_text(MODULE.replace(old, new))
     err = scripts("data/prepare.py", "--task=bad.py", "--train_rows=50", "--val_rows=50", status=None).err
     assert len(err.strip().splitlines()) == 1
-    assert re.match(r"(--task=)?\S*bad\.py: ", err)
+    assert re.match(r"(--task=)?\S*bad\.py(:\d+, in \w+)?: ", err)
     assert re.search(words, err)
     assert not (scripts.folder / "data/bad").exists()
 
