@@ -394,7 +394,7 @@ def draw_sweep(found, ceilings, path):
             ax.set(**{} if loops else dict(ylim=(-3, 103)), ylabel="mean loops, slowest token" if loops else
                    "exact match (%)")
         which = "uniform problems" if by_size else f"problems of size {DIFFICULTY_SIZE}"
-        ax.set(xlabel="size of a problem (addition: digits)" if by_size else f"difficulty: {name}",
+        ax.set(xlabel="size of a problem" if by_size else f"difficulty: {name}",
                title=f"loops of solved {which}" + f"; +: cut off by num_loops, {ceiling}" * bool(tables and ceiling)
                if loops else f"{kind} problems" + ", exact match in %" * tables)
     of_table = ("One seed" if most == 1 else "From the lowest seed to the highest") + "; dark is worse"
@@ -466,7 +466,7 @@ def draw_loops(table, ceiling, path):
             ax.fill_between(at, *ends, color=line_style(i)["color"], alpha=0.15, lw=0)
             mark_cut(ax, at, mean, ceiling, line_style(i))
         draw_ceiling(ax, ceiling)
-        ax.set(xlabel=f"difficulty: {name}" if name else "size of a problem (addition: digits)",
+        ax.set(xlabel=f"difficulty: {name}" if name else "size of a problem",
                title="all kinds, at least 10 solved problems per point" if name else "by size",
                ylabel="" if name else "mean loops, slowest token of the answer")
         ax.xaxis.get_major_locator().set_params(integer=True)

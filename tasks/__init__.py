@@ -191,7 +191,7 @@ def read(task, text, s):
         tokens = tokens_of(task, row)
     except (ValueError, LookupError) as e:  # with what else the code of a task may say of what it did not expect
         what = str(e) if isinstance(e, ValueError) else f"{type(e).__name__}: {e}"
-        raise ValueError(what if repr(text)[1:-1] in what else f"{text!r}: {what}") from e
+        raise ValueError(what if repr(problem) in what else f"{problem!r}: {what}") from e
     return tokens, answers(task, tokens[None])[0]
 
 

@@ -98,6 +98,8 @@ def test_a_file_elsewhere_works_with_every_script(scripts, mine, track):
             "--val_rows=50")
     scripts("train.py", f"--task={mine}", f"--dataset={name}", *TINY, f"--out_dir={name}")
     own = f"--task={mine}", f"--out_dir={name}"
+    said = scripts("sample.py", *own, "--start=head cafe", status=None).err
+    assert said.startswith("--start: 'head cafe': ' ' fills rows up")
     out = scripts("sample.py", *own, "--start=abc=\nhead").out
     assert re.search(r"^abc=.*\(wrong: cba\)$", out, re.MULTILINE)
     assert re.search(r"^head=", out, re.MULTILINE)
@@ -134,6 +136,31 @@ def test_a_file_elsewhere_is_named_on_every_command_line(scripts, mine):
     for name in ("./mine", str(scripts.folder / "mine.py"), "os", "__init__"):
         path.write_text(json.dumps(meta | dict(task=name)))
         assert "is none of addition, " in scripts(*train, status=None).err
+    path.write_text(json.dumps(meta))
+    (scripts.folder / "another.py").write_text(MODULE)
+    said = scripts(*train, "--task=another.py", status=None).err
+    assert re.search("of task 'mine', while --task names another: name its file, --task=path/to/mine.py", said)
+    text = (scripts.folder / mine).read_text()
+    (scripts.folder / "new").mkdir()
+    (scripts.folder / "new/mine.py").write_text(text.replace('"abcdefgh', '"hgfedcba'))
+    for command in (train, ("sample.py", "--out_dir=named")):
+        assert "task mine has another VOCAB now" in scripts(*command, "--task=new/mine.py", status=None).err
+
+
+@pytest.mark.parametrize(("body", "words"), [
+    ("a, b = word.split('+')\n    return a", "--start: 'abc': not enough values to unpack"),
+    ("return {}[word]", "--start: KeyError: 'abc'"), ("raise ValueError(f'no {word}')", "--start: 'abc': no abc"),
+    ("raise ValueError(f'{word!r} is none')", "--start: 'abc' is none")])
+def test_what_is_no_problem_is_named(scripts, mine, body, words):
+    """Whatever a task's own read makes of it, which gets it without THINK."""
+    if not (scripts.folder / "asked").exists():
+        scripts("data/prepare.py", f"--task={mine}", "--out_dir=data/asked", "--train_rows=50", "--val_rows=50")
+        scripts("train.py", f"--task={mine}", "--dataset=asked", *TINY, "--out_dir=asked")
+    (scripts.folder / "asks").mkdir(exist_ok=True)
+    (scripts.folder / "asks/mine.py").write_text(
+        (scripts.folder / mine).read_text() + f"\n\ndef read(word, s):\n    {body}\n")
+    said = scripts("sample.py", "--task=asks/mine.py", "--out_dir=asked", "--start=abc =", status=None).err
+    assert said.startswith(words)
 
 
 def test_a_named_task_that_the_data_is_not_of(scripts):
@@ -257,10 +284,36 @@ def test_writing_is_that_of_generate(scripts, divisors, monkeypatch):
     ('VOCAB = "abcdefgh', 'VOCAB = "aabcdefg', "once"), ('("uniform",)', '("even",)', "'uniform' first"),
     (", {}", ", dict(uniform=length[:, 0])", "difficulty 'uniform'"), (", {}", ", dict(x=length)", "difficulty 'x'"),
     ("max_size = 8", "seed = 8", "other names|max_size"), ("import numpy", "import numpi", "No module named"),
-    ("def draw(rng,", "def draw(rng", "SyntaxError")])
+    ("def draw(rng,", "def draw(rng", "SyntaxError"),
+    ("    T = row_length", "    rng = np.random.default_rng(0)\n    T = row_length", "same rows whatever rng"),
+    ('END = " ", "=", "\\n"', 'END = " ", "=", " "', "PAD and END are the same symbol"),
+    ('END = " ", "=", "\\n"', 'END, SLOT = " ", "=", "\\n", "a"', "SLOT, 'a', in the row"),
+    ('=\\n "\n', '=\\n ~"\nSLOT, slots = "~", 0\ntrack = "slots"\n', "on track slots an answer has no END"),
+    ("letters, t =", "letters, u =", r"bad\.py:\d+, in draw: .*'t'"),
+    ("    return word[::-1]", "    return {}[word]", r"bad\.py:\d+, in solve: KeyError: '"),
+    ("    return tokens, ", "    return tokens, 1, ", "must return tokens, answer, difficulty: .* not ndarray, int"),
+    (", {}", "", "must return tokens, answer, difficulty: two arrays and a dict, not ndarray, ndarray"),
+    (" * (size or s.max_size) + 2", " * (size or s.max_size) + 1", "is it cut at row_length 17"),
+    ("max_size = 8  ", "Max_size = 8  ", "s has no max_size; settings are lower-case"),
+    ("max_size = 8  ", "seed = 8  ", "its settings seed need other names"),
+    ('("uniform",)', '("uniform")', "KINDS 'uniform' must be a tuple"),
+    ("[1, 2, 4, 8, 12, 16]", "4", "SIZES 4 must be a tuple"),
+    ("", 'NUMBER = "abcdefgh"', "it has no longest_number"),
+    ("", 'NUMBER = "abcdefgh"\ndef longest_number(size, s): return 7', "8 symbols of NUMBER in a run, .* says 7"),
+    ("", "def labels(tokens, answer, s): return dict(x=tokens[:, 0])", "label 'x' must be"),
+    ("", "def augment(rng, tokens, answer, swap, flip): return tokens[:, 1:], answer", "augment makes rows"),
+    ("", "PAIRS = True", "in row_length: TypeError"),
+    (", {}", ", dict(x=length[:, 0] / 2)", r"difficulty 'x' must be \(N,\) of integers, .* float64"),
+    ("", "def read(word, s): return word + '=' + word + END", "of which read makes"),
+    ("", "def show(row, s): return row.split(THINK, 1)[0] + THINK + row[row.index(END) // 2 + 1:row.index(END)]",
+     r"bad\.py:\d+, in show: ValueError"),
+    ("", "def check(word, answer, s): return True", "check accepts any answer"),
+    ("", "def check(word, answer, s): return answer == word", "where check refuses"),
+    ("return word[::-1]", "return word\ndef check(word, said, s): return said == word[::-1]", "which check refuses"),
+    ("", 'EXAMPLES = "x="', "'x' not in the vocabulary")])
 def test_a_mistake_gets_one_line(scripts, old, new, words):
     assert old in MODULE
-    (scripts.folder / "bad.py").write_text(MODULE.replace(old, new))
+    (scripts.folder / "bad.py").write_text(MODULE.replace(old, new) if old else MODULE + new)  # or one line more
     err = scripts("data/prepare.py", "--task=bad.py", "--train_rows=50", "--val_rows=50", status=None).err
     assert len(err.strip().splitlines()) == 1
     assert re.match(r"(--task=)?\S*bad\.py(:\d+, in \w+)?: ", err)
