@@ -330,7 +330,8 @@ def print_correlation(rows, loops, within):
 
 def print_frontier(rows):
     """The fixed depths; then, for every rule, where it is as good as the best of them, and what that saves."""
-    print(f"frontier: exact match, {rows[0]['problems']} problems, and loops per token of the answer")
+    print(f"frontier: exact match, {rows[0]['problems']} problems, of each size a quarter of --problems, and loops per "
+          "token of the answer")
     print("  fixed depth  " + "  ".join(f"{r['loops']:.0f}: {100 * r['accuracy']:.1f}%"
                                         for r in rows if r["rule"] == "fixed"))
     if max(r["accuracy"] for r in rows if r["rule"] == "fixed") <= MARGIN:
@@ -514,11 +515,13 @@ def main():
         except ValueError as e:
             raise SystemExit(f"evaluate.py: {e}") from None
         if plot:
-            stem = os.path.splitext(target)[0].removesuffix("_frontier")
-            draws = {"loops": figures.draw_loops} | ({"frontier": figures.draw_frontier} if frontier else {})
+            stem = os.path.splitext(target)[0]
+            draws = {f"{stem}_loops.png": figures.draw_loops}
+            if frontier:
+                draws[f"{stem.removesuffix('_frontier')}_frontier.png"] = figures.draw_frontier
             for name, draw in draws.items():
-                if draw(table.rows, model.trained_loops, f"{stem}_{name}.png"):
-                    print(f"figure: {stem}_{name}.png")
+                if draw(table.rows, model.trained_loops, name):
+                    print(f"figure: {name}")
     if table.rows:
         print(f"table: {target}")
     return model, table.rows

@@ -16,7 +16,8 @@ import tasks
 from checkpoint import open_model
 
 PAGE = (ROOT / "docs/tasks.md").read_text(encoding="utf-8")
-MODULE = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
+MODULE, SEVERAL, TURNED = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+TUNING = re.search(r"(    \w+ = .*\n){5}", PAGE)[0].replace("    ", "")
 COMMANDS = re.search(r"```sh\n(.*?)```", PAGE, re.DOTALL)[1].splitlines()
 PREPARE = runpy.run_path(str(ROOT / "data/prepare.py"))
 TINY = ("--fresh_rows=True", "--n_embd=16", "--n_head=2", "--num_loops=2", "--batch_size=8", "--max_iters=2",
@@ -60,6 +61,15 @@ def test_no_script_knows_a_task_by_name():
 
 def test_the_page_shows_the_whole_module():
     assert (ROOT / "tasks/reverse.py").read_text(encoding="utf-8") == MODULE
+
+
+def test_numbers_from_their_last_digit_on(rng):
+    """read and show of the page."""
+    exec(TURNED, code := {"re": re, "END": "\n"})
+    for a, b in rng.integers(0, 10 ** rng.integers(1, 8, (100, 2))).tolist():
+        row = code["read"](f" {a} + {b}", None)
+        assert row == f"{str(a)[::-1]}+{str(b)[::-1]}={str(a + b)[::-1]}\n"
+        assert code["show"](row, None) == f"{a}+{b}={a + b}"
 
 
 @pytest.mark.full
@@ -107,7 +117,9 @@ def test_a_file_elsewhere_works_with_every_script(scripts, mine, track):
     run = scripts("evaluate.py", *own, "--sizes=[2,5]", "--problems=40", "--frontier=True", "--plot=True",
                   "--control=True", "--eval_iters=1").out
     assert run.splitlines()[1].split()[:2] == ["size", "uniform"]
-    assert (scripts.folder / name / "evaluate_loops.png").exists()
+    assert (scripts.folder / name / "evaluate_frontier_loops.png").exists()
+    assert (scripts.folder / name / "evaluate_frontier.png").exists()
+    assert not (scripts.folder / name / "evaluate_loops.png").exists()  # of the run without --frontier
     (scripts.folder / "words.txt").write_text("abc\nhead=\n")
     assert "of 2 right" in scripts("evaluate.py", *own, "--problems_file=words.txt", "--eval_iters=0").out
     scripts("analyze.py", *own, "--tokens=300", "--sequences=2", "--iterations=2", "--loop_multiple=1")
@@ -127,9 +139,9 @@ def test_a_file_elsewhere_is_named_on_every_command_line(scripts, mine):
                     ("analyze.py", "--out_dir=named"), ("train.py", "--out_dir=named", "--init_from=resume")):
         assert said in scripts(*command, status=None).err
     (scripts.folder / "sweep_mine.py").write_text(
-        f'rows = ["one: --dataset=named --task={mine}"]\nevaluate = ["--sizes=[2]"]\nanalyze = "--tokens=100"\n')
+        TUNING.replace("path/to/mine.py", mine).replace("--dataset=mine", "--dataset=named"))
     lines = scripts("sweep.py", "sweep_mine.py", "--dry_run").out.replace(" && ", "\n").splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 2 * (2 * 2 + 1)  # rows of two seeds, of which the first is analyzed
     assert all(f"--task={mine}" in line for line in lines)
     path = scripts.folder / "data/named/meta.json"
     meta = json.loads(path.read_text())
@@ -200,13 +212,7 @@ def draw(rng, N, s, size=None, kind="uniform"):
     return tokens, after & ~np.isin(tokens, [VOCAB.index(THINK), VOCAB.index(PAD)]), {}
 
 
-def solve(number, s):
-    return next(str(d) for d in range(2, int(number) + 1) if int(number) % d == 0)
-
-
-def check(number, answer, s):
-    return int(answer) > 1 and int(number) % int(answer) == 0
-'''
+''' + SEVERAL
 
 
 @pytest.fixture(scope="module", params=["next", "slots"])
