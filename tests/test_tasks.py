@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT
 
 import evaluate
+import figures
 import generate
 import tasks
 from checkpoint import open_model
@@ -246,6 +247,10 @@ def test_whatever_check_accepts_is_right(scripts, divisors, tmp_path):
     out = scripts("evaluate.py", own, f"--out_dir={name}", "--eval_iters=0", "--sizes=[1,2]", "--problems=40",
                   "--frontier=True", "--control=True", "--plot=True", "--csv_file=divisors.csv").out
     assert "frontier: " in out
+    scripts("evaluate.py", own, f"--out_dir={name}", "--eval_iters=0", "--sizes=[1,2]", "--problems=40", "--halt=none",
+            "--prompt_loops=0", "--control=True", "--csv_file=equal.csv")
+    for row in figures.read_table(str(scripts.folder / "equal.csv")):  # other tokens' loops are the same ones
+        assert row["accuracy_random"] == row["accuracy"]
 
 
 def test_writing_is_that_of_generate(scripts, divisors, monkeypatch):
