@@ -17,7 +17,6 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 	touch $@
 
 demo: .venv/ready
-	$(BIN)/python data/addition/prepare.py
 	$(BIN)/python data/addition/prepare.py --max_digits=3 --zeros=shorter --out_dir=data/addition/demo
 	$(BIN)/python train.py config/demo_addition.py
 	$(BIN)/python evaluate.py --checkpoint=$(OUT)/ckpt_last.pt --problems=1000 --digits=[1,2,3,4,6,8,12,16]

@@ -5,7 +5,9 @@
     python bench.py --tables=loop --only=64x128x16      some of it
     python bench.py --decode=True                       writing instead, into results/decode_<gpu>.csv, .md and .png
     python bench.py --decode=True --tables=text --checkpoints=out/a,out/b/ckpt_last.pt
-    python bench.py --device=cpu                        tiny shapes in torch: that the script works, nothing else
+    python bench.py --device=cpu                        tiny shapes in torch: that the script works, nothing else;
+    python bench.py --decode=True --device=cpu --tables=addition --checkpoints=pretrained/addition.pt
+                                                        checkpoints that are given are measured in full there, too
 
 A time is the median over replays of a CUDA graph where the path can be one, in microseconds per call; a ratio is that
 time over the time of the path named beside it, for most rows the kernel's. Paths named "called" are calls from Python,
@@ -50,7 +52,7 @@ decode = False                  # writing instead of kernels
 checkpoints = ""                # writing: checkpoints or folders of runs, with commas; empty: those there are
 span = 10.0                     # >= 0: writing: seconds of each point of energy
 out = ""                        # the CSV; empty: results/bench_<gpu>.csv, results/decode_<gpu>.csv
-device = "auto"                 # auto, cuda; cpu: a dry run
+device = "auto"                 # auto, cuda; cpu: a dry run, but for checkpoints that are given
 replays = 30                    # >= 1: timed replays of each path
 workers = 10                    # >= 1: groups that get ready side by side
 seconds = 90                    # >= 1: for a group to get a path ready, and for each of its rows after that

@@ -26,6 +26,7 @@ from model_loop import LoopConfig, LoopGPT
 
 V, TOKENS, DIGITS = 65, 256, 12
 BATCHES = (1, 16, 256)
+TURNS = 5  # in which the variants of a model are timed on a CPU, which others use, too
 MARGIN = dict(addition=0.005, text=0.01)  # what loses no more against the best fixed depth is as good
 OUT = ("train_gpt_12l", "train_gpt_1l", "train_loop_1x12")  # text, of config/
 COLUMNS = ("table", "case", "quality", "random", "loops", "flops", "quality_gflop", "first_ms", "us_1",
@@ -150,13 +151,13 @@ def judged(s, exact_loops=None):
             logits = s.model.logits(X).float()
         right.append(((logits.argmax(-1) == Y) | (Y < 0)).all(1))
         losses.append(F.cross_entropy(logits.flatten(0, 1), Y.flatten(), ignore_index=-1).item() * len(X))
-    quality = torch.cat(right).double().mean().item() if s.task == "addition" else sum(losses) / len(s.X)
+    quality = torch.cat(right).double().mean().item() if s.task != "text" else sum(losses) / len(s.X)
     return quality, torch.cat(loops) if loops else None
 
 
 def as_good(task, quality, best):
     """Whether a quality is within MARGIN of the best: the more exact match, the less loss."""
-    return quality >= best - MARGIN[task] - 1e-9 if task == "addition" else quality <= best + MARGIN[task] + 1e-9
+    return quality >= best - MARGIN[task] - 1e-9 if task != "text" else quality <= best + MARGIN[task] + 1e-9
 
 
 def mean_loops(s, loops):
@@ -176,7 +177,7 @@ def settings(model, **changed):
 
 def depth_changes(s, l):
     """Settings by which what a Subject writes takes exactly l loops; the prompt as it was trained."""
-    if s.task == "addition":
+    if s.task != "text":
         return dict(halt="none", think_loops=l, prompt_loops=s.model.config.prompt_loops or s.model.trained_loops)
     return dict(halt="none", think_loops=0, prompt_loops=0)
 
@@ -196,7 +197,7 @@ def variants(s):
     for l in range(1, L + 1):
         with settings(model, **depth_changes(s, l)), asked(model, l):
             found[l] = judged(s)[0]
-    best = max(found.values()) if s.task == "addition" else min(found.values())
+    best = max(found.values()) if s.task != "text" else min(found.values())
     enough = min(l for l, q in found.items() if as_good(s.task, q, best))
     yield f"{s.name}, depth {enough}", depth_changes(s, enough), enough, found[enough], float(enough), math.nan
     for rule in rules:
@@ -208,7 +209,7 @@ def variants(s):
                 points.append((not as_good(s.task, quality, best), mean_loops(s, loops), quality, changes, loops))
         # the cheapest that is as good; where none is, the best one
         worse, mean, quality, changes, loops = min(points, key=lambda p: (
-            p[0], p[1] if not p[0] else p[2] * (-1 if s.task == "addition" else 1)))
+            p[0], p[1] if not p[0] else p[2] * (-1 if s.task != "text" else 1)))
         drawn, counted = loops.clone(), s.Y >= 0
         drawn[counted] = loops[counted][torch.randperm(int(counted.sum()), generator=torch.Generator().manual_seed(0))]
         with asked(model, L):
@@ -272,13 +273,13 @@ def row_of(s, name, changes, L, quality, loops, at_random, meter, span, short):
             if B == 1:
                 row["us_1"] = round(1e6 * seconds / tokens, 1)
         row["first_ms"] = round(first_token(s), 2)
-    if s.task == "addition" and not math.isnan(quality):
+    if s.task != "text" and not math.isnan(quality):
         row["correct_s"] = round(quality * complete / seconds, 1)  # of the last batch
         row["correct_joule"] = f"{quality * complete / joules:.3g}" if joules > 0 else ""
     row["flops"] = f"{flops(s, loops):.4g}"
     if not math.isnan(quality):
         row["quality"] = round(quality, 4)
-        row["quality_gflop"] = f"{(quality if s.task == 'addition' else 1 / quality) / flops(s, loops) * 1e9:.4g}"
+        row["quality_gflop"] = f"{(quality if s.task != 'text' else 1 / quality) / flops(s, loops) * 1e9:.4g}"
     row |= {k: round(x, 4) for k, x in (("loops", loops), ("random", at_random)) if not math.isnan(x)}
     row["idle_w"] = "" if math.isnan(meter.idle) else round(meter.idle, 1)
     row["note"] = "; ".join(filter(None, ("" if s.trained else "weights as they are drawn, so no quality", (
@@ -287,19 +288,34 @@ def row_of(s, name, changes, L, quality, loops, at_random, meter, span, short):
     return row
 
 
+def rows_of(s, only, meter, span, turns):
+    """The rows of a Subject's variants whose names contain `only`. In several turns, each a part of the span, what else
+    the machine does slows all of them alike, and the median of their speeds counts; on a GPU one, for a change of
+    settings drops its compiled steps."""
+    found = (variant for variant in variants(s) if only in variant[0])
+    if turns == 1:
+        yield from (row_of(s, *variant, meter, span, min(span, 2)) for variant in found)
+        return
+    found = [*found]
+    measured = [[row_of(s, *variant, meter, span / turns, min(span, 2) / turns) for variant in found]
+                for _ in range(turns)]
+    for rows in zip(*measured, strict=True):
+        yield rows[0] | {k: round(statistics.median(r[k] for r in rows), 2) for k in rows[0]
+                         if k.startswith("tokens_s_") or k in ("us_1", "first_ms", "correct_s")}
+
+
 def model_rows(checkpoints, device, dtype, tables, only, span, emit):
-    """Measure all models of the chosen tables; emit(row) for each."""
-    small, meter = not device.startswith("cuda"), Meter(device)
+    """Measure all models of the chosen tables; emit(row) for each. In small on a CPU where no checkpoints are given."""
+    gpu, meter = device.startswith("cuda"), Meter(device)
+    small = not gpu and not checkpoints
     generate.CACHE_BYTES = max(generate.CACHE_BYTES, 2 ** 32)  # so that the largest batch is written together
-    meter.rest(0 if small else 3)
+    meter.rest(3 if gpu else 0)
     began, done = time.perf_counter(), 0
     with torch.no_grad(), runtime.autocast(device, dtype):
         found = [s for s in subjects(checkpoints, device, small) if s.task in tables]
         for i, s in enumerate(found):
-            for variant in variants(s):
-                if only not in variant[0]:
-                    continue
-                emit(row_of(s, *variant, meter, span, min(span, 2)))
+            for row in rows_of(s, only, meter, span, 1 if gpu or small else TURNS):
+                emit(row)
                 done += 1
                 spent = time.perf_counter() - began
                 print(f"  model {i + 1} of {len(found)}, {done} rows in {spent:.0f} s; about "

@@ -13,8 +13,10 @@ import os
 
 from configurator import class_settings
 from dataset import GPT2_TOKENS, checkpoint_meta, read_meta
+from looplm_kernels import RULES
 from model import GPTConfig
 from model_loop import INFERENCE_SETTINGS, LoopConfig, from_checkpoint
+from outputs import warn
 from runtime import load_checkpoint, require_backend
 
 
@@ -53,6 +55,16 @@ def characters(path):
     return meta.vocab
 
 
+def say_default_threshold(model, meta, saved, overrides):
+    """A line, if the answer halts by another rule than the checkpoint's own, at that rule's default threshold."""
+    rule, own = overrides.get("halt", "none"), saved["model_args"].get("halt", "none")
+    given = overrides.keys() & {"halt_threshold", "think_threshold"}
+    if rule not in ("none", own) and not given and not model.config.think_loops:
+        what = "evaluate.py --frontier=True" if meta.kind == "rows" else "evaluate.py"
+        warn(f"halt={rule} at its default {RULES[rule].threshold:g} was not chosen for this model: {what} shows what "
+             "it costs")
+
+
 def open_model(checkpoint="", out_dir="out", device="cpu", overrides=None):
     """(model, meta, saved, path) of the checkpoint at a path, "" for that of out_dir. SystemExit with one line if none.
 
@@ -66,6 +78,7 @@ def open_model(checkpoint="", out_dir="out", device="cpu", overrides=None):
         model = from_checkpoint(saved, **overrides or {})
     except ValueError as e:
         raise SystemExit(f"{path}: {e}") from None
+    say_default_threshold(model, meta, saved, overrides or {})
     require_backend(model.config, device)
     model.crop_vocabulary(min(meta.vocab_size, GPT2_TOKENS) if meta.encoding == "gpt2" else meta.vocab_size)
     return model.to(device), meta, saved, path

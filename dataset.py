@@ -319,7 +319,7 @@ def encode(meta, text):
     if unknown:
         near = sorted(meta.vocab, key=lambda s: abs(ord(s[0]) - ord(unknown[0])))[:10]
         has = f"it has: {''.join(meta.vocab)!r}" if len(ids) <= 100 else (
-            f"it has {len(ids):,}, near the first of these: {''.join(sorted(near))!r}")
+            f"it has {len(ids):,} characters; those next to {unknown[0]!r} are {''.join(sorted(near))!r}")
         raise SystemExit(f"not in the vocabulary: {few(unknown, 20)}\n  {has}")
     return [ids[c] for c in text]
 

@@ -45,7 +45,7 @@ from model_loop import LoopGPT, idle_settings
 checkpoint = ""                 # a checkpoint file; empty: ckpt_best.pt, else ckpt_last.pt, of out_dir
 out_dir = "out"                 # where train.py wrote
 task = ""                       # the file of a task of your own, of which the checkpoint is
-sizes: list[int] = []           # >= 1: sizes of the problems to measure; if not given the task's SIZES
+sizes: list[int] = []           # >= 1: sizes of the problems to measure; if not given those of the task
 kinds = ""                      # the kinds of problems to measure, of the task's KINDS, or all; empty: the first two
 problems = 2000                 # >= 1: problems per size and kind
 problems_file = ""              # a file of problems to measure, one a line; sizes then only if given
@@ -304,7 +304,7 @@ def print_correlation(rows, loops, within):
     for key, what in (("loops_prompt", "a token of the prompt"), ("loops_answer", "a token of the answer"),
                       ("loops_most", "the slowest token of the answer")):
         x = np.concatenate([p[key].numpy() for p in loops])  # after the last turn, of the slowest token
-        found = ("the same for every problem" if not np.ptp(x) else f"{none}, of which there is one" if not np.ptp(n)
+        found = ("the same for every problem" if not np.ptp(x) else f"{none}, since only one was asked" if not np.ptp(n)
                  else f"Spearman with the size {spearman(n, x):+.2f}")
         print(f"loops of {what}: mean {x.mean():.2f}, {found}")
     solved = np.concatenate([p["solved"].numpy() for p in loops])
@@ -321,8 +321,8 @@ def print_correlation(rows, loops, within):
     for name, rhos in within.items():
         rhos = [rho for rho in rhos if not math.isnan(rho)]
         if rhos:
-            print(f"  of solved problems of all kinds: Spearman with {name} {np.mean(rhos):+.2f}, mean of {len(rhos)} "
-                  "sizes, each by itself")
+            print(f"  of solved problems of all kinds: Spearman with {name} {np.mean(rhos):+.2f}, "
+                  + (f"mean of {len(rhos)} sizes, each by itself" if len(rhos) > 1 else "within one size"))
     if len(means) > 1:
         least, most = min(means), max(means)
         print(f"  of solved problems: mean loops at size {most} / at size {least} {means[most] / means[least]:.2f}")
@@ -450,8 +450,9 @@ def table_path(path, overrides):
 
 def describe(model, saved, path):
     """One line on what is measured."""
+    averaged = "ema" in saved or bool(saved.get("config", {}).get("ema_decay"))  # pretrained/ has no others
     line = (f"{path}: {'looped' if is_looped(model) else 'plain'} model, {model.get_num_params():,} parameters, "
-            f"iteration {saved.get('iter_num', '?')}, {'averaged' if 'ema' in saved else 'raw'} weights")
+            f"iteration {saved.get('iter_num', '?')}{', averaged weights' * averaged}")
     if is_looped(model):
         c = model.config
         line += f", {model.trained_loops} loops, halting: {c.halt}"
@@ -495,7 +496,7 @@ def main():
         if grid and not getattr(known, "PAIRS", False):
             raise SystemExit(f"--grid={grid}: the sizes of task {meta.task} are no pairs")
         if "sizes" not in given:
-            globals().update(sizes=[] if problems_file else known.SIZES)
+            globals().update(sizes=[] if problems_file else tasks.sizes(known, meta))
     if (frontier or plot) and not (is_looped(model) and meta.kind == "rows" and sizes):
         raise SystemExit("frontier and plot need a looped model of a task, and sizes")
     say_without_effect(

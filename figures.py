@@ -8,7 +8,6 @@ From tables that are there already, without a run: sweep.py --redraw=True, and f
 
 Figures of analyze.py take the rows, the namespace s of what was looked at, with the settings they need, and a path.
 """
-import csv
 import functools
 import math
 import os
@@ -59,8 +58,7 @@ def read_table(path):
             except ValueError:
                 pass
         return text
-    with open(path, encoding="utf-8") as f:
-        return [{k: number(x) for k, x in r.items() if x != ""} for r in csv.DictReader(f)]
+    return [{k: number(x) for k, x in r.items() if x != ""} for r in outputs.read_csv(path)]
 
 
 def new_figure(count, columns=3, height=2.6, width=WIDTH, **more):
@@ -199,6 +197,13 @@ def draw_ceiling(ax, ceiling):
         ax.plot([], [], "ks", mfc="w", ls="", label=f"hollow: over {NEAR:.0%} of it, so cut off")
 
 
+def label_axes(ax, x, y, title="", whole=True, **more):
+    """Names of the axes; whole: only whole numbers stand on the x axis."""
+    ax.set(xlabel=x, ylabel=y, title=title, **more)
+    if whole:
+        ax.xaxis.get_major_locator().set_params(integer=True)
+
+
 def draw_cells(ax, values, texts, rows, columns, most):
     """A table whose cells are the darker the larger their values (R,C), most and more being darkest; hatched where
     there is none; texts (R,C) stand in them, names of rows and columns at the edges. Returns the image."""
@@ -246,7 +251,7 @@ def draw_writing(rows, path):
         at = [[float(r[k]) for r in points] for k in ("tokens_s_1", "quality")]
         ax.plot(*at, "ko")
         ax.set(xlabel="tokens per second, one sequence", xscale="log", title=task,
-               ylabel="exact match (share)" if task == "addition" else "validation loss (nats per token)")
+               ylabel="validation loss (nats per token)" if task == "text" else "exact match (share)")
         ax.margins(0.15, 0.1)
         name_points(ax, *at, [r["case"] for r in points])
     save(figure, path, "Cases without room for their names are in the table")
@@ -377,8 +382,8 @@ def draw_sweep(found, ceilings, path):
             if values.size and not np.isnan(values).all():
                 panels[kind].append((f"{row}, {label}" if label else row, sorted(columns), values, ceilings.get(label)))
                 most = max(most, int((~np.isnan(values).all(0)).sum()))
-    tables = max(map(len, panels.values())) > LINES
     deep = max(map(len, panels.values()))
+    tables = deep > LINES
     figure, axes = new_figure(len(panels), 1, 0.5 + 0.3 * deep) if tables else new_figure(len(panels))
     for ax, (kind, lines) in zip(axes, panels.items(), strict=True):
         loops, name = kind in of_loops, kind.removeprefix("loops_")
@@ -390,9 +395,8 @@ def draw_sweep(found, ceilings, path):
             for i, line in enumerate(lines):
                 draw_seeds(ax, *line[1:3], i + len(rows) * loops, line[0], line[3] if loops else None)
             draw_ceiling(ax, ceiling)
-            ax.xaxis.get_major_locator().set_params(integer=True)
-            ax.set(**{} if loops else dict(ylim=(-3, 103)), ylabel="mean loops, slowest token" if loops else
-                   "exact match (%)")
+            label_axes(ax, "", "mean loops, slowest token" if loops else "exact match (%)",
+                       **{} if loops else dict(ylim=(-3, 103)))
         which = "uniform problems" if by_size else f"problems of size {DIFFICULTY_SIZE}"
         ax.set(xlabel="size of a problem" if by_size else f"difficulty: {name}",
                title=f"loops of solved {which}" + f"; +: cut off by num_loops, {ceiling}" * bool(tables and ceiling)
@@ -420,14 +424,15 @@ def draw_losses(found, curves, path):
     best = {tuple(cost[name]): name for name in reversed(of_most)}.values()
     lines = sorted(best, key=of_most.index)[:LINES]
     lowest = min(map(min, losses.values()))
-    last = min(max(map(max, losses.values())), lowest + 0.25)
+    highest = max(map(max, losses.values()))
+    last = min(highest, lowest + 0.25)
     deep = 0.8 + 0.22 * len(order)
     figure, axes = new_figure(2, 1, (deep + 2.8) / 2, height_ratios=[deep, 2.8])
     for y, name in enumerate(order):
         look = (line_style(lines.index(name)) if name in lines else dict(color="0.55", marker="D")) | dict(ls="")
         for x in losses[name]:
             axes[0].plot(min(x, last), y, **look | dict(clip_on=False, marker=">" if x > last else look["marker"]))
-    beyond = f"; ▸ beyond {last:.2f}" if max(map(max, losses.values())) > last else ""
+    beyond = f"; ▸ beyond {last:.2f}" * (highest > last)
     axes[0].set(xlabel=f"best validation loss (nats per token), a dot per seed{beyond}")
     axes[0].set_yticks(range(len(order)), order)
     beside = axes[0].twinx()
@@ -466,10 +471,9 @@ def draw_loops(table, ceiling, path):
             ax.fill_between(at, *ends, color=line_style(i)["color"], alpha=0.15, lw=0)
             mark_cut(ax, at, mean, ceiling, line_style(i))
         draw_ceiling(ax, ceiling)
-        ax.set(xlabel=f"difficulty: {name}" if name else "size of a problem",
-               title="all kinds, at least 10 solved problems per point" if name else "by size",
-               ylabel="" if name else "mean loops, slowest token of the answer")
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        label_axes(ax, f"difficulty: {name}" if name else "size of a problem",
+                   "" if name else "mean loops, slowest token of the answer",
+                   "all kinds, at least 10 solved problems per point" if name else "by size")
         ax.legend()
     finish(figure, axes, path, "Loops of solved problems, of the slowest token of the answer; bands: 95% interval")
 
@@ -516,13 +520,6 @@ def pick(rows, what, weights, group=None):
     found = [r for r in rows if (r["what"], r["weights"]) == (what, weights) and group in (None, r["class"])]
     columns = ([math.nan if r[key] == "" else r[key] for r in found] for key in ("loop", "value", "low", "high"))
     return (*map(np.array, columns), [r["class"] for r in found])
-
-
-def label_axes(ax, x, y, title="", whole=True, **more):
-    """Names of the axes; whole: only whole numbers stand on the x axis."""
-    ax.set(xlabel=x, ylabel=y, title=title, **more)
-    if whole:
-        ax.xaxis.get_major_locator().set_params(integer=True)
 
 
 def draw_curves(ax, rows, what, group=None, name="", **style):

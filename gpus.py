@@ -94,12 +94,17 @@ def mps(wanted, environment, say=print):
         shared = environment | dict(CUDA_MPS_PIPE_DIRECTORY=own, CUDA_MPS_LOG_DIRECTORY=own)
 
         def control(*arguments, text=None):
-            return subprocess.run(["nvidia-cuda-mps-control", *arguments], input=text, env=shared, text=True,
-                                  capture_output=True, timeout=60)
+            # into a file, since the daemon would keep a pipe open, and its reader waiting
+            with open(os.path.join(own, "answer"), "w+", encoding="utf-8", errors="replace") as f:
+                status = subprocess.run(["nvidia-cuda-mps-control", *arguments], input=text, env=shared, text=True,
+                                        stdout=f, stderr=subprocess.STDOUT, timeout=60).returncode
+                f.seek(0)
+                return (f.readline().strip() or f"status {status}") if status else ""
         if not why_not:
-            started = control("-d")
-            said = (started.stderr or started.stdout).strip().partition("\n")[0]
-            why_not = (said or f"status {started.returncode}") if started.returncode else ""
+            try:
+                why_not = control("-d")
+            except subprocess.TimeoutExpired:
+                why_not = "nvidia-cuda-mps-control does not answer"
         if why_not and wanted is True:
             raise RuntimeError(f"--mps=True: {why_not}")
         say(f"MPS: off, so runs take turns on a GPU ({why_not})" if why_not else "MPS: started for these runs")

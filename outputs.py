@@ -150,6 +150,12 @@ def write_csv(path, fields, rows):
         writer.writerows(rows)
 
 
+def read_csv(path):
+    """The rows of a table as dicts of texts, as write_csv writes them. OSError, UnicodeDecodeError."""
+    with open(path, newline="", encoding="utf-8") as f:
+        return list(csv.DictReader(f))
+
+
 @contextlib.contextmanager
 def appending(path):
     """A text file to be written on at its end: all that is written now, or nothing."""

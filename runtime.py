@@ -274,12 +274,14 @@ def run(main, lower="--batch_size"):
     before = on_stop(interrupt)
     try:
         with contextlib.ExitStack() as stack:
-            for stream in filter(None, (sys.stdout, sys.stderr)):  # one that is closed from the start is None
-                stack.enter_context(outliving_reader(stream))
+            for name in ("stdout", "stderr"):
+                if getattr(sys, name) is None:  # closed from the start: print(file=None) would write to the other one
+                    setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (for good)
+                stack.enter_context(outliving_reader(getattr(sys, name)))
             main()
     except KeyboardInterrupt as e:
         with contextlib.suppress(OSError):  # of a terminal that is closed
-            print(f"{e}: stopped", file=sys.stderr)
+            print(f"{e or 'SIGINT'}: stopped", file=sys.stderr)
         raise SystemExit(130) from None
     except CannotRun as e:
         raise SystemExit(f"--backend: {e}") from None

@@ -12,6 +12,7 @@ samples are written at once, what each says does not depend on the others, and t
 learned positions end, at block_size, a text goes on with the second half of what it has read.
 """
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -71,7 +72,7 @@ def examples(task, meta):
     """A text of problems for a start that names none."""
     if hasattr(task, "EXAMPLES"):
         return task.EXAMPLES
-    tokens, *_ = tasks.problem_set(task, meta, task.SIZES[0], 3)
+    tokens, *_ = tasks.problem_set(task, meta, tasks.sizes(task, meta)[0], 3)
     return "\n".join(tasks.show(task, row, meta).partition(task.THINK)[0] for row in tokens)
 
 
@@ -88,6 +89,11 @@ def start_text():
     return text
 
 
+def source():
+    """Where the prompts come from, for a message about them."""
+    return "--start" if start else "standard input"
+
+
 def read_prompts(meta, text=None):
     """The prompts as token ids (on track slots with the slots), each with its problem or None: the row (T,) with the
     right answer, and where that stands (T,). text: that of them all; None: as --start says."""
@@ -95,18 +101,21 @@ def read_prompts(meta, text=None):
     if meta.kind != "rows":
         return [(encode(meta, text or default_prompt(meta)), None)]
     task, found = tasks.load(meta.task), []
+    if not text:
+        outputs.warn("no prompt given: these are examples of the task")
     for problem in tasks.split(task, text or examples(task, meta)):
         try:
             row, answer = tasks.read(task, problem, meta)
         except ValueError as e:
-            raise SystemExit(f"--start: {e}") from None
+            raise SystemExit(f"{source()}: {e}") from None
         if is_slots(meta):
             asked = tasks.inputs_and_targets(task, row[None], answer[None], "slots")[0][0]
         else:
             asked = row[:answer.argmax()]
         found.append((asked.tolist(), (row, answer)))
     if not found:
-        raise SystemExit(f"--start={start or text!r}: no problem in it; the task's own are {examples(task, meta)!r}")
+        given = f"--start={start}" if start else f"standard input, {text!r}"
+        raise SystemExit(f"{given}: no problem in it; the task's own are {examples(task, meta)!r}")
     return found
 
 
@@ -279,7 +288,7 @@ def require_places(model, prompts):
             try:
                 model.embed(torch.tensor([prompt], device=model.lm_head.weight.device))
             except ValueError as e:
-                raise SystemExit(f"--start: {e}") from None
+                raise SystemExit(f"{source()}: {e}") from None
 
 
 def samples(model, meta, trace, text=None):
@@ -299,7 +308,8 @@ def samples(model, meta, trace, text=None):
             burst = next(work)
         except ValueError as e:
             raise SystemExit(f"sample.py: {e}") from None
-        seconds, steps = seconds + time.perf_counter() - before, steps + max(map(len, burst.tokens))
+        seconds = seconds + time.perf_counter() - before
+        steps += 1 if is_slots(meta) else max(map(len, burst.tokens))
         tokens, loops = tokens + sum(map(len, burst.tokens)), loops + sum(burst.loops or [], [])
         for i, row in enumerate(burst.rows):
             sequences[row].complete = burst.done[i]
@@ -318,13 +328,14 @@ def samples(model, meta, trace, text=None):
 
 
 def say_speed(model, seconds, tokens, steps, loops):
-    """A line on what writing took. steps: tokens one after the other; loops: of the tokens that wrote, [] of a GPT. On
-    stderr, since what is written does not depend on it."""
+    """A line on what writing took. steps: one after the other, in which all rows write a token or
+    one row fills its slots; loops: of the tokens that wrote, [] of a GPT.
+    On stderr, since what is written does not depend on it."""
     if tokens:
-        line = f"{tokens} tokens, {tokens / seconds:.1f} tokens/s, {1000 * seconds / steps:.2f} ms a token"
+        line = f"{tokens} tokens in {steps} steps of {1000 * seconds / steps:.2f} ms, {tokens / seconds:.1f} tokens/s"
         if loops:
             mean, most = sum(loops) / len(loops), think.most_loops(model.config, model.trained_loops)
-            line += f", {mean:.2f} of {most} loops, {1 - mean / most:.0%} saved"
+            line += f", {mean:.2f} loops per token (at most {most}, {1 - mean / most:.0%} not taken)"
         print(line, file=sys.stderr, flush=True)
 
 
@@ -346,38 +357,41 @@ def is_asking():
     return not start and all(stream and stream.isatty() for stream in (sys.stdin, sys.stdout))
 
 
-def typed():
-    """The lines that a person types, until Ctrl-D, while Ctrl-C stops what is written and no more."""
+def converse(respond):
+    """respond(text) to each line that a person types, until Ctrl-D. Ctrl-C stops an answer and no more, and a mistake
+    costs a line."""
     with contextlib.suppress(ImportError):  # not every system has it
         import readline  # noqa: F401 (arrow keys, and the lines typed before)
-    print("a prompt, Enter alone for an example; Ctrl-C ends an answer, Ctrl-D all", file=sys.stderr)
+    print("type a prompt; Enter alone: examples; Ctrl-C stops an answer, Ctrl-D quits", file=sys.stderr)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         while True:
             try:
-                yield input("> ")
+                respond(input("> "))
             except KeyboardInterrupt as e:
                 if e.args:  # another signal than Ctrl-C, which ends all
                     raise
                 print()
+            except SystemExit as e:
+                print(str(e).removeprefix(f"{source()}: "), file=sys.stderr)
     except EOFError:
         print()
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def texts():
-    """The texts of prompts, each to be answered before the next one is read: None for --start, what comes in a pipe or
-    a file, or line after line what is typed."""
-    if is_asking():
-        yield from typed()
-        return
-    text = None
-    with contextlib.suppress(AttributeError, OSError, ValueError):  # of a stream that is closed or stands for one
+def piped():
+    """The text that comes in a pipe or a file, None where there is neither. SystemExit if it is no text."""
+    try:
         kind = os.fstat(sys.stdin.fileno()).st_mode
-        if not start and (stat.S_ISFIFO(kind) or stat.S_ISREG(kind)):
-            text = sys.stdin.read().removesuffix("\n")
-    yield text
+    except (AttributeError, OSError, ValueError):  # of a stream that is closed or stands for one
+        return None
+    if not (stat.S_ISFIFO(kind) or stat.S_ISREG(kind)):
+        return None
+    try:
+        return sys.stdin.read().removesuffix("\n")
+    except UnicodeDecodeError:
+        raise SystemExit(f"what comes in the pipe is not text in {sys.stdin.encoding.upper()}") from None
 
 
 class Thoughts:
@@ -420,25 +434,6 @@ class Thoughts:
             print(f"heat map: {trace_file}" + f" ({left}; --trace_file=FILE.jsonl has all)" * bool(left))
 
 
-def answer(model, meta, thoughts, text):
-    """Write after the prompts of a text, and show what was thought; thoughts: None if nobody wants to know."""
-    for sequence in samples(model, meta, thoughts is not None, text):
-        if thoughts:
-            thoughts.add(sequence)
-
-
-def answer_typed(model, meta, thoughts, text):
-    """As answer, for a person who may mistype, and who may stop it."""
-    try:
-        answer(model, meta, thoughts, text)
-    except KeyboardInterrupt as e:
-        if e.args:
-            raise
-        print()
-    except SystemExit as e:
-        print(str(e).removeprefix("--start: "), file=sys.stderr)
-
-
 def main():
     settings, further, given = configure(__file__, inference_settings())
     globals().update(settings)
@@ -455,11 +450,15 @@ def main():
         raise SystemExit(f"{path} is a plain GPT, which has no loops to trace")
     say_idle_settings(model, meta)
     thoughts = Thoughts(model, meta, printing) if looped and (trace_file or printing) else None
-    respond = answer_typed if is_asking() else answer
+    seeds = itertools.count(seed)  # so that the same prompt, typed again, says something else
+
+    def respond(text):
+        globals().update(seed=next(seeds))
+        for sequence in samples(model, meta, thoughts is not None, text):
+            if thoughts:
+                thoughts.add(sequence)
     with runtime.autocast(machine, runtime.choose_dtype(dtype, machine)), torch.no_grad():
-        for n, text in enumerate(texts()):
-            globals().update(seed=settings["seed"] + n)  # so that the same prompt, typed again, says something else
-            respond(model, meta, thoughts, text)
+        converse(respond) if is_asking() else respond(None if start else piped())
     if thoughts and thoughts.traces:
         thoughts.close(path)
 

@@ -19,19 +19,16 @@ import ast
 import collections
 import contextlib
 import copy
-import csv
 import json
 import os
 import re
 import shlex
 import signal
-import statistics
 import subprocess
 import sys
 import time
 from datetime import timedelta
 
-import numpy as np
 import torch
 
 import figures
@@ -42,8 +39,8 @@ import tasks
 from checkpoint import model_settings
 from configurator import class_settings, configure, open_text, read_arguments, read_settings
 from dataset import model_facts, read_meta
-from intervals import mean_interval
 from model_loop import FROM_DATASET, INFERENCE_SETTINGS, LoopConfig, build, check_halting, loop_counts, override
+from sweep_tables import columns_of, has_sizes, print_comparison, write_tables
 
 base = ""                       # config file of train.py; empty: its defaults
 seeds: list[int] = [1337]       # >= 0: each row runs once per seed
@@ -62,14 +59,8 @@ compare = ""                    # A,B: names of two rows of the finished table, 
 redraw = False                  # draw the figure anew from the tables, run nothing
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+TORCHRUN = "torch.distributed.run"
 ENTRY = re.compile(r"(?:\s*(\w[^:@]*?)\s*(?:@(\d+)\s*)?(?:\bon (\d+)\s*)?:)?(.*)", re.DOTALL)  # name @3 on 2: words
-FIRST = ("row", "seed", "parameters", "flops_per_token", "val_loss", "best_val_loss", "ms", "seconds", "device",
-         "torch")  # columns
-OF_TEXT = {"parameters": ("parameters", "{:,.0f}"), "flops_per_token": ("training FLOPs a token", "{:,.0f}"),
-           "best_val_loss": ("best val loss", "{:.4f}"), "val_loss": ("last val loss", "{:.4f}"),
-           "ms": ("ms a step", "{:.1f}")}  # columns of the Markdown where nothing is added up
-STATES = ("delta", "norm", "loss", "converged_by", "push_ratio", "spectral_radius", "spectral_radius_highest",
-          "limit_cycle")  # of the rows of analyze.py those that are kept, after the trained loops and at the end
 running, stopping = set(), []   # processes, which a signal ends, too; the signal that told this one to stop
 
 
@@ -135,7 +126,8 @@ def check_model(given, of_train, entries):
         override(copy.deepcopy(model), {k: v for k, v in asked.items() if k in INFERENCE_SETTINGS})
         if meta and settings["model_type"] == "loop" and c.pos == "place":
             task = tasks.load(meta.task)
-            size = max([*asked.get("sizes", task.SIZES if "grid" in known else []), asked.get("grid", 0)], default=None)
+            usual = tasks.sizes(task, meta) if "grid" in known else []
+            size = max([*asked.get("sizes", usual), asked.get("grid", 0)], default=None)
             longest = task.longest_number(size, meta)
             if longest + c.place_ahead > c.place_ids:
                 raise ValueError(f"'{shlex.join(words)}' asks for numbers of {longest} digits, but place_ids is "
@@ -188,15 +180,16 @@ def plan(file, root):
 
 # ---- a run
 
-def read_csv(path):
-    with open(path, encoding="utf-8") as f:
-        return list(csv.DictReader(f))
-
-
 def as_typed(command, ranks):
     """The command of a step as one types it; ranks: processes of a training."""
     start = f"torchrun --standalone --nproc_per_node={ranks}" if ranks > 1 and command[0] == "train.py" else "python"
     return f"{start} {shlex.join(command)}"
+
+
+def kill(process):
+    """End a process that may not listen to less. torchrun is told instead: its ranks have sessions of their own, and
+    would live on without it; it kills those that do not end within 30 seconds."""
+    process.terminate() if TORCHRUN in process.args else process.kill()
 
 
 def launch(command, log, environment, ranks):
@@ -208,7 +201,7 @@ def launch(command, log, environment, ranks):
         f.write(f"$ {typed}\n")
         start = f.tell()
         # in a session of its own: Ctrl-C in a terminal reaches this process only, which passes it on, once
-        before = ["-m", "torch.distributed.run", *typed.split()[1:3]] if typed.startswith("torchrun") else []
+        before = ["-m", TORCHRUN, *typed.split()[1:3]] if typed.startswith("torchrun") else []
         process = subprocess.Popen([sys.executable, *before, os.path.join(HERE, command[0]), *command[1:]], stdout=f,
                                    stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
                                    start_new_session=True)
@@ -219,8 +212,11 @@ def launch(command, log, environment, ranks):
             process.wait(timeout or None)
             late = ""
         except subprocess.TimeoutExpired:
-            process.kill()  # what hangs may not listen to less
+            kill(process)
             late = f"timeout after {timeout:g} s"
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(60)
+            process.kill()
         status = process.wait()
         running.discard(process)
         if status == 0:
@@ -229,52 +225,6 @@ def launch(command, log, environment, ranks):
         last_line = f.read().strip().rpartition("\n")[2]
     killed = f"killed by {signal.Signals(-status).name}" if status < 0 else ""
     return "interrupted" if stopping else late or killed or last_line or f"exit status {status}"
-
-
-def columns_of_training(folder):
-    """train.py's summary but for where it comes from, which stays in the run's folder."""
-    with open(f"{folder}/summary.json", encoding="utf-8") as f:
-        summary = json.load(f)
-    return {k: v for k, v in summary.items() if k != "provenance"}
-
-
-def columns_of_analysis(table):
-    """`states`: the rows of analyze.py of which STATES speaks, after the trained loops and at the end."""
-    loops = {r["loop"] for r in table if r["what"] == "spectral_radius"}  # those trained with, and the last
-    by_period = re.compile(r"one loop|\d+ loops")
-    return dict(states=[r for r in table if r["what"] in STATES and r["loop"] in loops
-                        and not by_period.fullmatch(r["class"])])
-
-
-def columns_of_evaluation(label, table):
-    """uniform_8, equal_8, loops_answer_8, ... from the rows of evaluate.py, each with the label, if any, before it.
-
-    Loops are those of the uniform problems; loops_solved_8 of the slowest token of solved ones, and loops_chain_3 of
-    those of size figures.DIFFICULTY_SIZE, of all kinds, whose difficulty `chain` is 3, where there are ten.
-    """
-    found, prefix = {}, f"{label}_" if label else ""
-    names = dict(loops_answer="loops_answer", loops_most="loops_most", loops_most_solved="loops_solved",
-                 accuracy_random="accuracy_random")
-    for r in table:
-        values, kind = {}, r["kind"]
-        if r.get("m") and kind != "grid":
-            values[f"{r['kind']}_{r['n']}"] = r["accuracy"]
-        if r["kind"] == "uniform":
-            values |= {f"{name}_{r['n']}": r.get(key) for key, name in names.items()}
-        if r.get(kind) and int(r["n"]) == figures.DIFFICULTY_SIZE and int(r["problems"]) >= 10:
-            values[f"loops_{kind}_{r[kind]}"] = r["loops"]
-        found |= {prefix + name: round(float(x), 6) for name, x in values.items() if x}
-    return found
-
-
-def columns_of(step, folder):
-    """The columns that a finished step of a run gives."""
-    if step == "train":
-        return columns_of_training(folder)
-    table = read_csv(f"{folder}/{step}.csv")
-    if step == "analyze":
-        return columns_of_analysis(table)
-    return columns_of_evaluation(step.removesuffix("evaluate").removesuffix("_"), table)
 
 
 def execute(run, environment, ran_on=""):
@@ -333,6 +283,16 @@ def execute_somewhere(run, places, environment, alone):
         print(f"{run['row']}, seed {run['seed']}: {places.said(lost)} is lost, trying elsewhere", flush=True)
 
 
+def require_finished(stem, command):
+    """ValueError where the table <stem>.csv is not, or not yet, all that a command measures: it grows row by row."""
+    with open(f"{stem}.json", encoding="utf-8") as f:
+        known = json.load(f)
+    if not set(command) <= set(shlex.split(known["command"])):
+        raise ValueError(f"{stem}.csv is of another command: {known['command']}")
+    if not known["finished"]:
+        raise ValueError(f"not finished: {stem}.csv has only a part of its rows")
+
+
 def collect_run(run):
     """The row of a run whose commands were run by somebody else, a cluster's scheduler for example."""
     folder, row = run["folder"], dict(row=run["row"], seed=run["seed"], error="")
@@ -342,126 +302,15 @@ def collect_run(run):
         other = [k for k, v in run["settings"].items() if k in saved and saved[k] != v]
         if other:
             raise ValueError(f"{folder} was trained with other settings: {', '.join(other)}")
-        for step in run["steps"]:
+        for step, command in run["steps"].items():
+            if step != "train":
+                require_finished(f"{folder}/{step}", command)
             row |= columns_of(step, folder)
     except OSError as e:
         row["error"] = f"not finished: {e.filename} is not there"
     except (ValueError, KeyError) as e:
         row["error"] = str(e)
     return row, ""
-
-
-# ---- the tables
-
-def has_sizes(found):
-    """True for rows of a task, which have columns uniform_<size>; False for those of a text.
-
-    found: rows as `execute` returns them, here and below.
-    """
-    return any(re.search(r"uniform_\d+$", k) for r in found for k in r)
-
-
-def labels():
-    """The labels of the evaluations, "" for one without."""
-    return [ENTRY.fullmatch(entry)[1] or "" for entry in evaluate]
-
-
-def cell(runs, column, form, scale=1.0):
-    """The median of a column over the seeds, and the range where there are several; "" where nothing is known."""
-    values = [scale * float(r[column]) for r in runs if r.get(column, "") != ""]
-    if not values:
-        return ""
-    middle, low, high = (form.format(f(values)) for f in (statistics.median, min, max))
-    fixed = column in ("parameters", "flops_per_token")  # the same for all seeds
-    return f"{middle} ({low}-{high})" if len(values) > 1 and not fixed else middle
-
-
-def markdown(kind, label, found, wanted):
-    """A table of what an evaluation says of a kind of problems, a line per row; with the validation loss if it is the
-    uniform kind of the evaluation without a label, of a text also what a model costs. "" where nothing was measured.
-
-    kind: as figures.kinds_told names them; label: of an entry of `evaluate`; wanted: the name of the row of every run.
-    """
-    measured = {k: n for n, k in figures.size_columns(found, kind, label).items()}
-    loops, difficulty = kind.startswith("loops_"), kind.removeprefix("loops_")
-    head = {k: (str(n), "{:.2f}" if loops else "{:.1f}") for k, n in measured.items()}
-    if kind == "uniform" and not label:
-        head = ({"val_loss": ("val loss", "{:.4f}")} if has_sizes(found) else OF_TEXT) | head
-    if not head or loops and not figures.halts(found, measured):
-        return ""
-    lines = [["row", "seeds", *(name for name, _ in head.values())], ["---"] * (2 + len(head))]
-    for name in dict.fromkeys(wanted):
-        own = [r for r in found if r["row"] == name]
-        lines.append([name.replace("|", "\\|"), f"{sum(not r['error'] for r in own)}/{wanted.count(name)}"] + [
-            cell(own, k, form, 100 if k in measured and not loops else 1) for k, (_, form) in head.items()])
-    title = "Validation loss"
-    if measured:
-        title = "Mean loops of the slowest token of solved problems" if loops else f"Exact match in %, {kind} problems"
-        title += (f" of size {figures.DIFFICULTY_SIZE}, by {difficulty}" if loops and difficulty != "solved" else
-                  ", by size")
-    title += f", `{label}`" if label else ""
-    return f"\n{title}; median (lowest-highest) over seeds:\n\n" + "".join(f"| {' | '.join(x)} |\n" for x in lines)
-
-
-def write_tables(found, wanted, target, processes):
-    """The CSV, a line per run, and the Markdown, a line per row; found in the order of the table, wanted as above."""
-    further = [k for k in dict.fromkeys(k for r in found for k in r) if re.search(r"_\d+$|^ran_on$", k)]
-    outputs.write_csv(f"{target}.csv", (*FIRST, *further, "error"), found)
-    states = [dict(row=r["row"], **state) for r in found for state in r.get("states", [])]
-    if states:
-        outputs.write_csv(f"{target}_states.csv", states[0], states)
-    device, version = (", ".join(dict.fromkeys(r[k] for r in found if k in r)) for k in ("device", "torch"))
-    lines = [f"`{shlex.join(['python', 'sweep.py', *sys.argv[1:]])}`; {device}, torch {version}; "
-             f"seeds {', '.join(map(str, seeds))}; {processes} at once", *(f"`evaluate.py`: `{x}`" for x in evaluate),
-             *([f"`analyze.py`: `{analyze}`"] if analyze else [])]
-    tables = []
-    for label in dict.fromkeys(["", *labels()]):
-        kinds, loops = figures.kinds_told(found, label, labels())
-        tables += [markdown(kind, label, found, wanted) for kind in dict.fromkeys(["uniform", *kinds, *loops])]
-    known = outputs.provenance(card=device if device not in ("", "cpu") else outputs.card_name())
-    with outputs.whole_file(f"{target}.md") as f:
-        f.write("\n\n".join(lines) + "\n" + "".join(tables) + f"\n{outputs.provenance_line(known)}\n")
-
-
-def two_rows(names):
-    """The A and B of --compare, each of which is one of the names, that may have commas themselves."""
-    words = compare.split(",")
-    for n in range(1, len(words)):
-        pair = [",".join(part).strip() for part in (words[:n], words[n:])]
-        if set(pair) <= set(names) and len(set(pair)) == 2:
-            return pair
-    raise SystemExit(f"--compare={compare}: two rows, parted by a comma, of {'; '.join(names)}")
-
-
-def differences(table, a, b):
-    """For every measured column of the rows a and b of a table, of read_csv, which seeds have both: {column: (mean of
-    a, mean of b, the seeds, {mean, mean_low, mean_high} of a - b by seed)}."""
-    own = [{r["seed"]: r for r in table if r["row"] == name and not r["error"]} for name in (a, b)]
-    found = {}
-    of_settings = ("row", "seed", "error", "device", "torch", "ran_on", "parameters", "flops_per_token")
-    for column in [k for k in table[0] if k not in of_settings]:
-        shared = [seed for seed in own[0] if seed in own[1] and all(r[seed][column] not in ("", None) for r in own)]
-        x, y = (np.array([float(r[seed][column]) for seed in shared]) for r in own)
-        if shared:
-            found[column] = x.mean(), y.mean(), shared, mean_interval(x - y, "mean")
-    return found
-
-
-def print_comparison(path):
-    """The differences between two rows of the table at a path, each with its interval."""
-    if not os.path.exists(path):
-        raise SystemExit(f"{path} does not exist: --compare needs a table that a sweep has written")
-    table = read_csv(path)
-    a, b = two_rows([*dict.fromkeys(r["row"] for r in table)])
-    found = differences(table, a, b)
-    if not found:
-        raise SystemExit(f"--compare={compare}: no seed has both rows in {path}")
-    print(f"A: {a}\nB: {b}\nthe same seeds of both; 95% intervals of the mean difference over seeds (Student's t)\n")
-    print(f"{'column':<28} {'A':>12} {'B':>12} {'A - B':>12}  {'95%':<26} seeds")
-    for column, (x, y, shared, mean) in found.items():
-        span = f"{mean['mean_low']:+.6g} to {mean['mean_high']:+.6g}" if len(shared) > 1 else "needs two seeds"
-        print(f"{column:<28} {x:>12.6g} {y:>12.6g} {mean['mean']:>+12.6g}  {span:<26} {', '.join(shared)}")
-    print(f"\nof {len(found)} columns one in twenty leaves 0 out of its interval by chance alone")
 
 
 def curves(runs):
@@ -477,6 +326,11 @@ def curves(runs):
 
 # ---- all runs
 
+def labels():
+    """The labels of the evaluations, "" for one without."""
+    return [ENTRY.fullmatch(entry)[1] or "" for entry in evaluate]
+
+
 def pass_on(name):
     """Pass a signal on: train.py saves and ends, evaluate.py just ends."""
     stopping.append(name)
@@ -488,7 +342,7 @@ def pass_on(name):
 def kill_all():
     """A second signal: what is not saved by now is lost."""
     for process in list(running):
-        process.kill()
+        kill(process)
 
 
 def places_here(runs):
@@ -521,6 +375,9 @@ def run_at(places, function, runs, target):
     count = min(parallel or len(runs), places.each * len(places.room))
     print(f"{len(runs)} runs, {min(count, len(runs))} at once; a line as each ends, what each says now is in "
           f"{os.path.dirname(os.path.dirname(runs[0]['folder']))}/*/seed*/*.log", flush=True)
+    head = [f"`{shlex.join(['python', 'sweep.py', *sys.argv[1:]])}`",
+            f"seeds {', '.join(map(str, seeds))}; {count} at once", *(f"`evaluate.py`: `{x}`" for x in evaluate),
+            *([f"`analyze.py`: `{analyze}`"] if analyze else [])]
     with ThreadPoolExecutor(count) as pool:
         for n, future in enumerate(as_completed([pool.submit(function, run) for run in runs]), 1):
             row, log = future.result()
@@ -529,7 +386,7 @@ def run_at(places, function, runs, target):
             found.append(row)
             found.sort(key=lambda r: (wanted.index(r["row"]), seeds.index(r["seed"])))
             with outputs.going_on(f"{target}.csv"):  # the results of a run stand in its folder, too
-                write_tables(found, wanted, target, count)
+                write_tables(found, wanted, target, labels(), head)
             skipped += not log and not row["error"]
             spent = time.monotonic() - began
             took, left = (timedelta(seconds=round(s)) for s in (spent, spent / max(1, n - skipped) * (len(runs) - n)))
@@ -575,8 +432,8 @@ def draw_again(runs, target):
     losses, path = {}, f"{target}_curves.csv"
     if not os.path.exists(f"{target}.csv"):
         raise SystemExit(f"{target}.csv is not there: nothing to draw")
-    found = read_csv(f"{target}.csv")
-    for r in read_csv(path) if os.path.exists(path) else []:
+    found = outputs.read_csv(f"{target}.csv")
+    for r in outputs.read_csv(path) if os.path.exists(path) else []:
         losses.setdefault(r["row"], {}).setdefault(r["seed"], {})[int(r["iter"])] = float(r["val_loss"])
     draw(runs, found, losses, target)
 
@@ -589,7 +446,7 @@ def main():
     name = os.path.splitext(os.path.basename(files[0]))[0]
     root, tables = out_dir or f"out/{name}", results or f"results/{name}"
     if compare:
-        return print_comparison(f"{tables}.csv")
+        return print_comparison(f"{tables}.csv", compare)
     runs = plan(files[0], root)
     if dry_run:
         raise SystemExit(print("\n".join(" && ".join(as_typed(c, run["ranks"]) for c in run["steps"].values())

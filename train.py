@@ -85,6 +85,7 @@ deterministic = False           # bit-exact on CUDA too, slower; a CPU is in any
 OF_THIS_RUN = {"out_dir", "init_from", "eval_only", "device", "dtype", "compile", "cuda_graph", "wandb_log",
                "wandb_project", "wandb_run_name", "task"}  # what a resumed run does not take from its checkpoint
 MAY_CHANGE_ON_RESUME = set(INFERENCE_SETTINGS) - {"num_loops"}  # model settings that a resumed run may change
+FIRST_LOG = 10                  # the iteration after which a line is logged early: it tells how long all will take
 COLUMNS = tuple(columns.TABLES["train.py"][1])  # of log.csv
 
 
@@ -516,7 +517,9 @@ def log(run, line, **values):
     """A line on the terminal, a row of log.csv, and wandb."""
     if not run.master:
         return
+    run.shown.clear()
     print(line, flush=True)
+    run.shown.said = time.monotonic()
     if run.log:
         run.log.add({k: "" if v is None else str(v) for k, v in values.items()})
     if run.wandb:
@@ -545,7 +548,7 @@ def log_evaluation(run, losses, halted_after):
     """The line of an evaluation; a looped model shows the validation loss after each loop, the last one counts."""
     of_train, of_val = losses["train"][-1], losses["val"][-1]
     loops = " by loop " + " ".join(f"{x:.4f}" for x in losses["val"]) if len(losses["val"]) > 1 else ""
-    halted = f", halted after {halted_after:.2f} loops" if halted_after else ""
+    halted = f", {halted_after:.2f} loops per token when halting" if halted_after else ""
     others = "".join(f", {s} {x[-1]:.4f}" for s, x in losses.items() if s not in ("train", "val"))
     log(run, f"eval {run.it}/{max_iters}: train {of_train:.4f}, val {of_val:.4f}{others}{loops}{halted}", iter=run.it,
         train_loss=of_train, val_loss=of_val, halted_after=halted_after,
@@ -580,12 +583,14 @@ def train(run, stop):
         if model_type == "loop":
             loops.append(loops_at(run, run.it))
         run.it += 1
-        sync_now = run.it % log_interval == 0 or not run.cuda  # reading the loss stalls a GPU
+        if run.master:
+            run.shown.add()
+        sync_now = run.it % log_interval == 0 or run.it == FIRST_LOG or not run.cuda  # reading the loss stalls a GPU
         if sync_now:
             loss = runtime.mean_over_ranks(loss.clone(), run.world)  # so that all ranks stop where one must
             if not math.isfinite(float(loss)):
                 require_finite(run, loss)
-        if run.it % log_interval == 0:
+        if run.it % log_interval == 0 or run.it == FIRST_LOG:
             log_step(run, float(loss), float(norm), loops, (time.time() - since) / (run.it - since_it) * 1e3)
             since, since_it, loops = time.time(), run.it, []
         if save_every and run.it % save_every == 0:
@@ -600,6 +605,7 @@ def train(run, stop):
 def end_stopped(run):
     """Exit with status 130 after a signal, on all ranks together."""
     stop_ranks(run)
+    run.shown.clear()
     if run.master:
         print(f"stopped; {what_is_saved(run)}", file=sys.stderr)
     raise SystemExit(130)
@@ -633,14 +639,19 @@ def main():
         if init_from == "resume":
             say_what_differs(run, checkpoint)
         threads = f" with {torch.get_num_threads()} thread(s)" if run.device == "cpu" else ""
+        parts = run.micro_steps * run.world
+        rows = f"{batch_size * parts:,}" + f" ({batch_size} x {parts})" * (parts > 1)
         print(f"{model_type} with {run.raw_model.get_num_params():,} parameters, {run.dtype} on {run.device}{threads}, "
-              f"{run.world} process(es); {batch_size} x {run.micro_steps * run.world} sequences of {run.T} tokens an "
-              f"iteration; {dataset}, seed {seed}")
+              f"{run.world} process(es); {rows} sequences of {run.T} tokens per iteration; "
+              f"{dataset}, seed {seed}")
         if run.it >= max_iters and not eval_only:
             print(f"nothing to train: at iteration {run.it} already, and max_iters is {max_iters}")
     stop = runtime.StopSignal()  # only now: before the first step there is nothing to save, and a stop ends at once
+    run.shown = outputs.Progress("training", "iterations", max(0, max_iters - run.it))
+    run.shown.live &= run.master
     try:
-        losses = train(run, stop)
+        with run.shown:
+            losses = train(run, stop)
     except (MemoryError, RuntimeError) as e:
         if not runtime.out_of_memory(e):
             raise

@@ -28,7 +28,8 @@ def trace_rows(record, reads, writes, show):
     record, rows = {k: x.tolist() for k, x in record.items()}, []
     for i, loops in enumerate(record["loops"]):
         row = dict(reads=reads[i], writes=writes[i], loops=loops, prediction=[show(p) for p in record["prediction"][i]])
-        rows.append(row | {key: [None if math.isnan(x) else round(x, 6) for x in record[key][i]] for key in CURVES})
+        rows.append(row | {key: [None if math.isnan(x) else float(f"{x:.6g}") for x in record[key][i]]
+                           for key in CURVES})
     return rows
 
 

@@ -1,5 +1,5 @@
-# 4 hops among 64 letters; the paper has 16 among 256. Data: python data/prepare.py --task=p_hop --hops=4
-# --length=64
+# 2 hops among 16 letters; the paper has 16 among 256.
+# Data: python data/prepare.py --task=p_hop --hops=2 --length=16 --train_rows=20000
 out_dir = "out/demo_p_hop"
 dataset = "p_hop"
 fresh_rows = True
@@ -9,18 +9,20 @@ log_interval = 100
 
 n_embd = 64
 n_head = 4
-num_loops = 6
+num_loops = 4
 pos = "rope"
-block_size = 70
+block_size = 64
+tie_weights = False
+loop_norm = True
 supervise = "half"
 halt = "confidence"
 halt_threshold = 0.99
-min_loops = 3  # the first readouts are not trained (supervise)
-prompt_loops = 6  # what a token before '=' would say is never trained
+min_loops = 2  # the first readouts are not trained (supervise)
+prompt_loops = 4  # what a token before '=' would say is never trained
 
 batch_size = 64
-max_iters = 4000
-learning_rate = 1e-3
+max_iters = 3500
+learning_rate = 2e-3
 warmup_iters = 100
 weight_decay = 0.01
 device = "cpu"

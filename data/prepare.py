@@ -50,7 +50,8 @@ def where_in(module, e):
 
 def check_names(module):
     """Its symbols, kinds and functions."""
-    missing = [name for name in tasks.NEEDED if not hasattr(module, name)] + ["END"] * (not tasks.tracks(module))
+    missing = [name for name in tasks.NEEDED if not (hasattr(module, name) or name == "SIZES" and
+                                                     hasattr(module, "sizes"))] + ["END"] * (not tasks.tracks(module))
     missing += ["longest_number"] * (hasattr(module, "NUMBER") and not hasattr(module, "longest_number"))
     if missing:
         raise ValueError(f"it has no {', '.join(missing)}")
@@ -67,8 +68,9 @@ def check_names(module):
     if set(getattr(module, "NUMBER", "")) - set(symbols):
         raise ValueError("NUMBER has symbols outside VOCAB")
     for key in ("KINDS", "SIZES"):
-        if not isinstance(getattr(module, key), (tuple, list)) or not getattr(module, key):
-            raise ValueError(f"{key} {getattr(module, key)!r} must be a tuple or a list")
+        given = getattr(module, key, [0])  # sizes(s) may stand for SIZES
+        if not isinstance(given, (tuple, list)) or not given:
+            raise ValueError(f"{key} {given!r} must be a tuple or a list")
     if module.KINDS[0] != "uniform" or not all(re.fullmatch(r"[a-z]\w*", k) and k not in TAKEN for k in module.KINDS):
         raise ValueError(f"KINDS {module.KINDS}: 'uniform' first, then other names than {', '.join(sorted(TAKEN))}")
     reserved = own_keys() | {*tasks.facts(module), "row_len", "tokens", "sha256", "dtype", "encoding"}
@@ -185,7 +187,7 @@ def check_task(module, s):
         raise ValueError("draw gives the same rows whatever rng: all it draws must come from rng")
     sets = [(None, "draw", draws[0])]
     of_pairs = [((1, 2), module.KINDS[0])] if getattr(module, "PAIRS", False) else []
-    for size, kind in [(size, kind) for size in module.SIZES for kind in module.KINDS] + of_pairs:
+    for size, kind in [(size, kind) for size in tasks.sizes(module, s) for kind in module.KINDS] + of_pairs:
         where = f"draw of size {size}, kind {kind}"
         rng = np.random.default_rng([tasks.TEST_SEED, *tasks.pair(size), module.KINDS.index(kind)])
         sets.append((size, where, drawn(module, where, rng, 20, s, size, kind)))

@@ -7,7 +7,8 @@ your own; docs/tasks.md shows one in full. What a module has:
                             the answer stands, up to the pads; the last one of an answer on track next
     SLOT                    the symbol that hides an answer on track slots. There is no track slots without it, and no
                             track next without END
-    KINDS, SIZES            kinds of test problems of one size, "uniform" first; the sizes that evaluate.py takes
+    KINDS, SIZES            kinds of test problems of one size, "uniform" first; the sizes that evaluate.py takes, or
+                            sizes(s) instead, where they depend on settings
     its settings            lower-case assignments at the top, as in every script; `track` may be one of them
     row_length(size, s)     tokens of a row; size None, here and below: of the longest row in training
     draw(rng, N, s, size=None, kind="uniform")
@@ -109,6 +110,11 @@ def settings_of(task):
 def tracks(task):
     """The tracks on which a task can be trained, the usual one first."""
     return tuple(track for track, symbol in (("next", "END"), ("slots", "SLOT")) if hasattr(task, symbol))
+
+
+def sizes(task, s):
+    """The sizes of test problems that are taken by default."""
+    return task.sizes(s) if hasattr(task, "sizes") else task.SIZES
 
 
 def facts(task):

@@ -24,7 +24,7 @@ PRODUCT = RANK[tuple(np.moveaxis(PERMUTATIONS.T[PERMUTATIONS], 1, 0))]  # (120,1
 LETTERS = (string.ascii_letters + "".join(c for c in map(chr, range(0xC0, 0x180)) if c.isalpha()))[:120]
 VOCAB = LETTERS + "= _"
 PAD, THINK, SLOT, NUMBER = " ", "=", "_", LETTERS + "_"  # an element's place is its index
-KINDS, SIZES = ("uniform",), [2, 4, 8, 16, 24, 32]
+KINDS, SIZES = ("uniform",), [2, 4, 6, 8, 12, 16]
 
 
 def complete(s):

@@ -14,7 +14,7 @@ max_variables = 12              # >= 2, <= 26: variables of the largest problem 
 LETTERS, OPERATORS = "abcdefghijklmnopqrstuvwxyz", "+-*"
 VOCAB = "0123456" + LETTERS + OPERATORS + "=;?\n "
 PAD, THINK, END = " ", "?", "\n"
-KINDS, SIZES = ("uniform", "chain"), [8, 12, 16, 20]  # chain: every definition joins two things, so none is a copy
+KINDS = ("uniform", "chain")    # chain: every definition joins two things, so none is a copy
 ID = {symbol: i for i, symbol in enumerate(VOCAB)}
 EXAMPLES = "b=a+5;a=3;d=b*c;c=a;d?"
 
@@ -22,6 +22,10 @@ EXAMPLES = "b=a+5;a=3;d=b*c;c=a;d?"
 def complete(s):
     if s.max_variables < s.layers:
         raise ValueError(f"max_variables={s.max_variables}: at least layers, {s.layers}")
+
+
+def sizes(s):
+    return [n for k in (4, 6, 8, 10) if s.layers <= (n := s.max_variables * k // 6) <= 26]
 
 
 def row_length(size, s):

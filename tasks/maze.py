@@ -11,7 +11,7 @@ track = "slots"                 # slots: the way is found from both ends, not fr
 
 VOCAB = "#.SGo/= _"
 PAD, THINK, SLOT = " ", "=", "_"
-KINDS, SIZES = ("uniform", "far"), [2, 3, 4, 5, 6]  # a size is n; far: G is where the way from S is longest
+KINDS, SIZES = ("uniform", "far"), [2, 3, 4, 5]  # a size is n; far: G is where the way from S is longest
 EXAMPLES = "S.#/#.#/G..\n..S/.##/..G"
 
 

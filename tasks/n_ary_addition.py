@@ -6,7 +6,7 @@ plain = True                    # most significant digit first, as in the paper,
 
 VOCAB = "0123456789+=\n "
 PAD, THINK, END, NUMBER = " ", "=", "\n", "0123456789"
-KINDS, SIZES = ("uniform", "nines"), [8, 16, 24, 32]  # a size is n
+KINDS, SIZES = ("uniform", "nines"), [2, 3, 4, 5, 6, 8, 16, 32]  # a size is n
 EXAMPLES = "315 + 120 + 045 =\n999 + 999 ="
 
 

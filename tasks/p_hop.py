@@ -10,13 +10,17 @@ length = 256                    # >= 8, <= 4096: letters of a row in training
 
 VOCAB = "abcd=\n "
 PAD, THINK, END = " ", "=", "\n"
-KINDS, SIZES = ("uniform", "rare"), [128, 192, 256, 320]  # a size is the letters of a row
+KINDS = ("uniform", "rare")     # of test rows; a size is the letters of a row
 RARE = [0.55, 0.25, 0.15, 0.05]  # of kind rare: how often each letter comes, so that some hops go far
 
 
 def complete(s):
     if s.length < 8 * s.hops:
         raise ValueError(f"length={s.length}: at least 8 times hops, {s.hops}, or too few rows have so many hops")
+
+
+def sizes(s):
+    return [s.length * k // 4 for k in (2, 3, 4, 5, 8)]
 
 
 def row_length(size, s):

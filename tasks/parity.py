@@ -8,7 +8,7 @@ track = "slots"                 # slots: written one after the other every step 
 
 VOCAB = "01= _"
 PAD, THINK, SLOT, NUMBER = " ", "=", "_", "01_"  # a bit's place is its index
-KINDS, SIZES = ("uniform", "sparse"), [4, 8, 16, 24, 32]
+KINDS, SIZES = ("uniform", "sparse"), [2, 4, 6, 8, 12, 16]
 
 
 def row_length(size, s):

@@ -104,6 +104,27 @@ def test_a_rule_is_held_against_the_best_depth_and_chance(small):
         assert at_random <= 1
 
 
+@pytest.mark.parametrize("given", [[], ["a.pt"]])
+def test_checkpoints_that_are_given_are_measured_in_full_on_a_cpu_and_in_turns(monkeypatch, rng, given):
+    sizes, order, rows = [], [], []
+    speed = {name: iter(rng.permutation(bench_models.TURNS) + 10.0 * i) for i, name in enumerate("abc")}
+    monkeypatch.setattr(bench_models, "subjects", lambda checkpoints, device, small: sizes.append(small) or [
+        types.SimpleNamespace(task="addition")])
+    monkeypatch.setattr(bench_models, "variants", lambda s: ((name,) for name in "abc"))
+
+    def row_of(s, name, meter, span, short):
+        order.append((name, span))
+        return dict(case=name, us_1=next(speed[name]), quality=0.5)
+    monkeypatch.setattr(bench_models, "row_of", row_of)
+    bench_models.model_rows(given, "cpu", "float32", ["addition"], "", 10.0, rows.append)
+    turns = bench_models.TURNS if given else 1
+    assert sizes == [not given]
+    assert order == [(name, 10 / turns) for name in "abc"] * turns
+    assert [r["case"] for r in rows] == ["a", "b", "c"]
+    if given:
+        assert rows == [dict(case=name, us_1=10.0 * i + turns // 2, quality=0.5) for i, name in enumerate("abc")]
+
+
 def test_joules(monkeypatch):
     assert "no energy counter" in bench_models.Meter("cpu").why_not
     assert math.isnan(bench_models.Meter("cpu").joules())

@@ -12,6 +12,8 @@ import torch
 import analyze
 import checkpoint
 import dataset
+import outputs
+from looplm_kernels import RULES
 from model import GPT, GPTConfig
 from model_loop import LoopConfig, LoopGPT
 
@@ -279,3 +281,19 @@ def test_a_run_that_cannot_be_resumed(scripts, trained):
         assert words in run.err
         assert "good" not in run.err
         assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(("overrides", "said"), [
+    (dict(halt="entropy"), True), (dict(halt="kl", num_loops=2), True), (dict(halt="entropy", think_loops=2), False),
+    (dict(halt="entropy", halt_threshold=0.1), False), (dict(halt="confidence"), False), (dict(halt="none"), False),
+    ({}, False)])
+def test_a_threshold_that_nobody_chose_for_the_model_is_named(good, capsys, overrides, said):
+    """Where a rule is asked for that is not the checkpoint's own, and no threshold is."""
+    outputs.warn.cache_clear()
+    args = good["model_args"] | dict(halt="confidence", halt_threshold=0.99, think_token=3)
+    torch.save(good | dict(model_args=args), "ckpt.pt")
+    checkpoint.open_model("ckpt.pt", "", "cpu", overrides)
+    rule = overrides.get("halt", "none")
+    line = (f"halt={rule} at its default {RULES[rule].threshold:g} was not chosen for this model: evaluate.py shows "
+            "what it costs\n")
+    assert capsys.readouterr().err == line * said

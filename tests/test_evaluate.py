@@ -17,7 +17,9 @@ from scipy import stats
 import evaluate
 import figures
 import intervals
+import outputs
 import sweep
+import sweep_tables
 from model_loop import LoopGPT
 from tasks import addition
 
@@ -196,12 +198,12 @@ def test_every_kind_of_problem_is_measured(run, track, capsys, tmp_path):
     assert [word for word in head if word in kinds] == kinds
     line = next(line.split() for line in said.splitlines() if line.split()[:1] == ["9"])
     assert line[1:2 * len(kinds):2] == [f"{100 * r['accuracy']:.1f}%" for r in rows[len(kinds):]]
-    found = sweep.columns_of_evaluation("", sweep.read_csv("fake.csv"))
+    found = sweep_tables.columns_of_evaluation("", outputs.read_csv("fake.csv"))
     assert {k for k in found if k.rpartition("_")[0] in kinds} == {f"{k}_{n}" for k in kinds for n in (2, 9)}
     every = run(track, "--digits=[1]", "--kinds=all", "--problems=4")[1]
     assert [r["kind"] for r in every][:len(kinds)] == [*addition.KINDS]
     table = [dict(row="a", seed=0, error="", **found)]
-    assert f"| a | 1/1 | {100 * found['equal_2']:.1f} | {100 * found['equal_9']:.1f} |" in sweep.markdown(
+    assert f"| a | 1/1 | {100 * found['equal_2']:.1f} | {100 * found['equal_9']:.1f} |" in sweep_tables.markdown(
         "equal", "", table, ["a"])
     figures.draw_sweep(table, {}, str(tmp_path / "x.png"))
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
@@ -307,7 +309,7 @@ def test_what_cannot_be_computed_is_left_out_with_its_reason(run, monkeypatch, c
     """One digit count; loops that are all the same; problems of which none, or of one digit count only, are solved."""
     run("next", "--digits=[4]", "--problems=70")
     said = capsys.readouterr().out
-    assert re.search(r"answer: mean \d\.\d\d, no correlation with the size, of which there is one\n", said)
+    assert re.search(r"answer: mean \d\.\d\d, no correlation with the size, since only one was asked\n", said)
     assert f"prompt: mean {PROMPT:.2f}, the same for every problem" in said  # as every token's limit
     assert "nan" not in said
     of_problem = run.fake.problem
@@ -368,7 +370,7 @@ def test_a_sweep_reads_the_same_columns_beside_the_new_rows(run, tmp_path):
         writer.writeheader()
         writer.writerows(r for r in rows if r["kind"] in ("uniform", "hard"))
     found = sweep.columns_of("evaluate", tmp_path)
-    assert found == sweep.columns_of_evaluation("", rows)
+    assert found == sweep_tables.columns_of_evaluation("", rows)
     assert {*found} == {f"{k}_{n}" for k in ("uniform", "hard", "loops_answer", "loops_most", "accuracy_random")
                         for n in (1, 2)} | {f"loops_solved_{r['n']}" for r in rows if r["loops_most_solved"]}
 

@@ -7,8 +7,9 @@ import gpus
 
 CONTROL = """#!/bin/sh
 echo "$* $(cat)" >> "$CUDA_MPS_LOG_DIRECTORY/../said"
+sleep 100 &
 exit %d
-"""
+"""  # as the daemon, what it leaves running has its stdout and stderr, too
 
 
 def test_places_by_chance(rng):
@@ -29,7 +30,7 @@ def test_places_by_chance(rng):
             for name in names:
                 using[name].remove(count)
         places.give_back(names)
-    threads = [threading.Thread(target=run, args=(i, int(rng.choice([1, 1, 2, 3])), threading.Event()))
+    threads = [threading.Thread(target=run, daemon=True, args=(i, int(rng.choice([1, 1, 2, 3])), threading.Event()))
                for i in range(40)]
     for thread in threads:
         thread.start()
@@ -51,7 +52,7 @@ def test_a_large_run_is_not_passed_by():
         places.give_back(names)
     threads = []
     for name, count in (("large", 2), ("small", 1)):
-        threads.append(threading.Thread(target=run, args=(name, count)))
+        threads.append(threading.Thread(target=run, daemon=True, args=(name, count)))
         threads[-1].start()
         while len(places.waiting) < len(threads):
             threading.Event().wait(0.001)

@@ -6,6 +6,7 @@ from functools import cache
 
 import pytest
 from conftest import ROOT
+from scipy import stats
 
 from looplm_kernels import RULES
 
@@ -30,12 +31,20 @@ def found(name, **where):
     return rows
 
 
-def seeds(name, row, *columns, worst=min, scale=100):
-    """[median, worst] of the seeds of a row, by the first of the columns that the table has; [value] of one seed."""
-    rows = found(name, row=row)
-    column = next(c for c in columns if rows[0].get(c))
-    values = [scale * float(r[column]) for r in rows]
-    return [statistics.median(values), worst(values)][:len(values)]
+def values(name, row, column, scale=100):
+    """Those of the seeds of a row, in their order."""
+    return [scale * float(r[column]) for r in found(name, row=row)]
+
+
+def spread(known):
+    """[median, lowest, highest], as pages show the seeds of a row; [value] of one seed."""
+    return [statistics.median(known), min(known), max(known)] if len(known) > 1 else known
+
+
+def seeds(name, row, *columns, scale=100):
+    """[median, lowest] of the seeds of a row, by the first of the columns that the table has; [value] of one seed."""
+    column = next(c for c in columns if found(name, row=row)[0].get(c))
+    return spread(values(name, row, column, scale))[:2]
 
 
 def table(name, heading, nth=1):
@@ -89,7 +98,7 @@ def test_claims(label):
     """The README's results: the numbers, of how many seeds, on which GPU, of how many parameters."""
     what, ours, beside, count, card, _ = line(table("README.md", "Results")[1], label)
     for cell, size, (name, row, column) in zip((ours, beside), (what, beside), CLAIMS[label], strict=True):
-        agree(cell, seeds(name, row, column, **(dict(worst=max, scale=1) if "loss" in column else {})))
+        agree(cell, spread(values(name, row, column, 1 if "loss" in column else 100)))
         runs = found(name, row=row)
         assert str(len(runs)) == count
         assert all(card in r["device"] for r in runs)
@@ -97,8 +106,41 @@ def test_claims(label):
             agree(millions, [float(runs[0]["parameters"]) / 1e6])
 
 
+def test_the_korean_page_has_claims_of_the_english_one():
+    """Three rows, with the same cells of numbers, and what it says of default thresholds."""
+    english, korean = table("README.md", "Results")[1], table("README.ko.md", "결과")[1]
+    assert [row[1:2] + row[3:5] for row in korean] == [
+        row[1:2] + row[3:5] for label in ("100 digits", "8 digits, beside 12", "text, beside 12")
+        for row in [line(english, label)]]
+    for row, label in zip(korean, ("100 digits", "8 digits, beside 12", "text, beside 12"), strict=True):
+        assert row[2].rpartition(": ")[2] == line(english, label)[2].rpartition(": ")[2]
+    of_text = [re.findall(r"[\d.]+%", re.search(words, " ".join(page(name).split()))[0]) for name, words in (
+        ("README.md", r"`confidence` has [\d.]+% on search.*?`entropy` [\d.]+%"),
+        ("README.ko.md", r"`confidence`의 정답률은 .*?`entropy`는 [\d.]+%"))]
+    assert of_text[0] == of_text[1]
+
+
 def test_all_claims_are_checked():
     assert len(table("README.md", "Results")[1]) == len(CLAIMS) <= 8
+
+
+def test_what_stands_beside_the_claims():
+    """The looped model at the depth of 12 layers; on text the mean difference, by scipy, and 12 layers with rope."""
+    what = line(table("README.md", "Results")[1], "8 digits, beside 12")[0]
+    agree(re.search(r"\(12 loops: ([\d.]+), one seed\)", what)[1],
+          values("sweep_baselines", "1 block x 12 loops", "uniform_8"))
+    ours, layers, rope = (values("sweep_text", row, "best_val_loss", 1)
+                          for row in ("1 x 12", "12 layers", "12 layers, rope"))
+    interval = stats.ttest_rel(layers, ours).confidence_interval()
+    wanted = [statistics.mean(layers) - statistics.mean(ours), interval.low, interval.high]
+    for name in ("README.md", "docs/text.md"):
+        text = " ".join(page(name).split())
+        shown = re.search(r"is ([\d.]+) nats better than .*?95%: ([\d.]+) to ([\d.]+)", text).groups()
+        for number, value in zip(shown, wanted, strict=True):
+            agree(number, [value])
+    agree(re.search(r"12 layers with rope \(([\d.]+), two seeds\)", " ".join(page("README.md").split()))[1],
+          [statistics.median(rope)])
+    assert len(rope) == 2
 
 
 ADDITIONS = {  # label in docs/addition.md: table, row, columns
@@ -154,10 +196,9 @@ def test_texts(label):
     """docs/text.md: parameters, FLOPs and the best validation loss, median (lowest-highest)."""
     said = line(table("docs/text.md", "One block for twelve layers")[1], label)
     runs = found("sweep_text", row=TEXTS[label])
-    losses = [float(r["best_val_loss"]) for r in runs]
     agree(said[1].replace(" M", ""), [float(runs[0]["parameters"]) / 1e6])
     agree(said[2].replace(" M", ""), [float(runs[0]["flops_per_token"]) / 1e6], least=0)
-    agree(said[3], [statistics.median(losses), min(losses), max(losses)] if len(losses) > 1 else losses)
+    agree(said[3], spread([float(r["best_val_loss"]) for r in runs]))
 
 
 @pytest.mark.parametrize(("label", "rows"), [
@@ -171,24 +212,59 @@ def test_what_moves_the_loss(label, rows):
         agree(cell.split(",")[0], [seeds("sweep_text_tuning", row, "best_val_loss", scale=1)[0] - base])
 
 
-HALTING = {"confidence": "0.99", "entropy": "0.05", "kl": "0.01", "delta": "0.3", "gate": "0.999"}
+DEPTHS = {"search": ("addition_search", "4"), "address": ("addition", "3")}  # names in the README: file, fewest loops
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_halting(rule):
-    """The README's table: default thresholds, what a rule is worth, and what it saves beside the fixed depth."""
-    said, model, depth = line(table("README.md", "Halting")[1], rule), "addition_search", "4"
-    if rule == "gate":
-        model, depth = "addition", "3"
-    (fixed,) = found("decode_cpu", checkpoint=model, rule="none", most_loops=depth)
-    (row,) = [fixed] if rule == "none" else found("decode_cpu", checkpoint=model, rule=rule, threshold=HALTING[rule])
-    assert said[2:4] == (["", f"{depth} loops"] if rule == "none" else [f"{RULES[rule].threshold:g}", HALTING[rule]])
-    agree(said[4], [100 * float(row["accuracy"])])
-    for cell, column in zip(said[5:7], ("loops", "ms_alone"), strict=True):
-        value, before = float(row[column]), float(fixed[column])
-        agree(cell.partition(" (")[0], [value])
-        if rule != "none":
-            agree(cell.partition("(")[2].strip(")"), [100 * (1 - value / before)], least=0)
+@pytest.mark.parametrize("model", DEPTHS)
+def test_halting(model):
+    """The README's table, of each model: what a rule is worth at the threshold beside it, against the fixed depth."""
+    name, depth = DEPTHS[model]
+    (fixed,) = found("decode_cpu", checkpoint=name, rule="none", most_loops=depth)
+    rows = [cells for cells in table("README.md", "Halting")[1] if cells[2] == model]
+    assert [(r["rule"], r["threshold"]) for r in found("decode_cpu", checkpoint=name) if r["rule"] != "none"] == [
+        (cells[0].strip("`"), cells[3]) for cells in rows[1:]]
+    for rule, _, _, threshold, *shown in rows:
+        (row,) = [fixed] if rule == "`none`" else found("decode_cpu", checkpoint=name, rule=rule.strip("`"))
+        assert threshold == (row["threshold"] or f"{depth} loops")
+        agree(shown[0], [100 * float(row["accuracy"])])
+        for cell, column in zip(shown[1:], ("loops", "ms_alone"), strict=True):
+            value, change = re.fullmatch(r"([\d.]+)(?: \(([-+\d]+)%\))?", cell).groups()
+            agree(value, [float(row[column])])
+            assert (change is None) == (row is fixed)
+            assert change is None or abs(int(change) - 100 * (float(row[column]) / float(fixed[column]) - 1)) <= 0.5
+    assert {cells[2] for cells in table("README.md", "Halting")[1]} == {*DEPTHS}
+    assert [line(table("README.md", "Halting")[1], rule) for rule in ("confidence", "entropy", "delta", "gate")]
+
+
+def test_halting_of_all_at_once():
+    """Which rules save time where 256 problems are written together, and how much."""
+    saved = {}
+    for name, depth in DEPTHS.values():
+        (fixed,) = found("decode_cpu", checkpoint=name, rule="none", most_loops=depth)
+        saved |= {(name, r["rule"]): 100 * (1 - float(r["ms_together"]) / float(fixed["ms_together"]))
+                  for r in found("decode_cpu", checkpoint=name) if r["rule"] != "none"}
+    text = " ".join(page("README.md").split())
+    shown = re.search(r"all 256 at once `(\w+)` saves (\d+)%, `(\w+)` (\d+)%, no other rule any", text).groups()
+    assert {("addition_search", rule) for rule in shown[::2]} == {k for k, v in saved.items() if v > 0}
+    for rule, number in zip(shown[::2], shown[1::2], strict=True):
+        agree(number, [saved["addition_search", rule]], least=0)
+
+
+def test_halting_at_the_defaults():
+    """What the README and docs/protocol.md say of default thresholds is of the log."""
+    (log,) = re.findall(r"^### Rules at their default.*?(?=^##|\Z)", page("root.md"), re.M | re.S)
+    logged = [cells(row) for row in log.splitlines() if row.startswith("| `")]
+    head, rows = table("docs/protocol.md", "What halting pays", 2)
+    assert rows == logged
+    assert head[2:] == ["`pretrained/addition_search.pt`", "`pretrained/addition.pt`"]
+    assert {row[0].strip("`"): row[1] for row in rows} == {
+        rule: f"{known.threshold:g}" for rule, known in RULES.items() if rule != "none"}
+    text = " ".join(page("README.md").split())
+    search, address, entropy = re.search(r"`confidence` has ([\d.]+)% on search; on address, .*? it has ([\d.]+)%, "
+                                         r"`entropy` ([\d.]+)%", text).groups()
+    assert line(rows, "confidence")[2].startswith(f"{search}%")
+    assert line(rows, "confidence")[3].startswith(f"{address}%")
+    assert line(rows, "entropy")[3].startswith(f"{entropy}%")
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -224,10 +300,15 @@ def test_kernels():
     times = [float(r["microseconds"]) for r in loops if r["path"] == "loop kernel"]
     ratios = [float(r["ratio"]) for r in loops if r["path"].startswith("b ")]
     assert len(times) == len(ratios) == 3
-    for cell, values in ((launch[1], times), (launch[2], ratios)):
+    for cell, known in ((launch[1], times), (launch[2], ratios)):
         low, high = re.search(r"([\d.]+) to ([\d.]+)", cell).groups()
-        agree(low, [min(values)], least=0)
-        agree(high, [max(values)], least=0)
+        agree(low, [min(known)], least=0)
+        agree(high, [max(known)], least=0)
+    wide = [float(r["ratio"]) for r in rows_of("bench_h200") if r["case"].startswith("64x384x16 ")
+            and r["path"].startswith("b ")]
+    shown = re.search(r"faster at width 384 \(([\d.]+) to ([\d.]+) of the time", page("README.md")).groups()
+    agree(shown[0], [min(wide)])
+    agree(shown[1], [max(wide)])
     of = {r["path"]: r for r in rows_of("bench_h200") if (r["table"], r["case"]) == ("halt", "8192x50304")}
     agree(decision[1].removesuffix(" us"), [float(of["kernel"]["microseconds"])], least=0)
     agree(decision[2].removesuffix(" times as long"), [float(of["torch.compile"]["ratio"])])

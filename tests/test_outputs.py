@@ -1,6 +1,7 @@
 """Nothing is lost: one folder has one run, a stop or a full disk leaves what was done, side work ends no main work."""
 import contextlib
 import csv
+import io
 import json
 import os
 import re
@@ -433,7 +434,8 @@ def test_a_full_disk_costs_a_sweep_its_tables_only(scripts, tmp_path, monkeypatc
 
 
 def test_wandb_that_fails_later_only_warns(said, monkeypatch):
-    run = SimpleNamespace(master=True, log=None, it=5, wandb=SimpleNamespace(log=lambda *args, **kw: 1 / 0))
+    run = SimpleNamespace(master=True, log=None, it=5, wandb=SimpleNamespace(log=lambda *args, **kw: 1 / 0),
+                          shown=outputs.Progress("training", "iterations"))
     train.log(run, "a line", iter=5, loss=1.0)
     train.log(run, "a line", iter=6, loss=1.0)
     assert said() == ["wandb is off from iteration 5 on (ZeroDivisionError: division by zero)"]
@@ -494,8 +496,13 @@ def test_threads_are_those_that_find_a_free_core(monkeypatch, capsys, idle, give
 
 def test_the_idle_share_of_a_machine(monkeypatch):
     """By /proc/stat, and by the load where there is no such file."""
-    assert 0 <= runtime.idle_share(0.05) <= 1
-    monkeypatch.setattr("builtins.open", lambda *args, **options: (_ for _ in ()).throw(FileNotFoundError()))
+    def stat(path, **options):
+        if not readings:
+            raise FileNotFoundError
+        return io.StringIO(f"cpu  {readings.pop(0)} 77 77\ncpu0 1 2 3\n")  # the last two are among the first ones
+    monkeypatch.setattr("builtins.open", stat)
+    readings = ["10 20 30 400 50 6 7 8", "15 20 35 480 60 6 7 8"]  # 10 busy ticks, 90 idle ones, of the disk too
+    assert runtime.idle_share(0) == 0.9
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     for load, idle in ((0.0, 1.0), (1.0, 0.75), (9.0, 0.0)):
         monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0, 0))
@@ -639,4 +646,18 @@ def test_progress(live, monkeypatch, capsys):
 
 def test_progress_of_quick_work_without_a_terminal_says_nothing(capsys):
     assert list(outputs.progress(iter("abc"), "x", "y")) == ["a", "b", "c"]
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_stream_that_is_closed_from_the_start_costs_nothing(name, monkeypatch, capsys):
+    """What would go there goes nowhere, not to the other one."""
+    done = []
+
+    def main():
+        print("x", file=getattr(sys, name))
+        done.extend(outputs.progress(range(3), "counting", "numbers"))
+    monkeypatch.setattr(sys, name, None)
+    runtime.run(main)
+    assert done == [0, 1, 2]
     assert capsys.readouterr() == ("", "")

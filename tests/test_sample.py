@@ -432,7 +432,7 @@ def test_text_appears_as_it_is_written(monkeypatch, capsys):
     assert printed == ["ab", "de", "h\n---------------\nacfg\n---------------\na"]
     out = capsys.readouterr()
     assert out.out == "i\n---------------\n"
-    assert re.fullmatch(r"8 tokens, [\d.]+ tokens/s, [\d.]+ ms a token\n", out.err)
+    assert re.fullmatch(r"8 tokens in 5 steps of [\d.]+ ms, [\d.]+ tokens/s\n", out.err)
 
 
 def test_half_a_character_waits(monkeypatch, capsys):
@@ -457,8 +457,8 @@ def test_problems_at_once_as_one_by_one(scripts, trained):
     alone = [scripts(*sample, f"--start={p}") for p in problems[:2]]
     assert run.out.startswith("".join(one.out for one in alone))
     assert scripts(*sample, "--start=" + " ".join(problems), "--reread=True").out == run.out
-    tokens, mean, most = re.search(r"^(\d+) tokens, [\d.]+ tokens/s, [\d.]+ ms a token, ([\d.]+) of (\d+) loops, "
-                                   r"-?\d+% saved$", run.err, re.M).groups()
+    tokens, mean, most = re.search(r"^(\d+) tokens in \d+ steps of [\d.]+ ms, [\d.]+ tokens/s, ([\d.]+) loops per "
+                                   r"token \(at most (\d+), \d+% not taken\)$", run.err, re.M).groups()
     writes = [line.split() for line in run.out.splitlines() if re.match(r"  +\S+ +[^·\s]+ +\d+  ", line)]
     assert len(writes) == int(tokens)
     assert sum(int(row[2]) for row in writes) / len(writes) == pytest.approx(float(mean), abs=0.01)
@@ -528,9 +528,12 @@ class Terminal:
             assert time.monotonic() < end, self.seen
             if select.select([self.fd], [], [], 1)[0]:
                 try:
-                    self.seen += os.read(self.fd, 65536).decode(errors="replace")
-                except OSError:  # the script has ended
+                    new = os.read(self.fd, 65536)
+                except OSError:  # how Linux says that the script has ended; others say it by nothing
+                    new = b""
+                if not new:
                     break
+                self.seen += new.decode(errors="replace")
         assert re.search(pattern, self.seen), self.seen
         said, self.seen = self.seen, ""
         return said
@@ -561,6 +564,14 @@ def test_prompts_on_a_terminal(scripts, trained):
     assert terminal.end() == 0
 
 
+def test_a_training_says_on_a_terminal_how_far_it_is(scripts):
+    terminal = Terminal(scripts.folder, "train.py", "--device=cpu", "--n_embd=16", "--n_head=2", "--batch_size=4",
+                        "--max_iters=300", "--log_interval=300", "--eval_iters=1", "--num_loops=2", "--out_dir=told")
+    said = terminal.until("checkpoint: ")
+    assert re.search(r"training: 0/300 iterations.*iter 10/300.*training: \d+/300 iterations, .*ETA", said, re.S)
+    assert terminal.end() == 0
+
+
 def test_ctrl_c_ends_a_long_answer_and_no_more(scripts):
     scripts("train.py", "--device=cpu", "--dataset=shakespeare_char", "--n_embd=16", "--n_head=2", "--block_size=16",
             "--batch_size=4", "--max_iters=1", "--eval_iters=1", "--num_loops=2", "--out_dir=typed")
@@ -576,6 +587,32 @@ def test_ctrl_c_ends_a_long_answer_and_no_more(scripts):
     assert os.waitstatus_to_exitcode(os.waitpid(terminal.pid, 0)[1]) == 130
 
 
+def test_ctrl_c_and_mistakes_end_no_conversation(monkeypatch, capsys):
+    typed, answered = iter(["a", "b", "c", "d"]), []
+
+    def respond(text):
+        answered.append(text)
+        if text == "b":
+            raise KeyboardInterrupt
+        if text == "c":
+            raise SystemExit("standard input: c is wrong")
+
+    def read(prompt):
+        text = next(typed, None)
+        if text in ("d", None):
+            raise KeyboardInterrupt if text else EOFError
+        return text
+    monkeypatch.setattr("builtins.input", read)
+    before = signal.getsignal(signal.SIGINT)
+    sample_py.converse(respond)
+    assert answered == ["a", "b", "c"]
+    assert capsys.readouterr().err.endswith("\nc is wrong\n")
+    assert signal.getsignal(signal.SIGINT) == before
+    monkeypatch.setattr("builtins.input", lambda prompt: (_ for _ in ()).throw(KeyboardInterrupt("SIGTERM")))
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+        sample_py.converse(respond)
+
+
 @pytest.mark.parametrize(("given", "args", "found"), [
     ("1+2=\n3+4=\n", (), {(1, 2), (3, 4)}), ("", (), {(57, 68), (999, 1), (1234, 8766)}),
     ("1+2=", ("--start=5+6=",), {(5, 6)})])
@@ -584,3 +621,28 @@ def test_prompts_in_a_pipe(scripts, trained, given, args, found):
     run = subprocess.run(command, cwd=scripts.folder, input=given, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
     assert set(answers(run.stdout)) == found
+    assert ("no prompt given" in run.stderr) == (not given)
+
+
+def test_a_mistake_in_a_pipe_is_not_blamed_on_start(scripts, trained):
+    command = [sys.executable, ROOT / "sample.py", f"--checkpoint={trained['next']}"]
+    run = subprocess.run(command, cwd=scripts.folder, input="1+x\n", capture_output=True, text=True, timeout=600)
+    assert run.returncode == 1
+    assert run.stderr.startswith("standard input: ")
+    assert "is not an addition" in run.stderr
+    assert "--start" not in run.stderr
+
+
+def test_what_is_no_text_in_a_pipe_is_not_passed_over(monkeypatch, tmp_path):
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    for encoding, said in (("latin1", "caf\xe9"), ("utf-8", None)):
+        with open(tmp_path / "latin.txt", encoding=encoding) as f:
+            monkeypatch.setattr(sys, "stdin", f)
+            if said:
+                assert sample_py.piped() == said
+            else:
+                with pytest.raises(SystemExit, match="is not text in UTF-8"):
+                    sample_py.piped()
+    for stdin in (None, f):
+        monkeypatch.setattr(sys, "stdin", stdin)  # closed from the start, or since
+        assert sample_py.piped() is None

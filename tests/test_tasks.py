@@ -1,5 +1,6 @@
 """Any task in one file: every task that is here, docs/tasks.md word for word, a file of one's own, and modules with a
 mistake."""
+import csv
 import json
 import re
 import runpy
@@ -54,7 +55,7 @@ def test_every_task_is_on_the_page_and_has_a_config(name):
 
 def test_no_script_knows_a_task_by_name():
     for path in ROOT.glob("*.py"):
-        code = re.sub(r'""".*?"""|#.*', "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        code = re.sub(r'(?s:""".*?""")|#.*', "", path.read_text(encoding="utf-8"))
         assert not re.search(r"from tasks|tasks\.(addition|reverse)|[!=]= *[\"'](addition|reverse)", code), path
 
 
@@ -345,7 +346,7 @@ def draws(name, rng, N=300, **given):
     """(text of a row, difficulty) of N rows for training and of each kind and size."""
     task = tasks.load(name)
     s = settings(task, **given)
-    for size, kind in ((None, "uniform"), *((size, kind) for size in task.SIZES for kind in task.KINDS)):
+    for size, kind in ((None, "uniform"), *((size, kind) for size in tasks.sizes(task, s) for kind in task.KINDS)):
         tokens, _, difficulty = task.draw(rng, N, s, size, kind)
         for i, row in enumerate(tokens):
             yield tasks.text_of(task, row).rstrip(task.PAD), size, {k: int(x[i]) for k, x in difficulty.items()}
@@ -499,3 +500,23 @@ def test_maze(rng):
     for wrong in ("S#./##./..G", "S.#/#.#/...", "S.G/...", "", "S.?/#.#/G.."):
         with pytest.raises(ValueError, match="no maze|no way"):
             task.solve(wrong, None)
+
+
+# ---- what they reach
+
+def test_the_results_of_the_page_are_those_of_the_table():
+    """Exact match in % and loops, size by size, of every row that the page has."""
+    with open(ROOT / "results/sweep_tasks.csv", encoding="utf-8") as f:
+        found = {r["row"]: r for r in csv.DictReader(f)}
+    table = re.search(r"\n\| task \| trained on.*?\n\n", PAGE, re.DOTALL)[0].strip().splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table]
+    assert {row[0].strip("`") for row in rows} == set(tasks.names()) - {"addition"}
+    for name, _, *cells in rows:
+        name = name.strip("`")
+        one, untied = (next((r for r in found if re.fullmatch(rf"{name}, {kind}", r)), None)
+                       for kind in ("1 layer", r"\d+ layers"))
+        for cell, row, column in zip(cells, (name, name, one, untied), ("uniform", "loops_solved", *["uniform"] * 2),
+                                     strict=False):
+            for size, said in re.findall(r"(\d+): ([\d.]+)", cell):
+                right = float(found[row][f"{column}_{size}"])
+                assert said == (f"{right:.2f}" if column == "loops_solved" else f"{100 * right:.1f}"), (row, size)

@@ -217,6 +217,12 @@ def test_files_and_summary(scripts, whole):
     assert known["versions"] == of_checkpoint["versions"]
 
 
+def test_the_first_line_of_a_step_comes_early(scripts):
+    """After ten steps, however many the next one is away, so that one sees how long all will take."""
+    scripts("train.py", *TINY, "--max_iters=13", "--log_interval=1000", "--out_dir=early")
+    assert [r["iter"] for r in read_log(scripts, "early") if r["loss"]] == ["10"]
+
+
 def test_log_lines(whole):
     steps = [line for line in whole.run.out.splitlines() if line.startswith("iter ")]
     assert len(steps) == N

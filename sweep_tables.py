@@ -1,0 +1,178 @@
+"""The tables of sweep.py: which columns a finished step of a run gives, the CSV and the Markdown of all runs, and the
+comparison of two rows."""
+import json
+import os
+import re
+import statistics
+
+import numpy as np
+
+import figures
+import outputs
+from intervals import mean_interval
+
+FIRST = ("row", "seed", "parameters", "flops_per_token", "val_loss", "best_val_loss", "ms", "seconds", "device",
+         "torch")  # columns
+OF_TEXT = {"parameters": ("parameters", "{:,.0f}"), "flops_per_token": ("training FLOPs a token", "{:,.0f}"),
+           "best_val_loss": ("best val loss", "{:.4f}"), "val_loss": ("last val loss", "{:.4f}"),
+           "ms": ("ms a step", "{:.1f}")}  # columns of the Markdown where nothing is added up
+STATES = ("delta", "norm", "loss", "converged_by", "push_ratio", "spectral_radius", "spectral_radius_highest",
+          "limit_cycle")  # of the rows of analyze.py those that are kept, after the trained loops and at the end
+
+
+# ---- the columns of a run
+
+def columns_of_training(folder):
+    """train.py's summary but for where it comes from, which stays in the run's folder."""
+    with open(f"{folder}/summary.json", encoding="utf-8") as f:
+        summary = json.load(f)
+    return {k: v for k, v in summary.items() if k != "provenance"}
+
+
+def columns_of_analysis(table):
+    """`states`: the rows of analyze.py of which STATES speaks, after the trained loops and at the end."""
+    loops = {r["loop"] for r in table if r["what"] == "spectral_radius"}  # those trained with, and the last
+    by_period = re.compile(r"one loop|\d+ loops")
+    return dict(states=[r for r in table if r["what"] in STATES and r["loop"] in loops
+                        and not by_period.fullmatch(r["class"])])
+
+
+def columns_of_evaluation(label, table):
+    """uniform_8, equal_8, loops_answer_8, ... from the rows of evaluate.py, each with the label, if any, before it.
+
+    Loops are those of the uniform problems; loops_solved_8 of the slowest token of solved ones, and loops_chain_3 of
+    those of size figures.DIFFICULTY_SIZE, of all kinds, whose difficulty `chain` is 3, where there are ten.
+    """
+    found, prefix = {}, f"{label}_" if label else ""
+    names = dict(loops_answer="loops_answer", loops_most="loops_most", loops_most_solved="loops_solved",
+                 accuracy_random="accuracy_random")
+    for r in table:
+        values, kind = {}, r["kind"]
+        if r.get("m") and kind != "grid":
+            values[f"{r['kind']}_{r['n']}"] = r["accuracy"]
+        if r["kind"] == "uniform":
+            values |= {f"{name}_{r['n']}": r.get(key) for key, name in names.items()}
+        if r.get(kind) and int(r["n"]) == figures.DIFFICULTY_SIZE and int(r["problems"]) >= 10:
+            values[f"loops_{kind}_{r[kind]}"] = r["loops"]
+        found |= {prefix + name: round(float(x), 6) for name, x in values.items() if x}
+    return found
+
+
+def columns_of(step, folder):
+    """The columns that a finished step of a run gives."""
+    if step == "train":
+        return columns_of_training(folder)
+    table = outputs.read_csv(f"{folder}/{step}.csv")
+    if step == "analyze":
+        return columns_of_analysis(table)
+    return columns_of_evaluation(step.removesuffix("evaluate").removesuffix("_"), table)
+
+
+# ---- the tables
+
+def has_sizes(found):
+    """True for rows of a task, which have columns uniform_<size>; False for those of a text.
+
+    found: rows as `execute` of sweep.py returns them, here and below.
+    """
+    return any(re.search(r"uniform_\d+$", k) for r in found for k in r)
+
+
+def cell(runs, column, form, scale=1.0):
+    """The median of a column over the seeds, and the range where there are several; "" where nothing is known."""
+    values = [scale * float(r[column]) for r in runs if r.get(column, "") != ""]
+    if not values:
+        return ""
+    middle, low, high = (form.format(f(values)) for f in (statistics.median, min, max))
+    fixed = column in ("parameters", "flops_per_token")  # the same for all seeds
+    return f"{middle} ({low}-{high})" if len(values) > 1 and not fixed else middle
+
+
+def markdown(kind, label, found, wanted):
+    """A table of what an evaluation says of a kind of problems, a line per row; with the validation loss if it is the
+    uniform kind of the evaluation without a label, of a text also what a model costs. "" where nothing was measured.
+
+    kind: as figures.kinds_told names them; label: of an entry of `evaluate`; wanted: the name of the row of every run.
+    """
+    measured = {k: n for n, k in sorted(figures.size_columns(found, kind, label).items())}
+    loops, difficulty = kind.startswith("loops_"), kind.removeprefix("loops_")
+    head = {k: (str(n), "{:.2f}" if loops else "{:.1f}") for k, n in measured.items()}
+    if kind == "uniform" and not label:
+        head = ({"val_loss": ("val loss", "{:.4f}")} if has_sizes(found) else OF_TEXT) | head
+    if not head or loops and not figures.halts(found, measured):
+        return ""
+    lines = [["row", "seeds", *(name for name, _ in head.values())], ["---"] * (2 + len(head))]
+    for name in dict.fromkeys(wanted):
+        own = [r for r in found if r["row"] == name]
+        lines.append([name.replace("|", "\\|"), f"{sum(not r['error'] for r in own)}/{wanted.count(name)}"] + [
+            cell(own, k, form, 100 if k in measured and not loops else 1) for k, (_, form) in head.items()])
+    title = "Validation loss"
+    if measured:
+        title = "Mean loops of the slowest token of solved problems" if loops else f"Exact match in %, {kind} problems"
+        title += (f" of size {figures.DIFFICULTY_SIZE}, by {difficulty}" if loops and difficulty != "solved" else
+                  ", by size")
+    title += f", `{label}`" if label else ""
+    return f"\n{title}; median (lowest-highest) over seeds:\n\n" + "".join(f"| {' | '.join(x)} |\n" for x in lines)
+
+
+def write_tables(found, wanted, target, labels, head):
+    """The CSV, a line per run, and the Markdown, a line per row; found in the order of the table, wanted as above.
+    labels: of the evaluations, "" for one without; head: lines on what ran, of which the first one goes on with where.
+    """
+    further = [k for k in dict.fromkeys(k for r in found for k in r) if re.search(r"_\d+$|^ran_on$", k)]
+    outputs.write_csv(f"{target}.csv", (*FIRST, *further, "error"), found)
+    states = [dict(row=r["row"], **state) for r in found for state in r.get("states", [])]
+    if states:
+        outputs.write_csv(f"{target}_states.csv", states[0], states)
+    device, version = (", ".join(dict.fromkeys(r[k] for r in found if k in r)) for k in ("device", "torch"))
+    lines = [f"{head[0]}; {device}, torch {version}; {head[1]}", *head[2:]]
+    tables = []
+    for label in dict.fromkeys(["", *labels]):
+        kinds, loops = figures.kinds_told(found, label, labels)
+        tables += [markdown(kind, label, found, wanted) for kind in dict.fromkeys(["uniform", *kinds, *loops])]
+    known = outputs.provenance(card=device if device not in ("", "cpu") else outputs.card_name())
+    with outputs.whole_file(f"{target}.md") as f:
+        f.write("\n\n".join(lines) + "\n" + "".join(tables) + f"\n{outputs.provenance_line(known)}\n")
+
+
+def two_rows(compare, names):
+    """The A and B of --compare=A,B, each of which is one of the names, that may have commas themselves."""
+    words = compare.split(",")
+    for n in range(1, len(words)):
+        pair = [",".join(part).strip() for part in (words[:n], words[n:])]
+        if set(pair) <= set(names) and len(set(pair)) == 2:
+            return pair
+    raise SystemExit(f"--compare={compare}: two rows, parted by a comma, of {'; '.join(names)}")
+
+
+def differences(table, a, b):
+    """For every measured column of the rows a and b of a table which seeds have both: {column: (mean of
+    a, mean of b, the seeds, {mean, mean_low, mean_high} of a - b by seed)}."""
+    own = [{r["seed"]: r for r in table if r["row"] == name and not r["error"]} for name in (a, b)]
+    found = {}
+    of_settings = ("row", "seed", "error", "device", "torch", "ran_on", "parameters", "flops_per_token",
+                   "ms", "seconds")  # times of a device that several runs shared compare nothing
+    for column in [k for k in table[0] if k not in of_settings]:
+        shared = [seed for seed in own[0] if seed in own[1] and all(r[seed][column] not in ("", None) for r in own)]
+        x, y = (np.array([float(r[seed][column]) for seed in shared]) for r in own)
+        if shared:
+            found[column] = x.mean(), y.mean(), shared, mean_interval(x - y, "mean")
+    return found
+
+
+def print_comparison(path, compare):
+    """The differences between the two rows compare, "A,B", of the table at a path, each with its interval."""
+    if not os.path.exists(path):
+        raise SystemExit(f"{path} does not exist: --compare needs a table that a sweep has written")
+    table = outputs.read_csv(path)
+    a, b = two_rows(compare, [*dict.fromkeys(r["row"] for r in table)])
+    found = differences(table, a, b)
+    if not found:
+        raise SystemExit(f"--compare={compare}: no seed has both rows in {path}")
+    print(f"A: {a}\nB: {b}\nthe same seeds of both; 95% intervals of the mean difference over seeds (Student's t)\n")
+    print(f"{'column':<28} {'A':>12} {'B':>12} {'A - B':>12}  {'95%':<26} seeds")
+    for column, (x, y, shared, mean) in found.items():
+        span = f"{mean['mean_low']:+.6g} to {mean['mean_high']:+.6g}" if len(shared) > 1 else "needs two seeds"
+        print(f"{column:<28} {x:>12.6g} {y:>12.6g} {mean['mean']:>+12.6g}  {span:<26} {', '.join(shared)}")
+    outside = sum(m["mean_low"] > 0 or m["mean_high"] < 0 for *_, shared, m in found.values() if len(shared) > 1)
+    print(f"\nwith no true difference an interval leaves 0 out once in 20; {outside} of {len(found)} do here")
