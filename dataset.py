@@ -74,6 +74,9 @@ def check_task(meta):
         task.complete(meta)
     wanted = tasks.facts(task) | dict(row_len=task.row_length(None, meta))
     wanted["mask"] = meta.mask if meta.mask in tasks.MASK_RULES else None
+    if meta.vocab != wanted["vocab"]:
+        raise ValueError(f"task {meta.task} has another VOCAB now, {''.join(wanted['vocab'])!r} and not "
+                         f"{''.join(meta.vocab)!r}: prepare and train anew, or give it back what it had")
     return [k for k, x in wanted.items() if getattr(meta, k) != x]
 
 
@@ -139,7 +142,7 @@ def own_meta(checkpoint, path):
     try:
         meta = check_meta(checkpoint["meta"])
     except ValueError as e:
-        raise SystemExit(f"{path}: meta is damaged: {e}") from None
+        raise SystemExit(f"{path}: meta is damaged, or its task is another now: {e}") from None
     if isinstance(size := size_of(checkpoint), int) and size < meta.vocab_size:
         raise SystemExit(f"{path}: damaged, its model has fewer tokens than its vocabulary")
     return meta

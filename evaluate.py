@@ -9,6 +9,7 @@
 A size is what the task says, of addition the digits of both operands; --digits is another name of --sizes.
 A problem is solved if every token of its answer, the end symbol included, is the arg-max given the right ones before
 it; that holds exactly when greedy decoding writes the answer, and takes one forward pass. Intervals are 95% (Wilson).
+Where a task has `check`, as several answers are right, the model writes its own, a pass per token, which is checked.
 Loops of the answer are those of the tokens that write it, loops of the prompt those of the tokens before the think
 token, '=' of an addition.
 The random control halts each token after as many loops as the rule took for some other one, drawn with replacement,
@@ -85,12 +86,18 @@ def predictions(model, X, exact_loops=None):
 
 
 def random_loops(loops, groups, *key):
-    """Loops (N,T) drawn with replacement from `loops`, within each of the groups (N,T) bool; as they are elsewhere."""
+    """Loops (N,T) drawn with replacement from `loops`, within each of the groups (N,T) bool, for tokens that took none
+    from those of the others; as they are elsewhere."""
     drawn = loops.clone()
     for i, group in enumerate(groups):
-        rng = np.random.default_rng([seed, *key, i])
-        drawn[group] = torch.from_numpy(rng.choice(loops[group].numpy(), int(group.sum())))
+        rng, pool = np.random.default_rng([seed, *key, i]), loops[group & (loops > 0)]
+        drawn[group] = torch.from_numpy(rng.choice(pool.numpy(), int(group.sum())))
     return drawn
+
+
+def writes(meta):
+    """Whether the model has to write its answers, token by token, to be measured: several are right."""
+    return hasattr(tasks.load(meta.task), "check") and meta.track == "next"
 
 
 def kinds_asked(task):
@@ -102,8 +109,14 @@ def kinds_asked(task):
 
 
 def batch(meta, rows):
-    """Rows as a task draws them, their answers first of what follows: inputs and targets (N,T)."""
-    return map(torch.from_numpy, tasks.inputs_and_targets(tasks.load(meta.task), *rows[:2], meta.track))
+    """Rows as a task draws them, their answers first of what follows: inputs and targets (N,T). Where the model is to
+    write an answer of its own, targets are all places that it may take, as many as rows have, or those in training."""
+    task, (tokens, answer) = tasks.load(meta.task), rows[:2]
+    if writes(meta):
+        more = max(0, meta.row_len - tokens.shape[1])
+        tokens = np.pad(tokens, ((0, 0), (0, more)), constant_values=task.VOCAB.index(task.PAD))
+        answer = np.arange(tokens.shape[1]) >= answer.argmax(1)[:, None]
+    return map(torch.from_numpy, tasks.inputs_and_targets(task, tokens, answer, meta.track))
 
 
 def problem_set(meta, *which):
@@ -137,6 +150,46 @@ def exact_match(said, Y):
     return ((said == Y) | (Y < 0)).all(1)
 
 
+def write(model, meta, X, Y, exact_loops=None):
+    """Rows (N,T+1) of which the model writes the answers itself, and the loops of each token (N,T) that it read, 0 of
+    the others, None of a GPT; X, Y, as batch gives them, say what it may read and where it may write.
+
+    Not by generate.write, which cannot be told the loops of each token, as fixed depths and the random control need.
+    """
+    task = tasks.load(meta.task)
+    pad, end = (task.VOCAB.index(symbol) for symbol in (task.PAD, task.END))
+    rows = torch.nn.functional.pad(torch.where((Y >= 0).cumsum(1) > 1, pad, X), (0, 1), value=pad)
+    at, going, loops = (Y >= 0).int().argmax(1), torch.arange(len(X)), torch.zeros_like(X)  # at: the last one read
+    while len(going):
+        T = int(at[going].max()) + 1
+        said, taken = predictions(model, rows[going, :T], None if exact_loops is None else exact_loops[going, :T])
+        if taken is not None:
+            loops[going, :T] = torch.where(torch.arange(T) <= at[going, None], taken, 0)
+        at[going] += 1
+        rows[going, at[going]] = new = said[torch.arange(len(going)), at[going] - 1]
+        going = going[(new != end) & (new != pad) & (at[going] < X.shape[1])]
+    return rows, loops if is_looped(model) else None
+
+
+def solve(model, meta, X, Y, exact_loops=None):
+    """Which problems (N,) of inputs and targets (N,T) a model solves, and the loops of each token (N,T), None of a
+    GPT."""
+    task = tasks.load(meta.task)
+    if writes(meta):
+        rows, loops = write(model, meta, X, Y, exact_loops)
+    else:
+        said, loops = predictions(model, X, exact_loops)
+        if not hasattr(task, "check"):
+            return exact_match(said, Y), loops
+        rows = torch.where(Y >= 0, said, X)
+    return torch.tensor([tasks.is_right(task, row, meta) for row in rows.numpy()]), loops
+
+
+def loops_within(loops, mask):
+    """Mean loops (N,) of the tokens of a mask (N,T) that were read."""
+    return (loops * mask).sum(1) / (mask & (loops > 0)).sum(1)
+
+
 def measure(model, meta, rows, key, **row):
     """One row of the table, which begins as told, for rows as a task draws them; with the loops, and the difficulty if
     they have one, of each, None of a GPT.
@@ -144,20 +197,18 @@ def measure(model, meta, rows, key, **row):
     key: integers that seed the random control.
     """
     X, Y = batch(meta, rows)
-    said, loops = predictions(model, X)
-    solved = exact_match(said, Y)
+    solved, loops = solve(model, meta, X, Y)
     row |= dict(problems=len(X)) | share_interval(solved)
     if loops is None:
         return row, None
     prompt, answer = prompt_and_answer_masks(model, X, Y)
-    per_problem = {"loops_prompt": (loops * prompt).sum(1) / prompt.sum(1),
-                   "loops_answer": (loops * answer).sum(1) / answer.sum(1),
+    per_problem = {"loops_prompt": loops_within(loops, prompt), "loops_answer": loops_within(loops, answer),
                    "loops_most": (loops * answer).amax(1).float()}
     row.update({k: x.mean().item() for k, x in per_problem.items()})
     row.update(mean_interval(per_problem["loops_most"][solved].double().numpy(), "loops_most_solved"))
     if control:
-        again, _ = predictions(model, X, random_loops(loops, (prompt, answer), *key))
-        row["accuracy_random"] = share_interval(exact_match(again, Y))["accuracy"]
+        again, _ = solve(model, meta, X, Y, random_loops(loops, (prompt, answer), *key))
+        row["accuracy_random"] = share_interval(again)["accuracy"]
     return row, per_problem | dict(solved=solved, difficulty=rows[2] if len(rows) > 2 else {})
 
 
@@ -186,19 +237,18 @@ def difficulty_rows(done, name):
     return (rows, within) if varies else ([], [])
 
 
-def frontier_row(model, sets, rule, at):
+def frontier_row(model, meta, sets, rule, at):
     """One point of the frontier: a rule with threshold `at`, or a fixed depth of `at` loops, over all sizes."""
     c, fixed = model.config, rule == "fixed"
     c.halt, c.halt_threshold = ("none", None) if fixed else (rule, at)
     solved, again, answers, most = [], [], [], []
     for n, X, Y, prompt, answer in sets:
-        said, loops = predictions(model, X, torch.where(prompt, c.prompt_loops or at, at) if fixed else None)
-        solved.append(exact_match(said, Y))
-        answers.append((loops * answer).sum(1) / answer.sum(1))
+        right, loops = solve(model, meta, X, Y, torch.where(prompt, c.prompt_loops or at, at) if fixed else None)
+        solved.append(right)
+        answers.append(loops_within(loops, answer))
         most.append((loops * answer).amax(1))
         if not fixed:
-            said, _ = predictions(model, X, random_loops(loops, (prompt, answer), n, n, False))
-            again.append(exact_match(said, Y))
+            again.append(solve(model, meta, X, Y, random_loops(loops, (prompt, answer), n, n, False))[0])
     loops, most = (torch.cat(x).double().mean().item() for x in (answers, most))
     row = dict(kind="frontier", rule=rule, problems=sum(map(len, solved)), loops=loops, loops_most=most)
     row |= share_interval(torch.cat(solved))
@@ -218,7 +268,7 @@ def frontier_rows(model, meta, table):
     kept, rows = dict(vars(c)), []
     c.think_threshold, c.think_loops = None, 0  # the point alone says when the answer halts
     for p in outputs.progress(points, "frontier", "points"):
-        rows.append(frontier_row(model, sets, *p))
+        rows.append(frontier_row(model, meta, sets, *p))
         table.add(rows[-1])
     vars(c).update(kept)
     return rows
@@ -280,7 +330,8 @@ def print_correlation(rows, loops, within):
 
 def print_frontier(rows):
     """The fixed depths; then, for every rule, where it is as good as the best of them, and what that saves."""
-    print(f"frontier: exact match, {rows[0]['problems']} problems, and loops per token of the answer")
+    print(f"frontier: exact match, {rows[0]['problems']} problems, of each size a quarter of --problems, and loops per "
+          "token of the answer")
     print("  fixed depth  " + "  ".join(f"{r['loops']:.0f}: {100 * r['accuracy']:.1f}%"
                                         for r in rows if r["rule"] == "fixed"))
     if max(r["accuracy"] for r in rows if r["rule"] == "fixed") <= MARGIN:
@@ -465,11 +516,13 @@ def main():
         except ValueError as e:
             raise SystemExit(f"evaluate.py: {e}") from None
         if plot:
-            stem = os.path.splitext(target)[0].removesuffix("_frontier")
-            draws = {"loops": figures.draw_loops} | ({"frontier": figures.draw_frontier} if frontier else {})
+            stem = os.path.splitext(target)[0]
+            draws = {f"{stem}_loops.png": figures.draw_loops}
+            if frontier:
+                draws[f"{stem.removesuffix('_frontier')}_frontier.png"] = figures.draw_frontier
             for name, draw in draws.items():
-                if draw(table.rows, model.trained_loops, f"{stem}_{name}.png"):
-                    print(f"figure: {stem}_{name}.png")
+                if draw(table.rows, model.trained_loops, name):
+                    print(f"figure: {name}")
     if table.rows:
         print(f"table: {target}")
     return model, table.rows

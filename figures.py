@@ -398,7 +398,7 @@ def draw_sweep(found, ceilings, path):
             label_axes(ax, "", "mean loops, slowest token" if loops else "exact match (%)",
                        **{} if loops else dict(ylim=(-3, 103)))
         which = "uniform problems" if by_size else f"problems of size {DIFFICULTY_SIZE}"
-        ax.set(xlabel="size of a problem (addition: digits)" if by_size else f"difficulty: {name}",
+        ax.set(xlabel="size of a problem" if by_size else f"difficulty: {name}",
                title=f"loops of solved {which}" + f"; +: cut off by num_loops, {ceiling}" * bool(tables and ceiling)
                if loops else f"{kind} problems" + ", exact match in %" * tables)
     of_table = ("One seed" if most == 1 else "From the lowest seed to the highest") + "; dark is worse"
@@ -471,7 +471,7 @@ def draw_loops(table, ceiling, path):
             ax.fill_between(at, *ends, color=line_style(i)["color"], alpha=0.15, lw=0)
             mark_cut(ax, at, mean, ceiling, line_style(i))
         draw_ceiling(ax, ceiling)
-        label_axes(ax, f"difficulty: {name}" if name else "size of a problem (addition: digits)",
+        label_axes(ax, f"difficulty: {name}" if name else "size of a problem",
                    "" if name else "mean loops, slowest token of the answer",
                    "all kinds, at least 10 solved problems per point" if name else "by size")
         ax.legend()

@@ -186,22 +186,26 @@ def bursts(model, meta, sequences, trace):
     degree, stop = 0.8 if temperature is None else temperature, None
     room = [max_new_tokens] * len(sequences)
     if meta.kind == "rows":
-        degree, stop = temperature or 0, meta.vocab.index(tasks.load(meta.task).END)
-        room = [int(s.problem[1].sum()) + 2 for s in sequences]
+        task = tasks.load(meta.task)
+        degree, stop = temperature or 0, meta.vocab.index(task.END)
+        least = meta.row_len if hasattr(task, "check") else 0  # another right answer may be longer
+        room = [max(int(s.problem[1].sum()) + 2, least - len(s.prompt)) for s in sequences]
     return generate.write(model, [s.prompt for s in sequences], room, degree, top_k, stop, seed, trace, reread)
 
 
 def answered(meta, problem, written):
-    """123+456=579, and whether that is right token for token, end symbol included."""
-    row, answer = problem
-    line = tasks.show(tasks.load(meta.task), [*row[:answer.argmax()], *written], meta)
-    return line, written == row[answer].tolist()
+    """123+456=579, and whether that is right token for token, end symbol included, or as the task checks it."""
+    task, (row, answer) = tasks.load(meta.task), problem
+    whole = [*row[:answer.argmax()], *written]
+    right = tasks.is_right(task, whole, meta) if hasattr(task, "check") else written == row[answer].tolist()
+    return tasks.show(task, whole, meta), right
 
 
 def answer_line(meta, problem, written):
     """What is answered, and the right answer beside a wrong one."""
     task, (line, right) = tasks.load(meta.task), answered(meta, problem, written)
-    return line if right else f"{line}   (wrong: {tasks.show(task, problem[0], meta).partition(task.THINK)[2]})"
+    known = tasks.show(task, problem[0], meta).partition(task.THINK)[2]
+    return line if right else f"{line}   (wrong: {known}{', for example' * hasattr(task, 'check')})"
 
 
 def bar(values, largest):

@@ -17,8 +17,11 @@ your own; docs/tasks.md shows one in full. What a module has:
 
 and may have, where the defaults below do not do:
 
-    read(text, s)           the row of a problem as people write it, answer included: a string; ValueError if none
-    show(row, s)            a row (string, without pads) as people write it: problem, THINK, answer
+    check(problem, answer, s)
+                            whether an answer, of whatever symbols, is right; where several are, and solve gives one
+    read(problem, s)        the row of a problem as people write it, without THINK, answer included (on track next with
+                            END): a string; ValueError if it is none
+    show(row, s)            a row (string, with END, without pads) as people write it: problem, THINK, answer
     split(text)             the problems in a text; else one a line, and a new one after each THINK
     EXAMPLES                a text of problems for sample.py
     PAIRS                   True: a size may be a pair of two numbers, for --grid
@@ -64,6 +67,9 @@ def load(name):
     if name in own:
         return own[name]
     if name not in names():
+        if own:
+            raise SystemExit(f"the data, or the checkpoint, is of task {name!r}, while --task names {', '.join(own)}: "
+                             f"name its file, --task=path/to/{name}.py, or take other data")
         raise SystemExit(f"the task {name!r} is none of {', '.join(names())}: name its file, --task=path/to/{name}.py")
     return importlib.import_module(f"tasks.{name}")
 
@@ -179,13 +185,19 @@ def split(task, text):
 
 def read(task, text, s):
     """A problem as people write it, with its think token or without -> its row (T,), right answer included, and where
-    that stands (T,). ValueError if it is none."""
-    if hasattr(task, "read"):
-        row = task.read(text, s)
-    else:
-        problem = text.strip().removesuffix(task.THINK)
-        row = problem + task.THINK + task.solve(problem, s) + (task.END if s.track == "next" else "")
-    tokens = tokens_of(task, row)
+    that stands (T,). ValueError that names the problem if it is none."""
+    problem = text.strip().removesuffix(task.THINK).strip()
+    try:
+        if hasattr(task, "read"):
+            row = task.read(problem, s)
+        else:
+            row = problem + task.THINK + task.solve(problem, s) + (task.END if s.track == "next" else "")
+        if task.PAD in row.rstrip(task.PAD):
+            raise ValueError(f"{task.PAD!r} fills rows up at their end, and stands in no problem")
+        tokens = tokens_of(task, row)
+    except (ValueError, LookupError) as e:  # with what else the code of a task may say of what it did not expect
+        what = str(e) if isinstance(e, ValueError) else f"{type(e).__name__}: {e}"
+        raise ValueError(what if repr(problem) in what else f"{problem!r}: {what}") from e
     return tokens, answers(task, tokens[None])[0]
 
 
@@ -198,10 +210,16 @@ def show(task, tokens, s):
     return problem + think + re.split(f"[{re.escape(getattr(task, 'END', '') + task.PAD)}]", answer)[0]
 
 
-def is_right(task, tokens, s):
-    """Whether a row (T,) says what `solve` finds."""
-    problem, _, answer = show(task, tokens, s).partition(task.THINK)
+def is_answer(task, problem, answer, s):
+    """Whether an answer is right, both as people write them."""
     try:
-        return answer == task.solve(problem, s)
+        return bool(task.check(problem, answer, s)) if hasattr(task, "check") else answer == task.solve(problem, s)
     except ValueError:
         return False
+
+
+def is_right(task, tokens, s):
+    """Whether a row (T,) says what `solve` finds or `check` accepts, and on track next where it ends."""
+    problem, _, answer = show(task, tokens, s).partition(task.THINK)
+    row = text_of(task, tokens).rstrip(task.PAD)
+    return is_answer(task, problem, answer, s) and task.PAD not in row and (s.track != "next" or task.END in row)
