@@ -82,10 +82,11 @@ def backend_choice(backend, device, why_not):
         raise ValueError(f"backend {backend!r} is none of {', '.join(BACKENDS)}")
     if backend == "torch":
         return "torch"
-    reason = why_not_cutile(device) or why_not
+    none_here = why_not_cutile(device)
+    reason = none_here or why_not
     if backend == "cutile" and reason:
         raise CannotRun(f"backend cutile cannot run here: {reason}; use torch or auto")
-    if backend == "auto" and device.type != "cpu":  # of a CPU nobody expects them
+    if backend == "auto" and not (device.type == "cpu" and none_here):  # of a CPU nobody expects them
         said = (f"without the kernels of kernels/, in plain PyTorch, since {reason}" if reason else
                 f"those of kernels/, cuda-tile {ct.__version__}, {torch.cuda.get_device_name(device)}")
         print(f"kernels: {said}", file=sys.stderr)

@@ -550,14 +550,11 @@ def test_a_halted_token_may_hold_anything():
 
 
 def test_backends(capfd):
-    """auto says once what it takes and why; torch is always there; others say what is wrong."""
+    """On a CPU auto is torch and says nothing of kernels; torch is always there; others say what is wrong."""
     inputs, _, _ = update_inputs("entropy", (3, 7), torch.float32, 2)
     backend.backend_choice.cache_clear()
     auto = [halt_update("entropy", **inputs) for _ in range(3)][-1]
-    said = capfd.readouterr().err
-    assert said.count("\n") == 1
-    assert "torch" in said
-    assert "cpu" in said
+    assert capfd.readouterr().err == ""
     torch.testing.assert_close(halt_update("entropy", **inputs, backend="torch"), auto, rtol=0, atol=0, equal_nan=True)
     with pytest.raises(RuntimeError, match="cutile.*cpu"):
         halt_update("entropy", **inputs, backend="cutile")
