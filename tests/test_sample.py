@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -541,6 +542,16 @@ class Terminal:
     def type(self, text):
         os.write(self.fd, text.encode())
 
+    def kill(self, number):
+        """A signal, once the script waits for what is typed: one that comes just before is noted, and looked at only
+        when something else comes."""
+        end, path = time.monotonic() + 600, Path(f"/proc/{self.pid}/stat")
+        while path.exists() and path.read_text().rpartition(")")[2].split()[0] != "S" and time.monotonic() < end:
+            time.sleep(0.01)
+        if not path.exists():  # no Linux
+            time.sleep(2)
+        os.kill(self.pid, number)
+
     def end(self):
         """Ctrl-D: the exit status."""
         self.type("\x04")
@@ -582,7 +593,7 @@ def test_ctrl_c_ends_a_long_answer_and_no_more(scripts):
         terminal.until(rf"\n{prompt}[^\n]*")
         terminal.type("\x03")
         terminal.until("> ")
-    os.kill(terminal.pid, signal.SIGTERM)
+    terminal.kill(signal.SIGTERM)
     assert "SIGTERM: stopped" in terminal.until("stopped")
     assert os.waitstatus_to_exitcode(os.waitpid(terminal.pid, 0)[1]) == 130
 
