@@ -542,15 +542,14 @@ class Terminal:
     def type(self, text):
         os.write(self.fd, text.encode())
 
-    def kill(self, number):
-        """A signal, once the script waits for what is typed: one that comes just before is noted, and looked at only
+    def rest(self):
+        """Wait until the script waits for what is typed: a signal that comes just before is noted, and looked at only
         when something else comes."""
         end, path = time.monotonic() + 600, Path(f"/proc/{self.pid}/stat")
         while path.exists() and path.read_text().rpartition(")")[2].split()[0] != "S" and time.monotonic() < end:
             time.sleep(0.01)
         if not path.exists():  # no Linux
             time.sleep(2)
-        os.kill(self.pid, number)
 
     def end(self):
         """Ctrl-D: the exit status."""
@@ -566,6 +565,7 @@ def test_prompts_on_a_terminal(scripts, trained):
     assert re.search(r"1\+2=\d", terminal.until("tokens/s"))
     terminal.type("1+x\n")
     assert "is not an addition" in terminal.until("not an addition[^>]*> ")  # and asks again, before Ctrl-C
+    terminal.rest()
     terminal.type("\x03")
     terminal.until("> ")
     terminal.type("2+3= 4+4=\n")
@@ -593,7 +593,8 @@ def test_ctrl_c_ends_a_long_answer_and_no_more(scripts):
         terminal.until(rf"\n{prompt}[^\n]*")
         terminal.type("\x03")
         terminal.until("> ")
-    terminal.kill(signal.SIGTERM)
+    terminal.rest()
+    os.kill(terminal.pid, signal.SIGTERM)
     assert "SIGTERM: stopped" in terminal.until("stopped")
     assert os.waitstatus_to_exitcode(os.waitpid(terminal.pid, 0)[1]) == 130
 
