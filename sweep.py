@@ -180,10 +180,15 @@ def plan(file, root):
 
 # ---- a run
 
+def torchrun_options(command, ranks):
+    """What torchrun is told before the command of a step, [] where it does not start it; ranks: of a training."""
+    return ["--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 and command[0] == "train.py" else []
+
+
 def as_typed(command, ranks):
     """The command of a step as one types it; ranks: processes of a training."""
-    start = f"torchrun --standalone --nproc_per_node={ranks}" if ranks > 1 and command[0] == "train.py" else "python"
-    return f"{start} {shlex.join(command)}"
+    options = torchrun_options(command, ranks)
+    return f"{'torchrun' if options else 'python'} {shlex.join([*options, *command])}"
 
 
 def kill(process):
@@ -197,11 +202,11 @@ def launch(command, log, environment, ranks):
     with open(log, "a+", encoding="utf-8", errors="replace") as f:
         if stopping:
             return "interrupted"
-        typed = as_typed(command, ranks)
-        f.write(f"$ {typed}\n")
+        f.write(f"$ {as_typed(command, ranks)}\n")
         start = f.tell()
         # in a session of its own: Ctrl-C in a terminal reaches this process only, which passes it on, once
-        before = ["-m", TORCHRUN, *typed.split()[1:3]] if typed.startswith("torchrun") else []
+        options = torchrun_options(command, ranks)
+        before = ["-m", TORCHRUN, *options] if options else []
         process = subprocess.Popen([sys.executable, *before, os.path.join(HERE, command[0]), *command[1:]], stdout=f,
                                    stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
                                    start_new_session=True)

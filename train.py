@@ -585,12 +585,13 @@ def train(run, stop):
         run.it += 1
         if run.master:
             run.shown.add()
-        sync_now = run.it % log_interval == 0 or run.it == FIRST_LOG or not run.cuda  # reading the loss stalls a GPU
+        log_now = run.it % log_interval == 0 or run.it == FIRST_LOG
+        sync_now = log_now or not run.cuda  # reading the loss stalls a GPU
         if sync_now:
             loss = runtime.mean_over_ranks(loss.clone(), run.world)  # so that all ranks stop where one must
             if not math.isfinite(float(loss)):
                 require_finite(run, loss)
-        if run.it % log_interval == 0 or run.it == FIRST_LOG:
+        if log_now:
             log_step(run, float(loss), float(norm), loops, (time.time() - since) / (run.it - since_it) * 1e3)
             since, since_it, loops = time.time(), run.it, []
         if save_every and run.it % save_every == 0:
