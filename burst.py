@@ -19,8 +19,8 @@ from looplm_kernels import (
     why_not_decode_of_many,
 )
 
-BURST = 16  # tokens of a launch
-ROOM = (64, 128, 256)  # tokens in the cache, of which a launch is compiled for the smallest that suffices
+BURST = 128  # tokens of a launch, 10 to 20 ms: what the host does between two launches takes as long as ten of them
+ROOM = 256   # tokens in the cache; for 64, a variant to be compiled, a launch was 6% faster
 
 
 class KernelWriter:
@@ -34,6 +34,13 @@ class KernelWriter:
         self.reader, self.make_noise, self.temperature, self.top_k = reader, make_noise, temperature, top_k or 0
         self.stop, self.seed, self.forced = stop, seed, forced
         self.kv = None  # (L,2,R,nh,T,hs) while it stands in the place of the cache
+        c = reader.model.config
+        ends = [c.pos == "place" and i not in c.number_tokens or i in (c.pad_token, c.think_token, stop)
+                for i in range(c.vocab_size)]
+        self.ends = torch.tensor(ends, device=reader.model.lm_head.weight.device)  # (V,)
+        # A launch goes on as long as what is written is like this token: a digit, where digits have place ids.
+        self.usual = c.number_tokens[0] if c.pos == "place" else next(
+            i for i in range(c.vocab_size) if i not in (c.pad_token, c.think_token))
 
     @staticmethod
     def why_not(model, R, T):
@@ -48,30 +55,31 @@ class KernelWriter:
     def is_ready(self, left):
         """Whether a burst is worth trying: the kernel does it, and is compiled. If it is not, a thread of its own sees
         to it, once for each variant, while others write."""
-        model, R, T = self.reader.model, len(left), self.room(1)
-        if not T or self.why_not(model, R, T) or not self.reader.model.lm_head.weight.is_cuda:
-            return bool(T) and not self.why_not(model, R, T)
-        key = repr(model.config), R, T, self.top_k
+        model, R = self.reader.model, len(left)
+        fits = max(self.reader.lengths()) <= ROOM and not self.why_not(model, R, ROOM)
+        if not fits or not model.lm_head.weight.is_cuda:
+            return fits
+        key = repr(model.config), R, self.top_k
         if key not in self.compiled:
             print("writing: the decode kernel compiles, or comes from the disk"
                   f"{'' if self.forced else ', while another way writes'} ...", file=sys.stderr)
-            self.compiled[key] = threading.Thread(target=self.compile, args=(R, T), daemon=True)
+            self.compiled[key] = threading.Thread(target=self.compile, args=(R,), daemon=True)
             self.compiled[key].start()
         if self.forced:
             self.compiled[key].join()
         return not self.compiled[key].is_alive()
 
     @torch.no_grad()
-    def compile(self, R, T):
+    def compile(self, R):
         """Launch the kernel for no token."""
         model, c = self.reader.model, self.reader.model.config
         weight, L = model.lm_head.weight, think.most_loops(c, model.trained_loops)
 
         def zeros(*shape, dtype=torch.float32):
             return torch.zeros(shape, dtype=dtype, device=weight.device)
-        kv = zeros(L, 2, R, c.n_head, T, c.n_embd // c.n_head, dtype=torch.bfloat16)
+        kv = zeros(L, 2, R, c.n_head, ROOM, c.n_embd // c.n_head, dtype=torch.bfloat16)
         try:
-            fastest_decode(model.loop_spec(), R, T, L)(
+            fastest_decode(model.loop_spec(), R, ROOM, L)(
                 0, model.loop_spec(), model.transformer.wte.weight, kv, L, zeros(R), zeros(R),
                 zeros(R, BURST, c.n_embd), *(zeros(R, BURST) for _ in range(3)), None, zeros(c.vocab_size),
                 top_k=self.top_k)
@@ -86,14 +94,13 @@ class KernelWriter:
         stands after a sequence's end is not to be read.
         """
         if self.kv is None:
+            if not self.reader.starts:
+                self.reader.begin()
             self.cache, self.reader.cache = self.reader.cache, self
-            self.kv = self.cache.dense(self.cache.loops, max(self.room(1), 1))
+            self.kv = self.cache.dense(self.cache.loops, ROOM)
         n = self.tokens(left)
-        T = self.room(n)
-        if not n or not T:
+        if not n:
             return self.leave()
-        if self.kv.size(4) < T:
-            self.kv = F.pad(self.kv, (0, 0, 0, T - self.kv.size(4)))
         try:
             args = self.arguments(numbers, t, n)
             write = fastest_decode(args[0], len(left), self.kv.size(4), args[3])
@@ -104,10 +111,6 @@ class KernelWriter:
             return self.leave()
         return self.take(tokens, loops)
 
-    def room(self, n):
-        """The room in the cache for n tokens more, of which a launch is compiled; 0 if there is none."""
-        return next((room for room in ROOM if max(self.reader.lengths()) + n - 1 <= room), 0)
-
     def tokens(self, left):
         """Tokens that a launch may read of each sequence."""
         c = self.reader.model.config
@@ -115,7 +118,7 @@ class KernelWriter:
             return 0  # pads take no loop
         if c.think_token is not None and not self.cache.thinks_of_all.all():
             return 0  # from the think token on the settings may be others
-        n = self.reader.before_move(min(BURST, max(left), ROOM[-1] + 1 - max(self.reader.lengths())))
+        n = self.reader.before_move(min(BURST, max(left), ROOM + 1 - max(self.reader.lengths())))
         if c.pos == "place":  # the reader says which number is too long
             n = min(n, c.place_ids - c.place_ahead - int(self.cache.digits_of_all.max()) - 1)
         return max(n, 0)
@@ -123,18 +126,12 @@ class KernelWriter:
     def arguments(self, numbers, t, n):
         """What decode_n_tokens takes after n, with room for BURST tokens, so that all launches are alike."""
         model, c, R = self.reader.model, self.reader.model.config, len(self.reader.sequences)
-        self.last = torch.tensor([x[-1] for x in self.reader.sequences], device=self.kv.device)  # (R,)
-        at = torch.tensor(self.reader.lengths(), device=self.kv.device) - 1  # (R,)
-        positions = at[:, None] + torch.arange(BURST, device=at.device)  # (R,N)
-        # A launch goes on as long as what is written is like this token: a digit, where digits have place ids.
-        usual = c.number_tokens[0] if c.pos == "place" else next(
-            i for i in range(c.vocab_size) if i not in (c.pad_token, c.think_token))
-        self.read = torch.cat((self.last[:, None], torch.full((R, BURST - 1), usual, device=at.device)), 1)
-        ends = torch.zeros(c.vocab_size, dtype=torch.bool, device=at.device)
-        if c.pos == "place":
-            ends[:] = True
-            ends[list(c.number_tokens)] = False
-        ends[[x for x in (c.pad_token, c.think_token, self.stop) if x is not None]] = True
+        last, at, rows = torch.tensor(
+            [[x[-1] for x in self.reader.sequences], [n - 1 for n in self.reader.lengths()], list(numbers)],
+            device=self.kv.device)  # (R,) each
+        ahead = torch.arange(BURST, device=at.device)
+        positions = at[:, None] + ahead  # (R,N)
+        self.read = torch.where(ahead == 0, last[:, None], self.usual)
         known = SimpleNamespace(positions=positions[:, :n], digits=self.cache.digits_of_all, longest=0,
                                 static=True)
         places = model.positions(self.read[:, :n], known)  # (R,n,C)
@@ -145,11 +142,10 @@ class KernelWriter:
         plan = think.halting_plan(c, self.read, model.trained_loops, self.cache.thinks_of_all)
         noise = None
         if self.temperature:
-            rows, times = torch.tensor(numbers, device=at.device), torch.arange(t, t + BURST, device=at.device)[:, None]
-            noise = self.make_noise(self.seed, rows, times, c.vocab_size)
-        return (model.loop_spec(), model.transformer.wte.weight, self.kv, plan.L, self.last, at,
-                F.pad(places, (0, 0, 0, BURST - n)), scale, plan.threshold, plan.limit, noise, ends, self.temperature,
-                self.top_k)
+            noise = self.make_noise(self.seed, rows, t + ahead[:, None], c.vocab_size)
+        return (model.loop_spec(), model.transformer.wte.weight, self.kv, plan.L, last, at,
+                F.pad(places, (0, 0, 0, BURST - n)), scale, plan.threshold, plan.limit, noise, self.ends,
+                self.temperature, self.top_k)
 
     def take(self, tokens, loops):
         """What `burst` returns of what a launch wrote (lists of lists, -1 after an end), up to the first symbol that

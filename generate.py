@@ -130,7 +130,7 @@ class Reader:
 
     def lengths(self):
         """Tokens of each sequence's window, of which no pass has read the last one."""
-        return [len(x) - start for x, start in zip(self.sequences, self.starts, strict=True)]
+        return [len(x) - start for x, start in zip(self.sequences, self.starts or self.windows(), strict=True)]
 
     def before_move(self, n):
         """So many tokens of each sequence as n, or fewer, that can be read before a window moves."""
@@ -144,20 +144,24 @@ class Reader:
         edges = [i for i, n in enumerate(lengths) if i == 0 or n != lengths[i - 1]] + [len(lengths)]
         return [(slice(a, b), values[a]) for a, b in zip(edges, edges[1:], strict=False)]
 
-    def next(self, trace=False):
-        """Logits (R,V) after all sequences, the loops of their last tokens as lists of one (None of a GPT), and with
-        trace the dict of think.think about what was read of each for the first time."""
-        starts, before = self.windows(), self.starts
-        self.starts = starts
-        if not before:
-            return self.gather([prefill(self.model, self.tensor([x[start:] for x in self.sequences[rows]]), self.cache,
-                                        rows, trace) for rows, start in self.alike(starts)], trace)
-        for rows, start in self.alike(starts):
-            if start > before[rows.start]:  # all but the new token are read again; it comes with those of the others
+    def begin(self):
+        """Read all but the last token of every window that has moved, or that nothing has been read of."""
+        before, self.starts = self.starts, self.windows()
+        for rows, start in self.alike(self.starts):
+            if not before or start > before[rows.start]:
                 windows = [x[start:-1] for x in self.sequences[rows]]
                 self.cache.prompt(rows, 0)
                 if windows[0]:
                     prefill(self.model, self.tensor(windows), self.cache, rows)
+
+    def next(self, trace=False):
+        """Logits (R,V) after all sequences, the loops of their last tokens as lists of one (None of a GPT), and with
+        trace the dict of think.think about what was read of each for the first time."""
+        if not self.starts:
+            self.starts = self.windows()
+            return self.gather([prefill(self.model, self.tensor([x[start:] for x in self.sequences[rows]]), self.cache,
+                                        rows, trace) for rows, start in self.alike(self.starts)], trace)
+        self.begin()
         newest = self.tensor([x[-1:] for x in self.sequences])
         return self.gather([decode_one_token(self.model, newest, self.cache, trace)], trace)
 
@@ -251,7 +255,7 @@ class Burst(NamedTuple):
 
 # ways of writing -----------------------------------------------------------------------------------------------------
 WAYS = ("auto", "kernel", "graph", "compiled", "eager")  # of the tokens after a prompt
-AUTO = ()  # those that auto may take beside eager: none before a GPU has run their tests and bench.py --decode=True
+AUTO = ("kernel", "graph")  # those that auto may take beside eager
 TRIES = dict(eager=3)  # times that a way is tried before it is judged, 2 if it is not named: the first one sets up
 
 
@@ -282,7 +286,8 @@ def writers(way, model, trace, make):
     if way != "auto":
         return {way: make(way)}
     backend, device = model.config.backend, model.lm_head.weight.device
-    ways = ["kernel"] * ("kernel" in AUTO and device.type == "cuda" and choose_backend(backend, device) == "cutile")
+    ways = ["kernel"] * ("kernel" in AUTO and device.type == "cuda" and choose_backend(backend, device) == "cutile"
+                         and not KernelWriter.why_not(model, 1, 1))
     ways += ["graph"] * ("graph" in AUTO and device.type == "cuda" and backend == "auto")
     return {name: make(name) for name in ways}
 
@@ -330,8 +335,10 @@ def write_together(model, prompts, rows, room, temperature, top_k, stop, seed, t
     try:
         while rows:
             began, R, made, name, records = time.perf_counter(), rows_with_room(len(rows)), None, "eager", None
-            if t and ways:
+            if ways:
                 names = ranked(ways, pace, R) if way == "auto" else [way, "eager"]
+                if not t:  # the kernel also reads the last token of a prompt, the others only what was written
+                    names = [x for x in names[:1] if x == "kernel"]
                 made, name = written_ahead(names, ways, reader, rows, t, [room[i] - t for i in rows])
             if made is None:
                 made, records = read_and_draw(reader, trace, temperature, top_k, seed, numbers, t)

@@ -305,7 +305,7 @@ def draw(logp, noise, ends, m, p):
 
 def play(ROLE, b, r, held, w, s, m, x, p):
     """A block's part in all tokens of sequence b; r: which head or slice; held: its two matrices."""
-    turn, polls, going = 2, POLLS, 1
+    turn, shares, polls, going = 2, 2, POLLS, 1  # shares: the turn of the MLP, which has none where a token halts
     tok = ct.load(s.token, (b, 0), (1, 1), allow_tma=False).item()
     at = ct.load(s.first, (b, 0), (1, 1), allow_tma=False).item()
     norm, decay = load_row(w.vectors, (0,), (1,), p), load_row(w.vectors, (1,), (1,), p)
@@ -386,8 +386,9 @@ def play(ROLE, b, r, held, w, s, m, x, p):
                     else:
                         if ROLE == MLP:
                             g = gelu(contract(normed(y, p.C), held[0]), False)
-                            publish_row(x, b, 2 * p.NH + r, expand(g, held[1]), turn, p)
-                        new, polls = await_shares(slices_of_mlp, y, b, turn, polls, x, p)
+                            publish_row(x, b, 2 * p.NH + r, expand(g, held[1]), shares, p)
+                        new, polls = await_shares(slices_of_mlp, y, b, shares, polls, x, p)
+                        shares += 1
                         if p.EULER:
                             new = euler_row(h, new, u, m.alpha)
                         if p.NORM:

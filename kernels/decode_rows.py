@@ -193,7 +193,6 @@ def attend_new(ROLE, h, held, offset, w, s, m, x, p):
             where = ((2 * l + (ROLE == VALUE)) * s.token.shape[0] + row) * p.NH + h
             ct.scatter(s.kv, (where, at, channel), made, mask=(l < m.L) & (ended == 0) & (channel < p.HS),
                        check_bounds=False)
-            ct.atomic_add(x.written, h, 1, memory_order=ct.MemoryOrder.RELEASE, memory_scope=ct.MemoryScope.DEVICE)
             l, at, n, ended = advance(words, l, at, n, ended)
             going = 1 - ct.min(ended)
         if going > 0:
@@ -205,6 +204,9 @@ def attend_new(ROLE, h, held, offset, w, s, m, x, p):
                 publish_stat(x, NEW_SCORE, h, 0, match, turn, p)
             else:
                 publish_pieces(x, box.PARTS + (NEW * p.NH + h) * box.P, 0, expand(made, held[1]), turn, p)
+            # Of what was scattered above. One thread adds, and the compiler has it wait for its own part of a scatter
+            # alone; what stands between has made the block wait for all parts.
+            ct.atomic_add(x.written, h, 1, memory_order=ct.MemoryOrder.RELEASE, memory_scope=ct.MemoryScope.DEVICE)
     report(polls, x)
 
 
@@ -228,7 +230,8 @@ def attend_old(h, g, held, PAST_ROWS, offset, w, s, m, x, p):
             l, at, n, ended = advance(words, l, at, n, ended)
             going = 1 - ct.min(ended)
         if going > 0:
-            # What this round sees was written after the words of the one before, at the latest.
+            # What was made two rounds ago was written in the last one. A token takes two rounds at least, so the next
+            # one, a loop behind in each of its rounds, sees nothing newer.
             count = 0
             while (count < 2 * (turn - 2)) & (polls >= 0):
                 polls -= 1
@@ -383,11 +386,12 @@ def decode_n_tokens_of_many(n, spec, embedding, kv, L, token, first, places, sca
     weights, sequences, numbers = decode_arguments(n, spec, embedding, kv, L, token, first, places, scale, threshold,
                                                    limit, noise, ends, temperature, top_k)
     sizes, past = rows_sizes(c, kv.shape[-2], top_k), rows_of_past(c, device)
-    exchanges = []
-    for offset in range(0, len(scale), S):
-        exchanges.append(rows_exchange(c, device))
-        tile.launch(looplm_decode_rows_kernel, (blocks_of_rows(c, past),), (
-            weights, sequences, numbers, exchanges[-1], offset, *map(constants, sizes), past), device,
+    blocks, offsets = blocks_of_rows(c, past), range(0, len(scale), S)
+    exchanges = [rows_exchange(c, device) for _ in offsets]
+    # As many launches side by side as have room for all of their blocks: each launch waits for its own.
+    for offset, exchange, _ in zip(offsets, exchanges, tile.side_by_side(device, blocks, len(offsets)), strict=True):
+        tile.launch(looplm_decode_rows_kernel, (blocks,), (
+            weights, sequences, numbers, exchange, offset, *map(constants, sizes), past), device,
             num_worker_warps=THREADS // 32)
     tokens, loops = written(sequences, exchanges)
     if ((loops >= 0) & (loops < L)).any():

@@ -69,11 +69,14 @@ def gather_missing(missing, late, THREADS):
     """missing (1,THREADS) or late (1,W), whose lowest two bits are set where a number has not arrived.
 
     A tile narrower than the block is held by several threads, each of which has loaded it for itself: they may have
-    seen different values. Only a maximum over a tile with an element for every thread is the same for all.
+    seen different values. A maximum over such a tile is what one of them has seen. So it is repeated to an element for
+    every thread, which moves nothing between threads.
     """
-    if ct.static_eval(late.shape[1] == THREADS):
+    W = late.shape[1]
+    if ct.static_eval(W == THREADS):
         return missing | late
-    return missing | ct.max(late & 3, axis=1, keepdims=True)
+    again = ct.broadcast_to(ct.reshape(late, (1, 1, W)), (1, THREADS // W, W))
+    return missing | ct.reshape(again, (1, THREADS))
 
 
 def publish_row(x, b, line, xs, turn, p):
@@ -151,14 +154,16 @@ def attention_of_heads(u, b, slot, turn, x, p):
 
 def await_attention(u, b, turn, polls, x, p):
     """Once all shares are there, u plus the attention of all heads, the judge's word, and the polls that are left.
-    u is returned as it is if the word says that the token has halted."""
+
+    All shares are awaited even if the word says that the token has halted: who writes two turns later must know that
+    the others have read this one.
+    """
     tries, going, word, y = 0, 1, 0, u
     while going > 0:
         slot, tries = slot_of(turn, tries), tries + 1
         said = ct.reshape(peek(x.box, (slot, b, last_lines(p)[1], 0), (1, 1, 1, 1)), (1, 1))
         y, missing = attention_of_heads(u, b, slot, turn, x, p)
-        waits = ct.where((said & 3) != tag(turn), 2, ct.where((said & STOPS) > 0, 0, ct.minimum(missing & 3, 1)))
-        going, word, polls = ct.max(waits), said.item(), polls - 1
+        going, word, polls = ct.max((missing | (said ^ tag(turn))) & 3), said.item(), polls - 1
         if polls < 0:
             going, word = 0, STOPS + ENDS
     return y, word, polls
@@ -285,13 +290,16 @@ def await_rows(x, line, g, R, turn, polls, tries, p):
 def await_words(turn, polls, x, p):
     """The words (S,1) of all rows once they are there, and the polls that are left.
 
-    A maximum over what no two threads load alike (see gather_missing), hence the 16 copies.
+    All 16 copies of a word are alike, and those of an earlier turn have another tag: so the largest has this turn's tag
+    only if it is this turn's. What is returned is what was checked: of a tile that is read in two layouts, the compiler
+    made two loads, of which one came too early.
     """
-    tries, going, said = 0, 1, ct.zeros((S, 16), ct.int32)
+    tries, going, words = 0, 1, ct.zeros((S, 1), ct.int32)
     while going > 0:
         slot, tries = slot_of(turn, tries), tries + 1
         said = ct.reshape(peek(x.box, (slot, Box(*p.BOX).WORDS, 0), (1, 1, S * 16)), (S, 16))
-        going, polls = ct.max(ct.reshape((said ^ tag(turn)) & 3, (S * 16,))), polls - 1
+        words = ct.max(said, axis=1, keepdims=True)
+        going, polls = ct.max((words ^ tag(turn)) & 3), polls - 1
         if polls < 0:
-            going, said = 0, ct.full((S, 16), STOPS + ENDS, ct.int32)
-    return ct.max(said, axis=1, keepdims=True), polls
+            going, words = 0, ct.full((S, 1), STOPS + ENDS, ct.int32)
+    return words, polls

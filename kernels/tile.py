@@ -69,6 +69,23 @@ def launch(kernel, grid, args, device, **hints):
         ct.launch(torch.cuda.current_stream(), grid, kernel, args)  # compiles at the first launch of a variant
 
 
+def side_by_side(device, blocks, n):
+    """Iterate n times, each time on a stream on which a launch of so many blocks can run beside the other ones: all of
+    their blocks find multiprocessors. The current stream goes on after all of them."""
+    if device.type != "cuda":  # the tests' stand-in
+        yield from range(n)
+        return
+    current = torch.cuda.current_stream(device)
+    streams = [torch.cuda.Stream(device) for _ in range(min(n, gpu(device).multi_processor_count // blocks))]
+    for stream in streams:
+        stream.wait_stream(current)
+    for i in range(n):
+        with torch.cuda.stream(streams[i % len(streams)]):
+            yield i
+    for stream in streams:
+        current.wait_stream(stream)
+
+
 # device functions ----------------------------------------------------------------------------------------------------
 def load_1d(x, i, R):
     """x[R*i : R*i+R] of x (N,), a tile (R,).
