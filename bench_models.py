@@ -28,7 +28,8 @@ V, TOKENS, DIGITS = 65, 256, 12
 BATCHES = (1, 16, 256)
 TURNS = 5  # in which the variants of a model are timed on a CPU, which others use, too
 MARGIN = dict(addition=0.005, text=0.01)  # what loses no more against the best fixed depth is as good
-OUT = ("train_gpt_12l", "train_gpt_1l", "train_loop_1x12")  # text, of config/
+SHIPPED = ("pretrained/addition.pt", "pretrained/text.pt")
+OUT = ("train_gpt_12l", "train_gpt_1l")  # text, of config/
 COLUMNS = ("table", "case", "quality", "random", "loops", "flops", "quality_gflop", "first_ms", "us_1",
            *(f"tokens_s_{B}" for B in BATCHES), "joules_1", "joules_256", "idle_w", "correct_s", "correct_joule",
            "note")
@@ -118,7 +119,7 @@ def addition_subject(name, model, meta, small):
 def subjects(checkpoints, device, small):
     """The Subjects of checkpoints, a list of paths; by default those that come with LoopLM and those of OUT, or models
     of their shapes."""
-    given = checkpoints or [os.path.join(outputs.ROOT, "pretrained/addition.pt"), *(f"out/{name}" for name in OUT)]
+    given = checkpoints or [*(os.path.join(outputs.ROOT, path) for path in SHIPPED), *(f"out/{name}" for name in OUT)]
     for path in given:
         name = os.path.basename(os.path.dirname(path) if path.endswith(("ckpt_best.pt", "ckpt_last.pt")) else path)
         if not checkpoints and name in OUT and not os.path.exists(f"{path}/ckpt_best.pt"):
@@ -262,7 +263,9 @@ def row_of(s, name, changes, L, quality, loops, at_random, meter, span, short):
     row = dict(table=s.task, case=name)
     with settings(s.model, **changes), asked(s.model, L) if L else contextlib.nullcontext():
         for B in BATCHES:
-            work(s, B, 0)  # what compiles, and which way is fastest, is known then
+            if s.model.lm_head.weight.is_cuda and not generate.KernelWriter.why_not(s.model, 1, 1):
+                work(s, B, 0, "kernel")  # compiled now, and not some seconds later while it is measured
+            work(s, B, 0)  # which way is fastest is known then
             work(s, B, 0)
             before = meter.joules()
             tokens, complete, seconds = work(s, B, short if B == 16 else span)

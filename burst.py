@@ -15,9 +15,11 @@ from looplm_kernels import (
     ERRORS,
     fastest_decode,
     first_line,
+    product_dtype,
     why_not_decode_kernel,
     why_not_decode_of_many,
 )
+from static import KERNELS_AFTER, kept_for
 
 BURST = 128  # tokens of a launch, 10 to 20 ms: what the host does between two launches takes as long as ten of them
 ROOM = 256   # tokens in the cache; for 64, a variant to be compiled, a launch was 6% faster
@@ -33,6 +35,7 @@ class KernelWriter:
         the compiler."""
         self.reader, self.make_noise, self.temperature, self.top_k = reader, make_noise, temperature, top_k or 0
         self.stop, self.seed, self.forced = stop, seed, forced
+        self.kept = kept_for(reader.model)
         self.kv = None  # (L,2,R,nh,T,hs) while it stands in the place of the cache
         c = reader.model.config
         ends = [c.pos == "place" and i not in c.number_tokens or i in (c.pad_token, c.think_token, stop)
@@ -53,25 +56,28 @@ class KernelWriter:
         return why_not_decode_kernel(spec, 1, T, L) or why_not_decode_of_many(spec, T, L)
 
     def is_ready(self, left):
-        """Whether a burst is worth trying: the kernel does it, and is compiled. If it is not, a thread of its own sees
-        to it, once for each variant, while others write."""
+        """Whether a burst is worth trying: the kernel does it, and is compiled. If not, and if much has been written, a
+        thread of its own sees to it, once for each variant, while others write."""
         model, R = self.reader.model, len(left)
         fits = max(self.reader.lengths()) <= ROOM and not self.why_not(model, R, ROOM)
         if not fits or not model.lm_head.weight.is_cuda:
             return fits
         key = repr(model.config), R, self.top_k
         if key not in self.compiled:
+            if not self.forced and self.kept.seconds < KERNELS_AFTER:
+                return False
             print("writing: the decode kernel compiles, or comes from the disk"
                   f"{'' if self.forced else ', while another way writes'} ...", file=sys.stderr)
-            self.compiled[key] = threading.Thread(target=self.compile, args=(R,), daemon=True)
+            self.compiled[key] = threading.Thread(
+                target=self.compile, args=(R, product_dtype(model.lm_head.weight)), daemon=True)
             self.compiled[key].start()
         if self.forced:
             self.compiled[key].join()
         return not self.compiled[key].is_alive()
 
     @torch.no_grad()
-    def compile(self, R):
-        """Launch the kernel for no token."""
+    def compile(self, R, dtype):
+        """Launch the kernel for no token. dtype: of products, for autocast is each thread's own."""
         model, c = self.reader.model, self.reader.model.config
         weight, L = model.lm_head.weight, think.most_loops(c, model.trained_loops)
 
@@ -79,10 +85,11 @@ class KernelWriter:
             return torch.zeros(shape, dtype=dtype, device=weight.device)
         kv = zeros(L, 2, R, c.n_head, ROOM, c.n_embd // c.n_head, dtype=torch.bfloat16)
         try:
-            fastest_decode(model.loop_spec(), R, ROOM, L)(
-                0, model.loop_spec(), model.transformer.wte.weight, kv, L, zeros(R), zeros(R),
-                zeros(R, BURST, c.n_embd), *(zeros(R, BURST) for _ in range(3)), None, zeros(c.vocab_size),
-                top_k=self.top_k)
+            with torch.autocast(weight.device.type, dtype, dtype != weight.dtype):
+                fastest_decode(model.loop_spec(), R, ROOM, L)(
+                    0, model.loop_spec(), model.transformer.wte.weight, kv, L, zeros(R), zeros(R),
+                    zeros(R, BURST, c.n_embd), *(zeros(R, BURST) for _ in range(3)), None, zeros(c.vocab_size),
+                    top_k=self.top_k)
         except ERRORS as error:
             KernelWriter.failed = first_line(error)
 

@@ -7,10 +7,15 @@ several blocks a frozen token goes on moving with its context; there it runs on 
 
 R sequences (rows), t tokens of each read by a pass, L loops, C width, nh heads of hs channels.
 """
+import contextlib
+
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from looplm_kernels import attention, product_dtype, rotate_halves
+
+ANY_LENGTH = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class KVCache:
@@ -26,6 +31,7 @@ class KVCache:
         kept than any token has taken, and one: in it all halted tokens look as in every loop after it."""
         c, weight = model.config, model.lm_head.weight
         self.loops, self.slots_per_loop = model.cache_slots()
+        self.backend = c.backend  # of kernels, for the passes
         self.T, self.window = T, [0] * R  # tokens that each sequence may have, and has
         self.ends_early = c.n_layer == 1
         self.later_alike = looped(model) and self.ends_early and model.step_encoding(1) is None
@@ -119,7 +125,7 @@ class KVCache:
             rows, at = (rows, at) if index is None else (rows[index], at[index])
             slots[..., rows, :, at, :] = kv.squeeze(-2).movedim(-3, 0)  # the dimensions of two indices come first
 
-    def attend(self, qkv, n_head, q_angle, k_angle, backend):
+    def attend(self, qkv, n_head, q_angle, k_angle):
         """What the tokens of the pass see, (R,t,C), of the packed projection qkv (R,t,3C)."""
         R, t, C3 = qkv.shape
         q, k, v = qkv.view(R, t, 3, n_head, -1).permute(2, 0, 3, 1, 4)  # (R,nh,t,hs)
@@ -132,11 +138,13 @@ class KVCache:
         else:
             self.put(slot, torch.stack((rotate_halves(k, k_angle), v)))
         if self.positions is None:
-            return attention(qkv, n_head, q_angle, k_angle, backend)
+            return attention(qkv, n_head, q_angle, k_angle, self.backend)
         q = q if q_angle is None else rotate_halves(q, q_angle)
         slot = slot[..., :self.longest, :]
         keys, values = slot if self.picked is None else slot[:, self.picked]
-        y = F.scaled_dot_product_attention(q, keys, values, attn_mask=self.mask)
+        # cuDNN makes a plan for every length, which takes tens of milliseconds
+        with contextlib.nullcontext() if self.static or not q.is_cuda else sdpa_kernel(ANY_LENGTH):
+            y = F.scaled_dot_product_attention(q, keys, values, attn_mask=self.mask)
         return y.transpose(1, 2).reshape(R, t, C3 // 3)
 
     def fill(self, model, h, x0, l, index=None):

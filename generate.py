@@ -14,7 +14,7 @@ import think
 from burst import KernelWriter
 from cache import KVCache, looped
 from looplm_kernels import at_least_float32, choose_backend
-from static import StepWriter, kept_for, rows_with_room
+from static import KERNELS_AFTER, Kept, StepWriter, kept_for, rows_with_room
 from think import MASK_FLOOR
 
 CACHE_BYTES = 2 ** 30  # that sequences written at once may take, unless one alone takes more
@@ -74,7 +74,7 @@ def adaptive(model, x0, plan, cache):
     history, state, rows = [], think.start(x0, plan), None
     h, loops = x0, state.loops
     for l in range(1, plan.L + 1):
-        state, _, _ = think.halting_loop(model, x0, plan, l, state, history, model.config.backend, cache=cache)
+        state, _, _ = think.halting_loop(model, x0, plan, l, state, history, cache.backend, cache=cache)
         if l == plan.L or not cache.ends_early:
             continue
         going = int(state.active.any(1).sum())  # the one number of a loop that crosses to the host
@@ -330,22 +330,26 @@ def write_together(model, prompts, rows, room, temperature, top_k, stop, seed, t
     reader = (Rereader if reread else Reader)(model, [list(prompts[i]) for i in rows], T)
     ways = {} if reread else writers(way, model, trace, functools.partial(
         make_writer, reader, temperature, top_k, stop, seed, way != "auto"))
-    t, pace = 0, kept_for(model).pace if ways else {}
+    t, kept = 0, Kept(None, model) if reread else kept_for(model)
+    if way == "auto" and not reread and model.config.backend == "auto" and kept.seconds < KERNELS_AFTER:
+        reader.cache.backend = "torch"
     numbers = torch.tensor(rows, device=model.lm_head.weight.device)
     try:
         while rows:
             began, R, made, name, records = time.perf_counter(), rows_with_room(len(rows)), None, "eager", None
             if ways:
-                names = ranked(ways, pace, R) if way == "auto" else [way, "eager"]
+                names = ranked(ways, kept.pace, R) if way == "auto" else [way, "eager"]
                 if not t:  # the kernel also reads the last token of a prompt, the others only what was written
                     names = [x for x in names[:1] if x == "kernel"]
                 made, name = written_ahead(names, ways, reader, rows, t, [room[i] - t for i in rows])
             if made is None:
                 made, records = read_and_draw(reader, trace, temperature, top_k, seed, numbers, t)
             (written, loops), n = made, len(made[0][0])
+            spent = time.perf_counter() - began
+            kept.seconds += spent
             if t:  # the first one reads the prompt
-                times, least = pace.get((name, R), (0, math.inf))
-                pace[name, R] = times + 1, min(least, (time.perf_counter() - began) / n)
+                times, least = kept.pace.get((name, R), (0, math.inf))
+                kept.pace[name, R] = times + 1, min(least, spent / n)
             new = [x[:room[i] - t] for x, i in zip(written, rows, strict=True)]  # nothing of prompts only read
             new = [x[:x.index(stop) + 1] if stop in x else x for x in new]
             t += n

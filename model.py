@@ -57,7 +57,7 @@ class CausalSelfAttention(nn.Module):
         if 0 < self.config.log_scale < (T if cache is None else cache.longest):
             qkv = scale_queries_by_log_keys(qkv, self.config.log_scale, None if cache is None else cache.positions)
         if cache is not None:
-            return self.c_proj(cache.attend(qkv, self.n_head, q_angle, k_angle, self.config.backend))
+            return self.c_proj(cache.attend(qkv, self.n_head, q_angle, k_angle))
         if self.flash and not torch.is_grad_enabled() and not self.training:
             return self.c_proj(attention(qkv, self.n_head, q_angle, k_angle, self.config.backend))
         q, k, v = (y.view(B, T, self.n_head, -1).transpose(1, 2) for y in qkv.split(C, 2))  # (B,nh,T,hs)

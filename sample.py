@@ -49,7 +49,7 @@ trace: bool | None = None       # print the thinking trace; None: of tasks only
 trace_file = ""                 # also write the trace: name.jsonl, a line per token; name.html, to look at; name.png
 reread = False                  # read every token's whole window again, instead of keeping keys and values: to compare
 device = "auto"                 # auto, cpu, cuda, mps
-dtype = "float32"               # float32, or bfloat16 by autocast
+dtype = "auto"                  # float32, bfloat16 by autocast, or auto: bfloat16 on a GPU that has it
 
 BARS = "▁▂▃▄▅▆▇█"
 

@@ -24,6 +24,7 @@ KEPT_BYTES = 2 ** 31  # of the steps of a model that are kept, the last used one
 SHORTEST = 64        # room of the smallest step
 WORTH = 16           # tokens to come, from which on a step that is not there yet is worth its capture
 NOISE = 2 ** 24      # numbers of noise that are drawn at once, unless a token's are more
+KERNELS_AFTER = 5    # seconds of writing in a process before which auto waits for no kernel's compiler
 COMPILE_AFTER = 30   # seconds of replays after which a step is compiled, which takes some tens of seconds
 
 
@@ -165,11 +166,11 @@ class Step:
 
 # those of a model ----------------------------------------------------------------------------------------------------
 class Kept:
-    """The steps of a model, {what they were made for: Step}, the model that they read, and how fast each way of writing
-    was, as `ranked` of generate.py has it."""
+    """The steps of a model, {what they were made for: Step}, the model that they read, how fast each way of writing
+    was, as `ranked` of generate.py has it, and how many seconds it has written in all."""
 
     def __init__(self, key, model):
-        self.key, self.model, self.steps, self.pace = key, model, OrderedDict(), {}
+        self.key, self.model, self.steps, self.pace, self.seconds = key, model, OrderedDict(), {}, 0.0
 
 
 kept_steps = weakref.WeakKeyDictionary()  # model -> Kept; a copy starts anew

@@ -176,8 +176,8 @@ def traced(model, x0, plan, last, cache=None):
     history, rows, state = [], [], start(x0, plan)
     for l in range(1, plan.L + 1):
         before = state
-        state, new, score = halting_loop(model, x0, plan, l, before, history, model.config.backend, readout=True,
-                                         cache=cache)
+        state, new, score = halting_loop(model, x0, plan, l, before, history, readout=True, cache=cache,
+                                         backend=model.config.backend if cache is None else cache.backend)
         rows.append(trace_row(before.h, new, state.logits, before.active, score, last))
         last = rows[-1]["prediction"]
         if (cache is None or cache.ends_early) and not state.active.any():

@@ -45,8 +45,8 @@ def assert_same(model, given, n, **options):
 def test_steps_equal_the_cache(rule, step_encoding, pos, bursts):
     """Injections, updates, blocks, wait-to-think and the rest by chance; mixed lengths; sequences that end."""
     model = make(**drawn(halt=rule, step_encoding=step_encoding, pos=pos))
-    assert_same(model, prompts(3, 10), 11, temperature=1.0, stop=5, seed=int(torch.randint(2 ** 40, ())))
-    assert bursts
+    found = assert_same(model, prompts(3, 10), 11, temperature=1.0, stop=5, seed=int(torch.randint(2 ** 40, ())))
+    assert bursts or all(tokens == [5] for tokens, *_ in found.values())  # none is left after the reader's token
 
 
 @pytest.mark.parametrize("update", STAGES)
