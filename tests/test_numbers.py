@@ -306,7 +306,7 @@ def test_kernels():
         agree(high, [max(known)], least=0)
     wide = [float(r["ratio"]) for r in rows_of("bench_h200") if r["case"].startswith("64x384x16 ")
             and r["path"].startswith("b ")]
-    shown = re.search(r"faster at width 384 \(([\d.]+) to ([\d.]+) of the time", page("README.md")).groups()
+    shown = re.search(r"faster at width 384 for batches \(([\d.]+) to ([\d.]+);", page("README.md")).groups()
     agree(shown[0], [min(wide)])
     agree(shown[1], [max(wide)])
     of = {r["path"]: r for r in rows_of("bench_h200") if (r["table"], r["case"]) == ("halt", "8192x50304")}
@@ -314,8 +314,44 @@ def test_kernels():
     agree(decision[2].removesuffix(" times as long"), [float(of["torch.compile"]["ratio"])])
 
 
+def written(case, path=None, name="decode_h100_80gb_hbm3"):
+    """A row of the benchmark of writing."""
+    (row,) = [r for r in rows_of(name) if r["case"] == case and r["path"] == (path and f"called: {path}" or "")]
+    return row
+
+
 def test_writing():
-    """What writing takes is of the log, since no table in results/ has it."""
-    for row in table("README.md", "Kernels and writing")[1][2:]:
-        cached, again = (re.search(r"([\d.]+) s$", cell)[1] for cell in row[1:3])
-        assert f"| {again} s | {cached} s |" in page("root.md")
+    """The README's rows on writing: what one CPU core takes is of the log, the others of the benchmark of writing."""
+    core, launch, text = table("README.md", "Kernels and writing")[1][2:]
+    cached, again = (re.search(r"([\d.]+) s$", cell)[1] for cell in core[1:3])
+    assert f"| {again} s | {cached} s |" in page("root.md")
+    whole, half = re.findall(r"(\d+) us", launch[1])
+    agree(whole, [float(written("C384 B1 whole", "kernel")["microseconds"])], least=0)
+    agree(half, [float(written("C384 B1 half", "kernel")["microseconds"])], least=0)
+    agree(re.search(r"(\d+) us", launch[2])[1], [float(written("C384 B1 whole", "compiled")["microseconds"])], least=0)
+    five, layers = written("text.pt, depth 5"), written("train_gpt_12l")
+    agree(re.search(r"([\d.]+)$", text[0])[1], [float(five["quality"])], least=0)
+    agree(text[1].removesuffix(" us"), [float(five["us_1"])], least=0)
+    took, loss = re.search(r"(\d+) us; ([\d.]+)$", text[2]).groups()
+    agree(took, [float(layers["us_1"])], least=0)
+    agree(loss, [float(layers["quality"])], least=0)
+    agree(re.search(r"255th character: ([\d.]+) s", page("README.md"))[1],
+          [float(written("a text, caches empty")["seconds"])], least=0)
+
+
+def test_ways_of_writing():
+    """The page on kernels has the benchmark's times, in which every path is right and the way that `auto` takes is
+    within 1.05 of the fastest."""
+    head, rows = table("docs/kernels.md", "What they reach", nth=2)
+    loops = {"12 loops": "whole", "all tokens halt in loop 6": "half"}
+    for case, *shown in rows:
+        shape, kind = case.split(", ", 1)
+        case = f"{shape} {loops.get(kind, 'mixture')}"
+        times = []
+        for path, said in zip(head[1:], shown, strict=True):
+            if said:
+                row = written(case, path)
+                times.append(float(row["microseconds"]))
+                agree(said.replace(",", ""), times[-1:], least=0)
+                assert "error" in row["note"]
+        assert times[-1] <= 1.05 * min(times[:-1])
