@@ -4,8 +4,11 @@ import contextlib
 import os
 import pickle
 import signal
+import socket
 import sys
+import threading
 import time
+import traceback
 import warnings
 
 import numpy as np
@@ -159,8 +162,24 @@ def capture_step(forward_backward, update, optimizer, pool):
             for state in optimizer.state.values():
                 state["step"].zero_()
         optimizer.zero_grad(set_to_none=True)
-    graph, (loss, norm) = capture(lambda: (forward_backward(), update()), warm_up, pool)
+    # NCCL's threads may look at events while this one captures; the warm-up has connected the ranks
+    mode = "thread_local" if in_group() else "global"
+    graph, (loss, norm) = capture(lambda: (forward_backward(), update()), warm_up, pool, mode)
     return graph, loss, norm
+
+
+# ---- ranks
+
+STUCK = 20                      # seconds; torchrun kills a rank 30 s after it has told it to end
+
+
+class RankLost(RuntimeError):
+    """Another rank has ended, or cannot be reached any more."""
+
+
+def in_group():
+    """Whether this process is one of several, between init_distributed and the end of the group."""
+    return dist.is_available() and dist.is_initialized()
 
 
 def init_distributed(device):
@@ -170,16 +189,65 @@ def init_distributed(device):
     if device.startswith("cuda"):
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        dist.init_process_group("nccl", device_id=torch.device(device))  # connects now, which no capture could
+    else:
+        dist.init_process_group("gloo")
     return dist.get_rank(), dist.get_world_size(), device
 
 
-def mean_over_ranks(x, world):
-    """The mean of tensor x over all ranks, on every rank."""
+def sum_over_ranks(x, world):
+    """Tensor x summed over all ranks, in place, on every rank. RankLost if one has ended, on a CPU; a GPU waits for
+    ever, see end_if_stuck."""
     if world > 1:
-        dist.all_reduce(x)
-        x /= world
+        try:
+            dist.all_reduce(x)
+        except RuntimeError as e:
+            if x.is_cuda:
+                raise
+            raise RankLost(first_line(e)[:100]) from None
     return x
+
+
+def first_to_say():
+    """Whether this rank is the first of its host to say why all end: one line is enough."""
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        return store.add(f"why all end, host {os.environ.get('GROUP_RANK', 0)}", 1) == 1
+    except (RuntimeError, ValueError):  # it ended with the process that held it, or there is none
+        return True
+
+
+def end_if_stuck(line, seconds=STUCK):
+    """End this rank with status 1 and line() if it is told to end and does not within so many seconds.
+
+    A rank that waits on its GPU for another one, which has ended, waits for ever, and Python sees no signal meanwhile.
+    But the system writes each one to a file, which a thread can read.
+    """
+    read, write = socket.socketpair()
+    write.setblocking(False)
+    signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
+
+    def watch(write=write):  # kept open
+        read.recv(1)
+        time.sleep(seconds)
+        if first_to_say():
+            print(line(), file=sys.stderr, flush=True)
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def leave(error):
+    """End this rank at once, by what its main raised. An orderly exit would wait for ranks that have ended, and NCCL
+    for graphs that still hold it."""
+    status = error.code if isinstance(error, SystemExit) else 1
+    if not isinstance(error, SystemExit):
+        traceback.print_exception(error)
+    elif isinstance(status, str):
+        first_to_say()  # what the others will see is but a rank that has ended
+        print(status, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status if isinstance(status, int) else 0 if status is None else 1)
 
 
 # ---- what comes from outside
@@ -225,7 +293,7 @@ class StopSignal:
         if world == 1:
             return self.received is not None
         flag = torch.tensor(float(self.received is not None), device=device)
-        return mean_over_ranks(flag, world).item() > 0
+        return sum_over_ranks(flag, world).item() > 0
 
 
 @contextlib.contextmanager
@@ -269,6 +337,16 @@ def run(main, lower="--batch_size"):
 
     lower: the setting by which it takes less memory.
     """
+    try:
+        run_alone(main, lower)
+    except BaseException as e:
+        if not in_group():
+            raise
+        leave(e)
+
+
+def run_alone(main, lower):
+    """`run`, but for what an early end among several ranks takes."""
     def interrupt(name):
         raise KeyboardInterrupt(name)
     before = on_stop(interrupt)
