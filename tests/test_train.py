@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -493,13 +494,19 @@ def ranks_by_torchrun(scripts, *args):
     return run.stdout
 
 
-def ranks_as_by_torchrun(scripts, *args):
-    """The variables that torchrun would set, its store included, but processes that start in no time."""
+def start_ranks(scripts, *args, of_rank=None, env=None):
+    """Start two ranks, with the variables that torchrun would set, its store included, but in no time: the store, and
+    what `Scripts.finish` takes of each. of_rank: further options of `Scripts.start` for one of them."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     env = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port), WORLD_SIZE="2",
-               TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="0")
-    started = [scripts.start("train.py", *args, env=env | dict(RANK=rank, LOCAL_RANK=rank)) for rank in "01"]
-    return "".join(scripts.finish(*one).out for one in started)
+               TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="0") | (env or {})
+    return store, [scripts.start("train.py", *args, env=env | dict(RANK=str(rank), LOCAL_RANK=str(rank)),
+                                 **(of_rank or {}).get(rank, {})) for rank in (0, 1)]
+
+
+def ranks_as_by_torchrun(scripts, *args, status=0):
+    store, started = start_ranks(scripts, *args)
+    return "".join(scripts.finish(*one, status).out for one in started)
 
 
 @pytest.mark.parametrize("ranks", [ranks_as_by_torchrun, pytest.param(ranks_by_torchrun, marks=pytest.mark.full)])
@@ -519,6 +526,79 @@ def test_two_ranks_equal_two_micro_steps(scripts, one_step, ranks):
         found = [(float(x[key]), float(y[key])) for x, y in rows if y[key]]
         assert found
         assert all(x == pytest.approx(y, rel=1e-5) for x, y in found)
+
+
+def test_ranks_follow_one_process_and_resume(scripts):
+    """Losses, weights and averages of two ranks, interrupted in the middle, are those of as many micro-steps of one
+    process, with all that is random but dropout, whose generator a micro-step may leave elsewhere."""
+    recipe = (*RECIPE, "--dropout=0", "--max_iters=12")
+    scripts("train.py", *recipe, "--out_dir=alone")
+    store, started = start_ranks(scripts, *recipe, "--out_dir=both",
+                                 of_rank={0: dict(signal_at=("iter 7/", signal.SIGTERM))})
+    said = "".join(scripts.finish(*one, 130).err for one in started)
+    assert said.count("stopped; both/ckpt_last.pt is of iteration 7") == 1
+    ranks_as_by_torchrun(scripts, "--device=cpu", "--out_dir=both", "--init_from=resume")
+    one, two = load(scripts, "alone"), load(scripts, "both")
+    for key in ("model", "ema"):
+        for name, x in one[key].items():
+            torch.testing.assert_close(two[key][name], x, rtol=0, atol=2e-4)  # of 12 steps of up to 2e-3
+    found, wanted = (np.array([float(r["loss"]) for r in read_log(scripts, name) if r["loss"]])
+                     for name in ("both", "alone"))
+    assert found == pytest.approx(wanted, rel=1e-4)
+
+
+def test_ranks_end_together_where_a_loss_is_not_finite(scripts):
+    """One line for both of them, and the checkpoint of before."""
+    recipe = (*RECIPE, "--eval_interval=3", "--out_dir=both_nan")
+    ranks_as_by_torchrun(scripts, *recipe, "--max_iters=3")
+    before = content(load(scripts, "both_nan"))
+    store, started = start_ranks(scripts, *recipe, "--max_iters=9", "--init_from=resume", "--learning_rate=1e30",
+                                 "--min_lr=1e30", "--grad_clip=0")
+    said = [scripts.finish(*one, 1).err for one in started]
+    assert re.fullmatch(r"the loss or a weight is not finite at iteration [45] .*; both_nan/ckpt_last\.pt is of "
+                        r"iteration 3, --init_from=resume goes on there; .*\n", said[0])
+    assert said[1] == ""
+    assert content(load(scripts, "both_nan")) == before
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_rank_that_dies(scripts, killed):
+    """The other one says so, once, and ends; what it resumes from is whole."""
+    out_dir = f"dead{killed}"
+    args = (*RECIPE, "--max_iters=100000", "--eval_interval=20", f"--out_dir={out_dir}")
+    store, started = start_ranks(scripts, *args, of_rank={0: dict(signal_at=("iter 25/", signal.SIGKILL))} if not killed
+                                 else {})
+    if killed:
+        log, late = scripts.folder / out_dir / "log.csv", time.monotonic() + 300
+        while not (log.exists() and "\n25," in log.read_text()) and time.monotonic() < late:
+            time.sleep(0.05)
+        os.kill(started[1][0].pid, signal.SIGKILL)
+    scripts.finish(*started[killed], -signal.SIGKILL)
+    err = scripts.finish(*started[1 - killed], 1).err
+    line, = err.splitlines()
+    saved = load(scripts, out_dir)["iter_num"]
+    assert saved == 20 if not killed else saved >= 25  # rank 0 saves what it has
+    assert re.fullmatch(rf"another process of this training has ended, and so does this one \(.*\); {out_dir}/"
+                        rf"ckpt_last\.pt is of iteration {saved}, --init_from=resume goes on there", line)
+
+
+def test_a_rank_that_waits_where_no_signal_reaches_it(tmp_path):
+    """As one does whose GPU waits for a rank that is gone: here in C, for a minute."""
+    code = """
+import ctypes, runtime, sys
+runtime.StopSignal()
+runtime.end_if_stuck(lambda: "the last word", seconds=0.2)
+print("waits", flush=True)
+ctypes.CDLL(None).pause()
+ctypes.CDLL(None).sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True)
+    assert process.stdout.readline() == "waits\n"
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 1
+    assert "the last word" in err
 
 
 # ---- the committed configs
