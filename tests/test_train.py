@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -486,12 +487,30 @@ def test_micro_steps_accumulate_the_mean_gradient(scripts, one_step):
     assert float(row["loss"]) == pytest.approx(loss.item(), rel=1e-5)
 
 
+def torchrun(*options_and_args):
+    return [sys.executable, "-m", "torch.distributed.run", *options_and_args]
+
+
 def ranks_by_torchrun(scripts, *args):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-               str(ROOT / "train.py"), *args]
+    command = torchrun("--standalone", "--nproc_per_node=2", str(ROOT / "train.py"), *args)
     run = subprocess.run(command, cwd=scripts.folder, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
     return run.stdout
+
+
+def ranks_on_two_hosts(scripts, *args):
+    """Two groups of one rank each, which meet on loopback as those of two hosts meet at the first one."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]  # free a moment ago
+    hosts = [subprocess.Popen(
+        torchrun("--nnodes=2", f"--node_rank={host}", "--nproc_per_node=1", "--master_addr=127.0.0.1",
+                 f"--master_port={port}", str(ROOT / "train.py"), *args), cwd=scripts.folder, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | dict(GLOO_SOCKET_IFNAME="lo"))
+        for host in range(2)]
+    said = [host.communicate(timeout=600) for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], said
+    return "".join(out for out, _ in said)
 
 
 def start_ranks(scripts, *args, of_rank=None, env=None):
@@ -509,7 +528,8 @@ def ranks_as_by_torchrun(scripts, *args, status=0):
     return "".join(scripts.finish(*one, status).out for one in started)
 
 
-@pytest.mark.parametrize("ranks", [ranks_as_by_torchrun, pytest.param(ranks_by_torchrun, marks=pytest.mark.full)])
+@pytest.mark.parametrize("ranks", [ranks_as_by_torchrun, pytest.param(ranks_by_torchrun, marks=pytest.mark.full),
+                                   pytest.param(ranks_on_two_hosts, marks=pytest.mark.full)])
 def test_two_ranks_equal_two_micro_steps(scripts, one_step, ranks):
     out_dir = ranks.__name__
     assert ranks(scripts, *STEP, f"--out_dir={out_dir}").count("2 process(es)") == 1
@@ -530,8 +550,8 @@ def test_two_ranks_equal_two_micro_steps(scripts, one_step, ranks):
 
 def test_ranks_follow_one_process_and_resume(scripts):
     """Losses, weights and averages of two ranks, interrupted in the middle, are those of as many micro-steps of one
-    process, with all that is random but dropout, whose generator a micro-step may leave elsewhere."""
-    recipe = (*RECIPE, "--dropout=0", "--max_iters=12")
+    process, with everything random at once."""
+    recipe = (*RECIPE, "--max_iters=12")
     scripts("train.py", *recipe, "--out_dir=alone")
     store, started = start_ranks(scripts, *recipe, "--out_dir=both",
                                  of_rank={0: dict(signal_at=("iter 7/", signal.SIGTERM))})
@@ -697,3 +717,24 @@ def test_captured_steps_follow_plain_ones_and_resume_exactly(scripts):
     for key in ("model", "ema"):
         whole, again = (load(scripts, f"{name}_gpu")[key] for name in ("graph", "resumed"))
         assert all(torch.equal(whole[k].cpu(), again[k].cpu()) for k in whole)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two NVIDIA GPUs")
+@pytest.mark.parametrize("captured", ["False", "True"])
+def test_two_gpus_follow_one_and_resume_exactly(scripts, captured):
+    """NCCL, plain and in the graphs, against two micro-steps of one GPU; and stopped in the middle, to the bit."""
+    recipe = (*RECIPE, "--device=cuda", "--dtype=float32", "--deterministic=True", "--compile=False")
+    scripts("train.py", *recipe, "--cuda_graph=False", "--max_iters=20", "--out_dir=one_gpu")
+    both = (*recipe, f"--cuda_graph={captured}")
+    for name, steps, more in (("whole", 20, ()), ("resumed", 8, ()), ("resumed", 20, ("--init_from=resume",))):
+        ranks_by_torchrun(scripts, *both, f"--max_iters={steps}", f"--out_dir={name}_{captured}", *more)
+    log, wanted = (read_log(scripts, name) for name in (f"whole_{captured}", "one_gpu"))
+    losses, alone = ([float(r["loss"]) for r in rows if r["loss"]] for rows in (log, wanted))
+    assert len(alone) == 20
+    assert losses == pytest.approx(alone, abs=1e-4)
+    whole, again, one = (load(scripts, name) for name in (f"whole_{captured}", f"resumed_{captured}", "one_gpu"))
+    for key in ("model", "ema"):
+        assert all(torch.equal(x.cpu(), again[key][k].cpu()) for k, x in whole[key].items())
+        for k, x in one[key].items():
+            torch.testing.assert_close(whole[key][k].cpu(), x.cpu(), rtol=0, atol=1e-3)
