@@ -199,13 +199,50 @@ def sum_over_ranks(x, world):
     """Tensor x summed over all ranks, in place, on every rank. RankLost if one has ended, on a CPU; a GPU waits for
     ever, see end_if_stuck."""
     if world > 1:
-        try:
+        with noticing_loss():
             dist.all_reduce(x)
-        except RuntimeError as e:
-            if x.is_cuda:
-                raise
-            raise RankLost(first_line(e)[:100]) from None
     return x
+
+
+@contextlib.contextmanager
+def noticing_loss():
+    """Have an exchange raise RankLost where it fails on a CPU."""
+    try:
+        yield
+    except RuntimeError as e:
+        if dist.get_backend() != "gloo":  # NCCL fails for other reasons
+            raise
+        raise RankLost(first_line(e)[:100]) from None
+
+
+def shared_out(function, items):
+    """function(item) for each of the items, in their order: every rank does its share and has the results of all."""
+    world = dist.get_world_size() if in_group() else 1
+    if world == 1:
+        yield from map(function, items)
+        return
+    for i in range(0, len(items), world):
+        own, found = items[i + dist.get_rank():][:1], [None] * world
+        result = function(own[0]) if own else None
+        with noticing_loss():
+            dist.all_gather_object(found, result)
+        yield from found[:len(items) - i]
+
+
+@contextlib.contextmanager
+def silence():
+    """Have what is printed go nowhere."""
+    with open(os.devnull, "w", encoding="utf-8") as f, contextlib.redirect_stdout(f), contextlib.redirect_stderr(f):
+        yield
+
+
+def leave_group():
+    """Part from the other ranks, if any, once all of them are done."""
+    if in_group():
+        dist.barrier()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        dist.destroy_process_group()
 
 
 def first_to_say():
@@ -242,8 +279,7 @@ def leave(error):
     status = error.code if isinstance(error, SystemExit) else 1
     if not isinstance(error, SystemExit):
         traceback.print_exception(error)
-    elif isinstance(status, str):
-        first_to_say()  # what the others will see is but a rank that has ended
+    elif isinstance(status, str) and first_to_say():  # others say the same, or see but a rank that has ended
         print(status, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -363,6 +399,8 @@ def run_alone(main, lower):
         raise SystemExit(130) from None
     except CannotRun as e:
         raise SystemExit(f"--backend: {e}") from None
+    except RankLost as e:
+        raise SystemExit(f"another process of this run has ended, and so does this one ({e})") from None
     except (MemoryError, RuntimeError) as e:
         if not out_of_memory(e):
             raise

@@ -483,13 +483,12 @@ def end_out_of_memory(run, error):
 
 
 def end_alone(run, why):
-    """Save what is whole, and exit with status 1 where another rank has ended; the first one to find out says so."""
+    """Save what is whole, and exit with status 1 where another rank has ended."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun tells all of them to end, which they do
     run.shown.clear()
     if run.between_steps and run.it > (run.saved or 0) and weights_finite(run):
         save(run, run.last_path)
-    raise SystemExit(f"another process of this training has ended, and so does this one ({why}); {what_is_saved(run)}"
-                     if runtime.first_to_say() else 1)
+    raise SystemExit(f"another process of this training has ended, and so does this one ({why}); {what_is_saved(run)}")
 
 
 def what_is_saved(run):
@@ -520,12 +519,8 @@ def save(run, path):
 
 def stop_ranks(run):
     """Part from the other ranks, if any, once all of them, and so rank 0's checkpoint, are done."""
-    if runtime.in_group():
-        dist.barrier()
-        run.graphs.clear()  # NCCL waits for the graphs that hold it, for ever
-        if run.cuda:
-            torch.cuda.synchronize()
-        dist.destroy_process_group()
+    run.graphs.clear()  # NCCL waits for the graphs that hold it, for ever
+    runtime.leave_group()
 
 
 def end_together(run, line, status):

@@ -16,8 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-from conftest import ROOT
+from conftest import ROOT, start_ranks
 
 import dataset
 import runtime
@@ -499,32 +498,22 @@ def ranks_by_torchrun(scripts, *args):
 
 
 def ranks_on_two_hosts(scripts, *args):
-    """Two groups of one rank each, which meet on loopback as those of two hosts meet at the first one."""
+    """Two groups of one rank each, started by the same command, which meet on loopback as those of two hosts meet at
+    the first one."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]  # free a moment ago
-    hosts = [subprocess.Popen(
-        torchrun("--nnodes=2", f"--node_rank={host}", "--nproc_per_node=1", "--master_addr=127.0.0.1",
-                 f"--master_port={port}", str(ROOT / "train.py"), *args), cwd=scripts.folder, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | dict(GLOO_SOCKET_IFNAME="lo"))
-        for host in range(2)]
+    command = torchrun("--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}",
+                       "--rdzv_id=test", "--local_addr=127.0.0.1", str(ROOT / "train.py"), *args)
+    hosts = [subprocess.Popen(command, cwd=scripts.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              env=os.environ | dict(GLOO_SOCKET_IFNAME="lo")) for _ in range(2)]
     said = [host.communicate(timeout=600) for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], said
     return "".join(out for out, _ in said)
 
 
-def start_ranks(scripts, *args, of_rank=None, env=None):
-    """Start two ranks, with the variables that torchrun would set, its store included, but in no time: the store, and
-    what `Scripts.finish` takes of each. of_rank: further options of `Scripts.start` for one of them."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    env = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port), WORLD_SIZE="2",
-               TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="0") | (env or {})
-    return store, [scripts.start("train.py", *args, env=env | dict(RANK=str(rank), LOCAL_RANK=str(rank)),
-                                 **(of_rank or {}).get(rank, {})) for rank in (0, 1)]
-
-
 def ranks_as_by_torchrun(scripts, *args, status=0):
-    store, started = start_ranks(scripts, *args)
+    store, started = start_ranks(scripts, "train.py", *args)
     return "".join(scripts.finish(*one, status).out for one in started)
 
 
@@ -553,7 +542,7 @@ def test_ranks_follow_one_process_and_resume(scripts):
     process, with everything random at once."""
     recipe = (*RECIPE, "--max_iters=12")
     scripts("train.py", *recipe, "--out_dir=alone")
-    store, started = start_ranks(scripts, *recipe, "--out_dir=both",
+    store, started = start_ranks(scripts, "train.py", *recipe, "--out_dir=both",
                                  of_rank={0: dict(signal_at=("iter 7/", signal.SIGTERM))})
     said = "".join(scripts.finish(*one, 130).err for one in started)
     assert said.count("stopped; both/ckpt_last.pt is of iteration 7") == 1
@@ -572,8 +561,8 @@ def test_ranks_end_together_where_a_loss_is_not_finite(scripts):
     recipe = (*RECIPE, "--eval_interval=3", "--out_dir=both_nan")
     ranks_as_by_torchrun(scripts, *recipe, "--max_iters=3")
     before = content(load(scripts, "both_nan"))
-    store, started = start_ranks(scripts, *recipe, "--max_iters=9", "--init_from=resume", "--learning_rate=1e30",
-                                 "--min_lr=1e30", "--grad_clip=0")
+    explode = ("--learning_rate=1e30", "--min_lr=1e30", "--grad_clip=0", "--init_from=resume")
+    store, started = start_ranks(scripts, "train.py", *recipe, *explode, "--max_iters=9")
     said = [scripts.finish(*one, 1).err for one in started]
     assert re.fullmatch(r"the loss or a weight is not finite at iteration [45] .*; both_nan/ckpt_last\.pt is of "
                         r"iteration 3, --init_from=resume goes on there; .*\n", said[0])
@@ -586,8 +575,8 @@ def test_a_rank_that_dies(scripts, killed):
     """The other one says so, once, and ends; what it resumes from is whole."""
     out_dir = f"dead{killed}"
     args = (*RECIPE, "--max_iters=100000", "--eval_interval=20", f"--out_dir={out_dir}")
-    store, started = start_ranks(scripts, *args, of_rank={0: dict(signal_at=("iter 25/", signal.SIGKILL))} if not killed
-                                 else {})
+    of_rank = {} if killed else {0: dict(signal_at=("iter 25/", signal.SIGKILL))}  # rank 1 prints nothing
+    store, started = start_ranks(scripts, "train.py", *args, of_rank=of_rank)
     if killed:
         log, late = scripts.folder / out_dir / "log.csv", time.monotonic() + 300
         while not (log.exists() and "\n25," in log.read_text()) and time.monotonic() < late:
