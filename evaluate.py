@@ -496,7 +496,9 @@ def main():
     globals().update(settings)
     if task:
         tasks.use(task)
-    rank, _, machine = runtime.init_distributed(runtime.choose_device(device))
+    rank, world, machine = runtime.init_distributed(runtime.choose_device(device))
+    if world > 1:
+        runtime.end_if_stuck(lambda: "the table has the rows until then")
     number = runtime.choose_dtype(dtype, machine)
     with runtime.silence() if rank else contextlib.nullcontext():  # rank 0 says and writes all
         found = measure_checkpoint(further, given, machine, number, rank == 0)

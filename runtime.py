@@ -187,7 +187,10 @@ def init_distributed(device):
     if "RANK" not in os.environ:
         return 0, 1, device
     if device.startswith("cuda"):
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        number, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if number >= there:
+            raise SystemExit(f"a process per GPU, and this host has {there}: torchrun --nproc_per_node={there}")
+        device = f"cuda:{number}"
         torch.cuda.set_device(device)
         dist.init_process_group("nccl", device_id=torch.device(device))  # connects now, which no capture could
     else:
@@ -240,7 +243,7 @@ def leave_group():
     """Part from the other ranks, if any, once all of them are done."""
     if in_group():
         dist.barrier()
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         dist.destroy_process_group()
 
@@ -254,8 +257,9 @@ def first_to_say():
         return True
 
 
-def end_if_stuck(line, seconds=STUCK):
-    """End this rank with status 1 and line() if it is told to end and does not within so many seconds.
+def end_if_stuck(what_is_left=lambda: "", seconds=STUCK):
+    """End this rank with status 1 and a line, to which what_is_left() adds, if it is told to end and does not within so
+    many seconds.
 
     A rank that waits on its GPU for another one, which has ended, waits for ever, and Python sees no signal meanwhile.
     But the system writes each one to a file, which a thread can read.
@@ -268,7 +272,8 @@ def end_if_stuck(line, seconds=STUCK):
         read.recv(1)
         time.sleep(seconds)
         if first_to_say():
-            print(line(), file=sys.stderr, flush=True)
+            print(f"told to end, and not done in {seconds:g} s: another process has ended, for which this one waits, "
+                  f"or what it does takes longer; {what_is_left()}", file=sys.__stderr__, flush=True)  # see `silence`
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
 
@@ -314,15 +319,17 @@ def on_stop(act, again=None):
 
 
 class StopSignal:
-    """Notes a signal to stop instead of dying, so that a step can be finished and saved."""
+    """Notes a signal to stop instead of dying, so that a step can be finished and saved; one of several ranks says
+    so."""
 
-    def __init__(self):
-        self.received = None
+    def __init__(self, says=True):
+        self.received, self.says = None, says
         on_stop(self._note)
 
     def _note(self, name):
         self.received = name
-        print(f"{name}: finishing this step, then saving", file=sys.stderr, flush=True)
+        if self.says:
+            print(f"{name}: finishing this step, then saving", file=sys.stderr, flush=True)
 
     def anywhere(self, device, world):
         """True on every rank once any rank has been told to stop."""

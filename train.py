@@ -479,7 +479,7 @@ def end_out_of_memory(run, error):
         save(run, run.last_path)
     raise SystemExit(f"out of memory at iteration {run.it} ({runtime.first_line(error)[:150]}): lower --batch_size, "
                      f"now {batch_size}, and raise --gradient_accumulation_steps, now {gradient_accumulation_steps}, "
-                     f"by the same factor; {what_is_saved(run)}") from None
+                     f"by the same factor{', or --cuda_graph=False' * run.captured}; {what_is_saved(run)}") from None
 
 
 def end_alone(run, why):
@@ -697,12 +697,11 @@ def main():
               f"{dataset}, seed {seed}")
         if run.it >= max_iters and not eval_only:
             print(f"nothing to train: at iteration {run.it} already, and max_iters is {max_iters}")
-    stop = runtime.StopSignal()  # only now: before the first step there is nothing to save, and a stop ends at once
+    stop = runtime.StopSignal(run.master)  # only now: before the first step there is nothing to save
     run.shown = outputs.Progress("training", "iterations", max(0, max_iters - run.it))
     run.shown.live &= run.master
     if run.world > 1:
-        runtime.end_if_stuck(lambda: f"told to end, and not done after {runtime.STUCK} s: another process of this "
-                             f"training has ended, or what it does takes longer; {what_is_saved(run)}")
+        runtime.end_if_stuck(lambda: what_is_saved(run))
     try:
         with run.shown:
             losses = train(run, stop)

@@ -556,6 +556,43 @@ def test_ranks_follow_one_process_and_resume(scripts):
     assert found == pytest.approx(wanted, rel=1e-4)
 
 
+STAND_IN = """
+import types
+import torch, runtime, train
+
+def capture_step(forward_backward, update, optimizer, pool):
+    loss, norm = torch.zeros(()), torch.zeros(())
+    def replay():
+        optimizer.zero_grad(set_to_none=True)
+        loss.copy_(forward_backward())
+        norm.copy_(update())
+    return types.SimpleNamespace(replay=replay), loss, norm
+
+def choose_machine(checkpoint, choose=train.choose_machine):
+    run = choose(checkpoint)
+    run.captured = True
+    return run
+
+runtime.capture_step, train.choose_machine, torch.cuda.graph_pool_handle = capture_step, choose_machine, lambda: None
+runtime.run(train.main)
+"""  # train.py with captured steps, where a replay does again what was captured
+
+
+def test_captured_steps_of_ranks(scripts):
+    """All but the capture itself: whose batch each rank takes, whose dropout, what it exchanges, and when."""
+    path = scripts.folder / "captured.py"
+    path.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{STAND_IN}")
+    recipe = (*RECIPE, "--max_iters=12")
+    scripts("train.py", *recipe, "--out_dir=plain")
+    store, started = start_ranks(scripts, path, *recipe, "--out_dir=captured")
+    assert [scripts.finish(*one).err for one in started] == ["", ""]
+    one, two = (load(scripts, name)["model"] for name in ("plain", "captured"))
+    for name, x in one.items():
+        torch.testing.assert_close(two[name], x, rtol=0, atol=2e-4)
+    found, wanted = ([float(r["loss"]) for r in read_log(scripts, name) if r["loss"]] for name in ("captured", "plain"))
+    assert found == pytest.approx(wanted, rel=1e-4)
+
+
 def test_ranks_end_together_where_a_loss_is_not_finite(scripts):
     """One line for both of them, and the checkpoint of before."""
     recipe = (*RECIPE, "--eval_interval=3", "--out_dir=both_nan")
@@ -589,6 +626,12 @@ def test_a_rank_that_dies(scripts, killed):
     assert saved == 20 if not killed else saved >= 25  # rank 0 saves what it has
     assert re.fullmatch(rf"another process of this training has ended, and so does this one \(.*\); {out_dir}/"
                         rf"ckpt_last\.pt is of iteration {saved}, --init_from=resume goes on there", line)
+
+
+def test_what_all_ranks_find_wrong_is_said_once(scripts):
+    store, started = start_ranks(scripts, "train.py", *TINY, "--n_embd=17", "--n_head=2", "--out_dir=wrong")
+    said = [scripts.finish(*one, 1).err for one in started]
+    assert "".join(said).count("n_embd 17") == 1
 
 
 def test_a_rank_that_waits_where_no_signal_reaches_it(tmp_path):
