@@ -47,7 +47,7 @@ import runtime
 from configurator import configure
 from model_loop import LoopConfig, LoopGPT
 
-tables = ""                     # which tables, with commas: halt,head,attention,loop; decode,addition,text,start
+tables = ""                     # with commas: halt,head,attention,loop; decode,addition,text,start; parity,speed
 only = ""                       # only cases whose name contains this, 64x128x16 for example
 quick = False                   # fewer shapes
 decode = False                  # writing instead of kernels
@@ -473,6 +473,7 @@ def measure_group(job, pipe):
 def chosen_tables():
     """The tables that are asked for, a list. SystemExit for one that there is not."""
     there = ["decode", "addition", "text", "start"] if decode else ["halt", "head", "attention", "loop"]
+    there = ["parity", "speed"] if ranks else there
     chosen = tables.split(",") if tables else there
     if unknown := set(chosen) - set(there):
         raise SystemExit(f"--tables={tables}: there is no table {', '.join(sorted(unknown))} here; {','.join(there)}")
@@ -597,7 +598,7 @@ def measure_ranks(target, line):
         file.add(row)
         print(" ".join(f"{k}={x}" for k, x in row.items()), flush=True)
     print(line)
-    lines = bench_ranks.measure(ranks, "cuda" if on_gpu() else "cpu", quick, emit)
+    lines = bench_ranks.measure(ranks, "cuda" if on_gpu() else "cpu", quick, chosen_tables(), emit)
     known = outputs.provenance(machine(), seconds=round(time.monotonic() - began, 1))
     with outputs.one_line(target), outputs.whole_file(target.removesuffix(".csv") + ".md") as f:
         f.write("\n\n".join([f"`{known['command']}`: {line}", bench_ranks.markdown(file.rows), *lines,

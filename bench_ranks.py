@@ -1,8 +1,9 @@
 """What a second GPU is worth in a training, for bench.py --ranks=2: train.py on one GPU and on several, by torchrun, a
 model with loops beside one with layers; and what to expect of more GPUs.
 
-A time is the median of the logged ms per step of a run of its own, on a text of random characters, which train.py sees
-no difference in. c(B) is a step of B sequences on one GPU, a(n) what n GPUs add to it.
+First parity: captured steps of all ranks, interrupted and resumed, against plain ones of one process with as many
+micro-steps. Then speed: a time is the median of the logged ms per step of a run of its own, on a text of random
+characters, which costs a step what any other does. c(B) is a step of B sequences on one GPU, a(n) what n GPUs add.
 """
 import json
 import os
@@ -15,11 +16,13 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 import outputs
+import runtime
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
 MODELS = {"1 x 12": ("config/train_loop_1x12.py", 0.60), "12 layers": ("config/train_gpt_12l.py", 0.65)}  # and bar
 BATCH = 64                      # sequences of a step of one GPU
 DOUBLED = 1.85                  # bar: tokens per second where each GPU has as many sequences as one alone
+CLOSE = 1e-4                    # bar: losses of parity
 TINY = ("--n_embd=32", "--n_head=2", "--block_size=16")  # on a CPU: that it works, nothing else
 WITHIN, BETWEEN = 300, 50       # GB/s that an all-reduce moves: NVLink of one host, if not measured; a network card
 TIMEOUT = 240                   # seconds of a run
@@ -42,24 +45,12 @@ def write_text(folder):
                    check=True, capture_output=True)
 
 
-def read_json(path):
-    with open(path, encoding="utf-8") as f:
-        return json.load(f)
-
-
-def train(folder, model, job, device, quick):
-    """A row of the table: train.py run with the settings of a job, in a folder."""
-    (what, ranks, sequences, more), (config, _) = job, MODELS[model]
-    steps, sequences = (60, sequences // 16) if device == "cpu" else (100 if quick else 300, sequences)
-    out_dir = f"{model} {what}".replace(" ", "_").replace(",", "")
-    command = [os.path.join(ROOT, "train.py"), os.path.join(ROOT, config), "--dataset=noise", f"--out_dir={out_dir}",
-               f"--device={device}", f"--batch_size={sequences}", f"--gradient_accumulation_steps={ranks}",
-               f"--max_iters={steps}", "--eval_iters=1", f"--eval_interval={steps}", "--log_interval=10", *more]
-    command += TINY if device == "cpu" else ["--compile=False"] if quick else []
+def launch(folder, config, ranks, device, *words):
+    """Run train.py with a config on the noise in a folder. RuntimeError if it fails, once its last lines are shown."""
+    command = [os.path.join(ROOT, "train.py"), os.path.join(ROOT, config), "--dataset=noise", f"--device={device}",
+               "--eval_iters=1", *words, *(TINY if device == "cpu" else ())]
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
-    row = dict(model=model, what=what, ranks=ranks, sequences=sequences * ranks)
-    log_path = os.path.join(folder, f"{out_dir}.log")
-    with open(log_path, "w+", encoding="utf-8", errors="replace") as f:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as f:
         process = subprocess.Popen([sys.executable, *start, *command], cwd=folder, stdout=f, stderr=subprocess.STDOUT)
         late = False
         try:
@@ -72,15 +63,64 @@ def train(folder, model, job, device, quick):
         said = f.read()
     if process.returncode:
         print(*said.splitlines()[-60:], sep="\n", flush=True)
-        why = f"more than {TIMEOUT} s" if late else f"exit status {process.returncode}, see above"
-        return row | dict(note=f"FAILED: {why}")
-    log, _ = outputs.read_log(os.path.join(folder, out_dir, "log.csv"))
-    config, found = (read_json(os.path.join(folder, out_dir, name)) for name in ("config.json", "summary.json"))
-    ms = [float(r["ms"]) for r in log if r.get("ms") and int(r["iter"]) > steps // 3]  # after compilers and captures
-    tokens = row["sequences"] * config["block_size"]
-    weights = found["parameters"] + config["block_size"] * config["n_embd"]  # positions are not counted there
-    return row | dict(ms=round(statistics.median(ms), 3), tokens_s=round(tokens / statistics.median(ms) * 1e3),
-                      gradient_mb=round(4e-6 * weights, 2), note=f"{min(ms):.2f} to {max(ms):.2f}")
+        raise RuntimeError(f"more than {TIMEOUT} s" if late else f"exit status {process.returncode}, see above")
+
+
+def of_run(folder, out_dir, name):
+    """A JSON file of a run, or the rows of its log that have a loss."""
+    path = os.path.join(folder, out_dir, name)
+    if name == "log.csv":
+        return [r for r in outputs.read_log(path)[0] if r.get("loss")]
+    with open(path, encoding="utf-8") as f:
+        return json.load(f)
+
+
+def sequences_here(count, device):
+    return max(1, count // 16) if device == "cpu" else count
+
+
+# ---- parity
+
+def parity(folder, model, ranks, device):
+    """A row: how far the losses and the weights of captured steps of all ranks, resumed in the middle, are from those
+    of plain ones of one process with as many micro-steps; float32, without dropout."""
+    config, steps = MODELS[model][0], 20
+    count = sequences_here(BATCH // ranks, device)
+    common = [f"--gradient_accumulation_steps={ranks}", f"--batch_size={count}", f"--lr_decay_iters={steps}",
+              "--warmup_iters=5", "--ema_decay=0.9", "--dropout=0", "--dtype=float32", "--deterministic=True",
+              "--compile=False", "--log_interval=1", f"--eval_interval={steps}"]
+    one, several = (f"{config[7:-3]}_parity_{name}" for name in ("one", "several"))
+    launch(folder, config, 1, device, *common, "--cuda_graph=False", f"--max_iters={steps}", f"--out_dir={one}")
+    half = (*common, f"--out_dir={several}")
+    launch(folder, config, ranks, device, *half, f"--max_iters={steps // 2}")
+    launch(folder, config, ranks, device, *half, f"--max_iters={steps}", "--init_from=resume")
+    losses = [[float(r["loss"]) for r in of_run(folder, name, "log.csv")] for name in (one, several)]
+    apart = max(abs(x - y) for x, y in zip(*losses, strict=True))
+    weights = [runtime.load_checkpoint(os.path.join(folder, name, "ckpt_last.pt"))["ema"] for name in (one, several)]
+    far = max((x - weights[1][k]).abs().max().item() for k, x in weights[0].items())
+    met = apart <= CLOSE and len(losses[0]) == steps
+    return dict(model=model, what="parity", ranks=ranks, sequences=count * ranks,
+                bar=f"losses within {CLOSE:g} {'met' if met else 'MISSED'}",
+                note=f"losses differ by {apart:.1e} at most, averaged weights by {far:.1e}, {steps} steps, resumed")
+
+
+# ---- speed
+
+def speed(folder, model, job, device, quick):
+    """A row: the time of a step of train.py with the settings of a job."""
+    (what, ranks, sequences, more), config = job, MODELS[model][0]
+    steps, count = 60 if device == "cpu" else 100 if quick else 300, sequences_here(sequences, device)
+    out_dir = f"{config[7:-3]}_{what}".replace(" ", "_").replace(",", "")
+    launch(folder, config, ranks, device, f"--out_dir={out_dir}", f"--batch_size={count}", f"--max_iters={steps}",
+           f"--gradient_accumulation_steps={ranks}", f"--eval_interval={steps}", "--log_interval=10",
+           *["--compile=False"] * quick, *more)
+    settings, found = (of_run(folder, out_dir, f"{name}.json") for name in ("config", "summary"))
+    # without those of compilers and captures
+    ms = [float(r["ms"]) for r in of_run(folder, out_dir, "log.csv") if int(r["iter"]) > steps // 3]
+    weights = found["parameters"] + settings["block_size"] * settings["n_embd"]  # positions are not counted there
+    return dict(model=model, what=what, ranks=ranks, sequences=count * ranks, ms=round(statistics.median(ms), 3),
+                tokens_s=round(count * ranks * settings["block_size"] / statistics.median(ms) * 1e3),
+                gradient_mb=round(4e-6 * weights, 2), note=f"{min(ms):.2f} to {max(ms):.2f}")
 
 
 def judge(row, rows):
@@ -88,15 +128,14 @@ def judge(row, rows):
     one = next((r for r in rows if r["model"] == row["model"] and r["what"] == "one" and "ms" in r), None)
     if one is None or "ms" not in row or row["ranks"] == 1:
         return row
-    time, speed = row["ms"] / one["ms"], row["tokens_s"] / one["tokens_s"]
+    time, per_second = row["ms"] / one["ms"], row["tokens_s"] / one["tokens_s"]
     if row["what"] == "same batch":
-        met, words = time <= MODELS[row["model"]][1], f"time <= {MODELS[row['model']][1]}"
-    elif row["what"] == "batch of each":
-        met, words = speed >= DOUBLED, f"tokens per second >= {DOUBLED}"
-    else:
-        return row | dict(ratio=round(time, 3))
-    return row | dict(ratio=round(speed if "tokens" in words else time, 3),
-                      bar=f"{words} {'met' if met else 'MISSED'}")
+        bar = MODELS[row["model"]][1]
+        return row | dict(ratio=round(time, 3), bar=f"time <= {bar} {'met' if time <= bar else 'MISSED'}")
+    if row["what"] == "batch of each":
+        met = "met" if per_second >= DOUBLED else "MISSED"
+        return row | dict(ratio=round(per_second, 3), bar=f"tokens per second >= {DOUBLED} {met}")
+    return row | dict(ratio=round(time, 3))
 
 
 def expected(rows, ranks):
@@ -110,8 +149,7 @@ def expected(rows, ranks):
             continue
         alone, mb = seen["one"]["ms"], seen["one"]["gradient_mb"]
         added = seen["batch of each"]["ms"] - alone
-        moved = mb * 2 * (ranks - 1) / ranks
-        within = moved / added if added > 0 else WITHIN  # MB per ms are GB/s
+        within = mb * 2 * (ranks - 1) / ranks / added if added > 0 else WITHIN  # MB per ms are GB/s
         cells = []
         for n in (2, 8, 64):
             ms = alone + mb * 2 * (n - 1) / n / (within if n <= 8 else min(within, BETWEEN))
@@ -121,32 +159,44 @@ def expected(rows, ranks):
     return lines
 
 
-def measure(ranks, device, quick, emit):
-    """Run everything, emit(row) after each; the lines of `expected`. Runs on one GPU go side by side."""
+# ---- all of it
+
+def measure(ranks, device, quick, tables, emit):
+    """Run the tables, of parity and speed, emit(row) after each run; the lines of `expected`. Runs on one GPU go side
+    by side, and one that fails costs its row."""
     rows = []
 
-    def done(row):
+    def done(model, what, count, function, *args):
+        try:
+            row = function(*args)
+        except (RuntimeError, OSError, ValueError, SystemExit) as e:
+            row = dict(model=model, what=what, ranks=count, note=f"FAILED: {e}")
+        return row
+
+    def keep(row):
         rows.append(judge(row, rows))
         emit(rows[-1])
-    with tempfile.TemporaryDirectory() as folder:
-        write_text(folder)
-        alone = [(model, job) for model in MODELS for job in jobs(ranks) if job[1] == 1]
-        at_once = 1 if device == "cpu" else min(ranks, len(alone))
-        free = list(range(at_once))
+    at_once = 1 if device == "cpu" else ranks
+    free = list(range(at_once))
 
-        def on_one(task):
-            number = free.pop()
-            try:
-                return train(folder, *task, device if device == "cpu" else f"cuda:{number}", quick)
-            finally:
-                free.append(number)
-        with ThreadPoolExecutor(at_once) as pool:
-            for row in pool.map(on_one, alone):
-                done(row)
-        for model in MODELS:
-            for job in jobs(ranks):
-                if job[1] > 1:
-                    done(train(folder, model, job, device, quick))
+    def alone(task):
+        model, job = task
+        number = free.pop()
+        try:
+            place = device if device == "cpu" else f"cuda:{number}"
+            return done(model, job[0], 1, speed, folder, model, job, place, quick)
+        finally:
+            free.append(number)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(at_once) as pool:
+        write_text(folder)
+        for model in MODELS if "parity" in tables else ():
+            keep(done(model, "parity", ranks, parity, folder, model, ranks, device))
+        tasks = [(model, job) for model in MODELS for job in jobs(ranks)] if "speed" in tables else []
+        for row in pool.map(alone, [task for task in tasks if task[1][1] == 1]):
+            keep(row)
+        for model, job in tasks:
+            if job[1] > 1:
+                keep(done(model, job[0], ranks, speed, folder, model, job, device, quick))
     return expected(rows, ranks)
 
 
@@ -155,6 +205,7 @@ def markdown(rows):
              "| --- | --- | --- | --- | --- | --- | --- | --- |"]
     for r in rows:
         measured = [f"{r['ms']:.2f}", f"{r['tokens_s']:,}"] if "ms" in r else [r["note"], ""]
-        cells = [r["model"], r["what"], r["ranks"], r["sequences"], *measured, r.get("ratio", ""), r.get("bar", "")]
+        cells = [r["model"], r["what"], r["ranks"], r.get("sequences", ""), *measured, r.get("ratio", ""),
+                 r.get("bar", "")]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"

@@ -198,9 +198,11 @@ def test_what_more_gpus_lead_to_expect():
 @pytest.mark.full
 def test_two_ranks_beside_one_on_a_cpu(monkeypatch):
     """That all of it runs, of one model; the times say nothing."""
-    monkeypatch.setattr(bench_ranks, "MODELS", {"1 x 12": (str(ROOT / "config/train_loop_1x12.py"), 0.6)})
+    monkeypatch.setattr(bench_ranks, "MODELS", {"1 x 12": bench_ranks.MODELS["1 x 12"]})
     rows = []
-    line, = bench_ranks.measure(2, "cpu", True, rows.append)
+    line, = bench_ranks.measure(2, "cpu", True, ["parity", "speed"], rows.append)
+    same = rows.pop(0)
+    assert same["bar"] == "losses within 0.0001 met", same
     assert [(r["what"], r["ranks"], r["sequences"]) for r in rows] == [
         ("one", 1, 4), ("one, its share", 1, 2), ("same batch", 2, 4), ("batch of each", 2, 8),
         ("same batch, plain", 2, 4)]
