@@ -5,6 +5,7 @@
     python bench.py --tables=loop --only=64x128x16      some of it
     python bench.py --decode=True                       writing instead, into results/decode_<gpu>.csv, .md and .png
     python bench.py --decode=True --tables=text --checkpoints=out/a,out/b/ckpt_last.pt
+    python bench.py --ranks=2                           training on two GPUs beside one, results/ranks_<gpu>.csv, .md
     python bench.py --device=cpu                        tiny shapes in torch: that the script works, nothing else;
     python bench.py --decode=True --device=cpu --tables=addition --checkpoints=pretrained/addition.pt
                                                         checkpoints that are given are measured in full there, too
@@ -38,6 +39,7 @@ import torch.nn.functional as F
 
 import bench_decode
 import bench_models
+import bench_ranks
 import figures
 import looplm_kernels as kernels
 import outputs
@@ -45,10 +47,11 @@ import runtime
 from configurator import configure
 from model_loop import LoopConfig, LoopGPT
 
-tables = ""                     # which tables, with commas: halt,head,attention,loop; decode,addition,text,start
+tables = ""                     # with commas: halt,head,attention,loop; decode,addition,text,start; parity,speed
 only = ""                       # only cases whose name contains this, 64x128x16 for example
 quick = False                   # fewer shapes
 decode = False                  # writing instead of kernels
+ranks = 0                       # 0 or >= 2: training on so many GPUs instead of kernels; quick: without compiler
 checkpoints = ""                # writing: checkpoints or folders of runs, with commas; empty: those there are
 span = 10.0                     # >= 0: writing: seconds of each point of energy
 out = ""                        # the CSV; empty: results/bench_<gpu>.csv, results/decode_<gpu>.csv
@@ -470,6 +473,7 @@ def measure_group(job, pipe):
 def chosen_tables():
     """The tables that are asked for, a list. SystemExit for one that there is not."""
     there = ["decode", "addition", "text", "start"] if decode else ["halt", "head", "attention", "loop"]
+    there = ["parity", "speed"] if ranks else there
     chosen = tables.split(",") if tables else there
     if unknown := set(chosen) - set(there):
         raise SystemExit(f"--tables={tables}: there is no table {', '.join(sorted(unknown))} here; {','.join(there)}")
@@ -586,12 +590,33 @@ def print_row(row):
           f"{row.get('per_loop', ''):>9}  {ratio:<26}{row.get('bar', ''):<24} {row['note']}", flush=True)
 
 
+def measure_ranks(target, line):
+    """Training on several GPUs beside one: the table, and what it leads to expect of more."""
+    began, file = time.monotonic(), outputs.Table(target, bench_ranks.COLUMNS)
+
+    def emit(row):
+        file.add(row)
+        print(" ".join(f"{k}={x}" for k, x in row.items()), flush=True)
+    print(line)
+    lines = bench_ranks.measure(ranks, "cuda" if on_gpu() else "cpu", quick, chosen_tables(), emit)
+    known = outputs.provenance(machine(), seconds=round(time.monotonic() - began, 1))
+    with outputs.one_line(target), outputs.whole_file(target.removesuffix(".csv") + ".md") as f:
+        f.write("\n\n".join([f"`{known['command']}`: {line}", bench_ranks.markdown(file.rows), *lines,
+                             outputs.provenance_line(known)]) + "\n")
+    missed = sum("MISSED" in row.get("bar", "") for row in file.rows)
+    failed = sum("FAILED" in row["note"] for row in file.rows)
+    print(*lines, f"{missed} bars missed, {failed} rows failed, {known['seconds']:.0f} s; table: {target}", sep="\n")
+    sys.exit(failed > 0)
+
+
 def main():
     globals().update(configure(__file__)[0])
     name, line = versions()
     gpu = re.sub(r"[^a-z0-9]+", "_", name.lower().removeprefix("nvidia "))
-    target = out or f"results/{'decode' if decode else 'bench'}_{gpu}.csv"
+    target = out or f"results/{'ranks' if ranks else 'decode' if decode else 'bench'}_{gpu}.csv"
     outputs.require_writable(target)
+    if ranks:
+        return measure_ranks(target, line)
     groups, ceilings, rows = jobs(), {}, []
     threads = max(1, 2 * os.cpu_count() // max(1, min(len(groups), workers)))  # of each group's torch.compile
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(threads))

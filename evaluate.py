@@ -5,6 +5,7 @@
         --halt_threshold=0.1 --control=True
     python evaluate.py --out_dir=out/demo_addition --sizes=[1,2,3,4,5,6] --frontier=True --plot=True
     python evaluate.py --checkpoint=pretrained/addition.pt --problems_file=problems.txt
+    torchrun --standalone --nproc_per_node=2 evaluate.py --out_dir=out/demo_addition      two GPUs, the same table
 
 A size is what the task says, of addition the digits of both operands; --digits is another name of --sizes.
 A problem is solved if every token of its answer, the end symbol included, is the arg-max given the right ones before
@@ -24,9 +25,11 @@ overwrites it: evaluate.csv, evaluate_frontier.csv, evaluate_halt=kl.csv, evalua
 ckpt_best.pt, ... It stands beside the checkpoint, for those of pretrained/ in out/pretrained/<name>. Beside it stands
 <table>.json, where it comes from: command, commit, versions, card, whether it is finished, seconds.
 """
+import contextlib
 import math
 import os
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -267,9 +270,10 @@ def frontier_rows(model, meta, table):
                if name != "gate" or c.halt_head != "none"]
     kept, rows = dict(vars(c)), []
     c.think_threshold, c.think_loops = None, 0  # the point alone says when the answer halts
-    for p in outputs.progress(points, "frontier", "points"):
-        rows.append(frontier_row(model, meta, sets, *p))
-        table.add(rows[-1])
+    found = runtime.shared_out(lambda p: frontier_row(model, meta, sets, *p), points)
+    for row in outputs.progress(found, "frontier", "points", len(points)):
+        rows.append(row)
+        table.add(row)
     vars(c).update(kept)
     return rows
 
@@ -390,9 +394,10 @@ def task_tables(model, meta, table):
     asked, done = kinds_asked(tasks.load(meta.task)), []
     sets = [(n, kind, problems) for n in sizes for kind in asked]
     cells = [((n, m), "grid", max(1, problems // 10)) for n in range(1, grid + 1) for m in range(1, grid + 1)]
-    for p in outputs.progress(sets + cells, "evaluating", "sets of problems"):
-        done.append(measure_kind(model, meta, *p))
-        table.add(done[-1][0])
+    found = runtime.shared_out(lambda p: measure_kind(model, meta, *p), sets + cells)
+    for one in outputs.progress(found, "evaluating", "sets of problems", len(sets + cells)):
+        done.append(one)
+        table.add(one[0])
     of_grid, done = [row for row, _ in done[len(sets):]], done[:len(sets)]
     if sizes:
         print_table([row for row, _ in done], asked)
@@ -417,22 +422,27 @@ def loss_table(model, data, table):
     """Add the validation loss after each loop, every token taking all of them, to the table; print it, then that by
     the halting rule, if there is one."""
     T, place = sequence_length(data, model.config.block_size), model.lm_head.weight.device
-    looped, losses, halted, loops = is_looped(model), [], [], []
-    for index in outputs.progress(range(eval_iters), "validation loss", "batches"):
+    looped = is_looped(model)
+
+    def of_batch(index):
         X, Y = get_batch(data, "val", (index,), min(batch_size, 64), T, place)
-        losses.append((model.loss_per_loop(X, Y) if looped else model(X, Y)[1][None]).float().cpu())
-        if looped and model.config.halt != "none":
-            h, record = model.think(X, trace=False)
-            halted.append(model.loss(model.readout(h), Y).item())
-            loops.append((record["loops"].sum() / (record["loops"] > 0).sum()).item())
-    losses = torch.stack(losses)
+        loss = (model.loss_per_loop(X, Y) if looped else model(X, Y)[1][None]).float().cpu()
+        if not looped or model.config.halt == "none":
+            return loss, []
+        h, record = model.think(X, trace=False)
+        taken = (record["loops"].sum() / (record["loops"] > 0).sum()).item()
+        return loss, [(model.loss(model.readout(h), Y).item(), taken)]
+    found = runtime.shared_out(of_batch, range(eval_iters))
+    losses, by_rule = zip(*outputs.progress(found, "validation loss", "batches", eval_iters), strict=True)
+    losses, by_rule = torch.stack(losses), sum(by_rule, [])
     one, mean = len(losses) == 1, losses.mean(0).tolist()
     print(f"validation loss (nats per token, {'of one batch, so without an interval' if one else '95% over batches'})")
     error = (1.96 * losses.std(0, correction=not one) / math.sqrt(len(losses))).tolist()  # of one batch not used
     for l, (x, e) in enumerate(zip(mean, error, strict=True), 1):
         print(f"  {'loop ' + str(l) if looped else 'model':>8}  {x:.4f}" + ("" if one else f" +- {e:.4f}"))
-    if halted:
-        print(f"  halting  {np.mean(halted):.4f} at {np.mean(loops):.2f} loops per token ({model.config.halt})")
+    if by_rule:
+        halted, loops = np.mean(by_rule, 0)
+        print(f"  halting  {halted:.4f} at {loops:.2f} loops per token ({model.config.halt})")
     table.add(*(dict(kind="val_loss", loop=l, loss=x) | ({} if one else dict(low=x - e, high=x + e))
                 for l, (x, e) in enumerate(zip(mean, error, strict=True), 1)))
 
@@ -486,8 +496,18 @@ def main():
     globals().update(settings)
     if task:
         tasks.use(task)
-    machine = runtime.choose_device(device)
+    rank, world, machine = runtime.init_distributed(runtime.choose_device(device))
+    if world > 1:
+        runtime.end_if_stuck(lambda: "the table has the rows until then")
     number = runtime.choose_dtype(dtype, machine)
+    with runtime.silence() if rank else contextlib.nullcontext():  # rank 0 says and writes all
+        found = measure_checkpoint(further, given, machine, number, rank == 0)
+    runtime.leave_group()
+    return found
+
+
+def measure_checkpoint(further, given, machine, number, master):
+    """main, on a machine with numbers of a dtype: the model, and the rows of the table, which the master writes."""
     overrides = {k: v for k, v in further.items() if k in given}
     model, meta, saved, path = open_model(checkpoint, out_dir, machine, overrides)
     if meta.kind == "rows":
@@ -509,13 +529,14 @@ def main():
         (checkpoint, "checkpoint is given", "out_dir"))
     print(describe(model, saved, path))
     target = csv_file or table_path(path, overrides)
-    with outputs.measuring(target, machine, checkpoint=path, trained=saved.get("provenance")) as table:
+    with (outputs.measuring(target, machine, checkpoint=path, trained=saved.get("provenance")) if master else
+          contextlib.nullcontext(SimpleNamespace(rows=[], add=lambda *rows: None))) as table:
         try:
             with runtime.autocast(machine, number):
                 measure_all(model, meta, saved, table)
         except ValueError as e:
             raise SystemExit(f"evaluate.py: {e}") from None
-        if plot:
+        if plot and master:
             stem = os.path.splitext(target)[0]
             draws = {f"{stem}_loops.png": figures.draw_loops}
             if frontier:

@@ -4,8 +4,11 @@ import contextlib
 import os
 import pickle
 import signal
+import socket
 import sys
+import threading
 import time
+import traceback
 import warnings
 
 import numpy as np
@@ -159,8 +162,24 @@ def capture_step(forward_backward, update, optimizer, pool):
             for state in optimizer.state.values():
                 state["step"].zero_()
         optimizer.zero_grad(set_to_none=True)
-    graph, (loss, norm) = capture(lambda: (forward_backward(), update()), warm_up, pool)
+    # NCCL's threads may look at events while this one captures; the warm-up has connected the ranks
+    mode = "thread_local" if in_group() else "global"
+    graph, (loss, norm) = capture(lambda: (forward_backward(), update()), warm_up, pool, mode)
     return graph, loss, norm
+
+
+# ---- ranks
+
+STUCK = 20                      # seconds; torchrun kills a rank 30 s after it has told it to end
+
+
+class RankLost(RuntimeError):
+    """Another rank has ended, or cannot be reached any more."""
+
+
+def in_group():
+    """Whether this process is one of several, between init_distributed and the end of the group."""
+    return dist.is_available() and dist.is_initialized()
 
 
 def init_distributed(device):
@@ -168,18 +187,108 @@ def init_distributed(device):
     if "RANK" not in os.environ:
         return 0, 1, device
     if device.startswith("cuda"):
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        number, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if number >= there:
+            raise SystemExit(f"a process per GPU, and this host has {there}: torchrun --nproc_per_node={there}")
+        device = f"cuda:{number}"
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        dist.init_process_group("nccl", device_id=torch.device(device))  # connects now, which no capture could
+    else:
+        dist.init_process_group("gloo")
     return dist.get_rank(), dist.get_world_size(), device
 
 
-def mean_over_ranks(x, world):
-    """The mean of tensor x over all ranks, on every rank."""
+def sum_over_ranks(x, world):
+    """Tensor x summed over all ranks, in place, on every rank. RankLost if one has ended, on a CPU; a GPU waits for
+    ever, see end_if_stuck."""
     if world > 1:
-        dist.all_reduce(x)
-        x /= world
+        with noticing_loss():
+            dist.all_reduce(x)
     return x
+
+
+@contextlib.contextmanager
+def noticing_loss():
+    """Have an exchange raise RankLost where it fails on a CPU."""
+    try:
+        yield
+    except RuntimeError as e:
+        if dist.get_backend() != "gloo":  # NCCL fails for other reasons
+            raise
+        raise RankLost(first_line(e)[:100]) from None
+
+
+def shared_out(function, items):
+    """function(item) for each of the items, in their order: every rank does its share and has the results of all."""
+    world = dist.get_world_size() if in_group() else 1
+    if world == 1:
+        yield from map(function, items)
+        return
+    for i in range(0, len(items), world):
+        own, found = items[i + dist.get_rank():][:1], [None] * world
+        result = function(own[0]) if own else None
+        with noticing_loss():
+            dist.all_gather_object(found, result)
+        yield from found[:len(items) - i]
+
+
+@contextlib.contextmanager
+def silence():
+    """Have what is printed go nowhere."""
+    with open(os.devnull, "w", encoding="utf-8") as f, contextlib.redirect_stdout(f), contextlib.redirect_stderr(f):
+        yield
+
+
+def leave_group():
+    """Part from the other ranks, if any, once all of them are done."""
+    if in_group():
+        dist.barrier()
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        dist.destroy_process_group()
+
+
+def first_to_say():
+    """Whether this rank is the first of its host to say why all end: one line is enough."""
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        return store.add(f"why all end, host {os.environ.get('GROUP_RANK', 0)}", 1) == 1
+    except (RuntimeError, ValueError):  # it ended with the process that held it, or there is none
+        return True
+
+
+def end_if_stuck(what_is_left=lambda: "", seconds=STUCK):
+    """End this rank with status 1 and a line, to which what_is_left() adds, if it is told to end and does not within so
+    many seconds.
+
+    A rank that waits on its GPU for another one, which has ended, waits for ever, and Python sees no signal meanwhile.
+    But the system writes each one to a file, which a thread can read.
+    """
+    read, write = socket.socketpair()
+    write.setblocking(False)
+    signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
+
+    def watch(write=write):  # kept open
+        read.recv(1)
+        time.sleep(seconds)
+        if first_to_say():
+            print(f"told to end, and not done in {seconds:g} s: another process has ended, for which this one waits, "
+                  f"or what it does takes longer; {what_is_left()}", file=sys.__stderr__, flush=True)  # see `silence`
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def leave(error):
+    """End this rank at once, by what its main raised. An orderly exit would wait for ranks that have ended, and NCCL
+    for graphs that still hold it."""
+    status = error.code if isinstance(error, SystemExit) else 1
+    if not isinstance(error, SystemExit):
+        traceback.print_exception(error)
+    elif isinstance(status, str) and first_to_say():  # others say the same, or see but a rank that has ended
+        print(status, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status if isinstance(status, int) else 0 if status is None else 1)
 
 
 # ---- what comes from outside
@@ -210,22 +319,24 @@ def on_stop(act, again=None):
 
 
 class StopSignal:
-    """Notes a signal to stop instead of dying, so that a step can be finished and saved."""
+    """Notes a signal to stop instead of dying, so that a step can be finished and saved; one of several ranks says
+    so."""
 
-    def __init__(self):
-        self.received = None
+    def __init__(self, says=True):
+        self.received, self.says = None, says
         on_stop(self._note)
 
     def _note(self, name):
         self.received = name
-        print(f"{name}: finishing this step, then saving", file=sys.stderr, flush=True)
+        if self.says:
+            print(f"{name}: finishing this step, then saving", file=sys.stderr, flush=True)
 
     def anywhere(self, device, world):
         """True on every rank once any rank has been told to stop."""
         if world == 1:
             return self.received is not None
         flag = torch.tensor(float(self.received is not None), device=device)
-        return mean_over_ranks(flag, world).item() > 0
+        return sum_over_ranks(flag, world).item() > 0
 
 
 @contextlib.contextmanager
@@ -269,6 +380,16 @@ def run(main, lower="--batch_size"):
 
     lower: the setting by which it takes less memory.
     """
+    try:
+        run_alone(main, lower)
+    except BaseException as e:
+        if not in_group():
+            raise
+        leave(e)
+
+
+def run_alone(main, lower):
+    """`run`, but for what an early end among several ranks takes."""
     def interrupt(name):
         raise KeyboardInterrupt(name)
     before = on_stop(interrupt)
@@ -285,6 +406,8 @@ def run(main, lower="--batch_size"):
         raise SystemExit(130) from None
     except CannotRun as e:
         raise SystemExit(f"--backend: {e}") from None
+    except RankLost as e:
+        raise SystemExit(f"another process of this run has ended, and so does this one ({e})") from None
     except (MemoryError, RuntimeError) as e:
         if not out_of_memory(e):
             raise

@@ -7,7 +7,7 @@
     python sweep.py config/sweep_demo.py --redraw=True         its figure anew, from the tables in results/
 
 A row is a name and arguments of train.py: "wide @3: --n_embd=128 --weight_decay=0.1". @3 takes the first 3 seeds only;
-"wide on 2: ..." trains on two GPUs that it has to itself; a config file as the first word replaces base. All is checked
+"wide on 2: ..." takes two GPUs that it has to itself; a config file as the first word replaces base. All is checked
 before anything runs. A run is train.py, then evaluate.py once for each entry of `evaluate` and, of the first seed,
 analyze.py as `analyze` says, always of ckpt_last.pt: nothing is selected by a test. Runs spread over all GPUs there
 are; where one drops out, its runs go on elsewhere. The same command again goes on after an interruption, skips what is
@@ -181,12 +181,13 @@ def plan(file, root):
 # ---- a run
 
 def torchrun_options(command, ranks):
-    """What torchrun is told before the command of a step, [] where it does not start it; ranks: of a training."""
-    return ["--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 and command[0] == "train.py" else []
+    """What torchrun is told before the command of a step, [] where it does not start it; ranks: of a run."""
+    several = ranks > 1 and command[0] in ("train.py", "evaluate.py")
+    return ["--standalone", f"--nproc_per_node={ranks}"] if several else []
 
 
 def as_typed(command, ranks):
-    """The command of a step as one types it; ranks: processes of a training."""
+    """The command of a step as one types it; ranks: processes of a run."""
     options = torchrun_options(command, ranks)
     return f"{'torchrun' if options else 'python'} {shlex.join([*options, *command])}"
 

@@ -12,6 +12,7 @@ import contextlib
 import copy
 import math
 import os
+import signal
 import sys
 import time
 from types import SimpleNamespace
@@ -19,7 +20,6 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 import columns
 import figures
@@ -78,8 +78,8 @@ min_lr = 0.0                    # >= 0: where the decay ends
 # the machine
 device = "auto"                 # auto (a GPU, of Apple too, where there is one), cpu, cuda, cuda:1, mps, ...
 dtype = "auto"                  # autocast to bfloat16, or float32 (tf32 products on CUDA); auto: bfloat16 if there
-compile: bool | str = "auto"    # torch.compile; auto: on CUDA, unless cuda_graph
-cuda_graph = False              # capture the whole step, one graph per loop count; for small models on a GPU
+compile: bool | str = "auto"    # torch.compile; auto: on CUDA, unless cuda_graph is True
+cuda_graph: bool | str = "auto"  # capture the whole step, one graph per loop count; auto: on CUDA, and compiled
 deterministic = False           # bit-exact on CUDA too, slower; a CPU is in any case
 
 OF_THIS_RUN = {"out_dir", "init_from", "eval_only", "device", "dtype", "compile", "cuda_graph", "wandb_log",
@@ -119,8 +119,9 @@ def batch(run, it, index):
 
 def check_settings():
     """SystemExit for values that no run can have."""
-    if compile not in ("auto", True, False):
-        raise SystemExit(f"--compile={compile}: auto, True or False")
+    for key, value in (("compile", compile), ("cuda_graph", cuda_graph)):
+        if value not in ("auto", True, False):
+            raise SystemExit(f"--{key}={value}: auto, True or False")
 
 
 def starting_point(settings, given):
@@ -157,8 +158,8 @@ def say_what_differs(run, checkpoint):
 
 
 def choose_machine(checkpoint):
-    """Where this process computes: rank, world, device, dtype, cuda (bool), master (rank 0 or not), context (autocast);
-    a resumed run on as many threads as before."""
+    """Where and how this process computes: rank, world, device, dtype, cuda (bool), captured (a step is a CUDA graph),
+    master (rank 0 or not), context (autocast); a resumed run on as many threads as before."""
     if deterministic:
         runtime.set_deterministic()
     torch.set_float32_matmul_precision("highest" if deterministic else "high")
@@ -166,9 +167,10 @@ def choose_machine(checkpoint):
     place = runtime.choose_device(device, known.get("threads") if init_from == "resume" else None)
     rank, world, place = runtime.init_distributed(place)
     cuda, number = place.startswith("cuda"), runtime.choose_dtype(dtype, place)
-    if cuda_graph and (not cuda or world > 1):
-        raise SystemExit("--cuda_graph=True needs one process on one CUDA GPU")
+    if cuda_graph is True and not cuda:
+        raise SystemExit(f"--cuda_graph=True needs a CUDA GPU, and the device is {place}")
     return SimpleNamespace(rank=rank, world=world, device=place, dtype=number, cuda=cuda, master=rank == 0,
+                           captured=cuda if cuda_graph == "auto" else cuda_graph,
                            context=runtime.autocast(place, number))
 
 
@@ -231,10 +233,14 @@ def open_run(settings, given, checkpoint, last_path):
 
 
 def compiled(run):
-    """The model as a training step calls it: compiled where that pays, and over all ranks."""
+    """The model as a training step calls it: compiled where that pays; and one line on what a step is on a GPU."""
     model = run.raw_model
-    wanted = run.cuda and not cuda_graph if compile == "auto" else compile
+    wanted = run.cuda and cuda_graph is not True if compile == "auto" else compile
     why_not = runtime.why_not_compile(run.device) if wanted else ""
+    if run.cuda and run.master and not eval_only:
+        how = "captured, a CUDA graph per loop count" if run.captured else "plain (--cuda_graph=False)"
+        reason = " since launches cost a small model more than arithmetic;" if run.captured else ""
+        print(f"a step: {how},{reason} " + ("compiled" if wanted and not why_not else "not compiled"))
     if why_not:
         outputs.warn(f"torch.compile does not work here ({why_not}): going on without, slower")
     elif wanted:
@@ -245,10 +251,6 @@ def compiled(run):
             torch._dynamo.config.recompile_limit = 32  # loop 1, the others, with and without gradients, in evaluation
         else:
             model = torch.compile(model)
-    if run.world > 1:
-        unused = model_type == "loop" and 1 in loop_counts(run.settings["num_loops"])  # one loop injects nothing
-        model = DistributedDataParallel(model, device_ids=[run.device] if run.cuda else None,
-                                        find_unused_parameters=unused)
     return model
 
 
@@ -271,6 +273,21 @@ def take_up(run, checkpoint):
                          f"--init_from={run.last_path}") from None
 
 
+def start_alike(run):
+    """Give all ranks the weights and the optimizer of rank 0, which are theirs already where nothing differs between
+    hosts. SystemExit if they would go on at different iterations."""
+    if run.world == 1:
+        return
+    iterations = [None] * run.world
+    dist.all_gather_object(iterations, run.it)
+    if len(set(iterations)) > 1:
+        raise SystemExit(f"the ranks go on at iterations {iterations}: {out_dir} must be one folder that all hosts see")
+    models = [run.raw_model, *([run.average] if run.average else [])]
+    state = [x for of_one in run.optimizer.state.values() for x in of_one.values()]
+    for x in [*(p for model in models for p in model.parameters()), *state]:
+        dist.broadcast(x.detach(), 0)
+
+
 def set_up(settings, given, checkpoint):
     """A run before its first step, as a namespace: what choose_machine says, and
 
@@ -278,6 +295,7 @@ def set_up(settings, given, checkpoint):
     data, T, micro_steps               the dataset, tokens of a sequence, micro-steps of this rank in an iteration
     raw_model, model, average          as built; as a step calls it; its twin of averaged weights, or None
     params, averages, optimizer        what is trained, the average of each, AdamW
+    graphs                             captured steps, {loop count: (graph, loss, norm)}
     it, best_val_loss                  iterations done, the lowest loss so far
     saved, between_steps               the iteration of ckpt_last.pt, or None; False while an update moves the weights
     last_path, best_path, log_path     what it writes
@@ -296,9 +314,11 @@ def set_up(settings, given, checkpoint):
     run.params = [p for p in run.raw_model.parameters() if p.requires_grad]
     run.averages = [p for k, p in run.average.named_parameters() if k in trained] if run.average else None
     run.optimizer = run.raw_model.configure_optimizers(weight_decay, learning_rate, (beta1, beta2), run.device,
-                                                       cuda_graph)
+                                                       run.captured)
+    run.graphs = {}
     if init_from == "resume":
         take_up(run, checkpoint)
+    start_alike(run)
     run.micro_steps = -(-gradient_accumulation_steps // run.world)  # rounded up, so that every rank has as many
     if run.master and run.micro_steps * run.world != gradient_accumulation_steps:
         print(f"gradient_accumulation_steps {gradient_accumulation_steps} -> {run.micro_steps * run.world}, equal for "
@@ -335,11 +355,29 @@ def say_idle_settings(run):
 # ---- a step
 
 def forward_backward(run, X, Y, loops):
-    """One micro-step: adds its share to the gradients and returns its share of the loss."""
+    """One micro-step: adds its share to the gradients and returns its share of the loss, of all ranks' micro-steps."""
     with run.context:
-        loss = (run.model(X, Y, loops) if loops else run.model(X, Y))[1] / run.micro_steps
+        loss = (run.model(X, Y, loops) if loops else run.model(X, Y))[1] / (run.micro_steps * run.world)
     loss.backward()
     return loss.detach()
+
+
+def exchange(run, loss):
+    """Sum the ranks' shares of the gradients, and of the loss, which is returned.
+
+    One exchange of one piece of memory after the last micro-step. DistributedDataParallel sends pieces while backward
+    still runs, but costs a small model more in launches than that hides, and runs code in backward that a CUDA graph
+    does not replay. One loop injects nothing, so not every weight has a gradient in each step; loop counts are equal on
+    all ranks, so the same ones have.
+    """
+    if run.world == 1:
+        return loss
+    trained = [p for p in run.params if p.grad is not None]
+    parts = [*(p.grad.flatten() for p in trained), loss.flatten()]  # the loss at the end keeps the others aligned
+    flat = runtime.sum_over_ranks(torch.cat(parts), run.world)
+    for p, grad in zip(trained, flat.split([len(x) for x in parts]), strict=False):
+        p.grad = grad.view_as(p)
+    return flat[-1]
 
 
 def update(run):
@@ -363,34 +401,33 @@ def plain_step(run, it):
         index = micro * run.world + run.rank
         X, Y = batch(run, it, index)
         runtime.seed_torch(seed, it, index)
-        last = micro == run.micro_steps - 1  # the ranks exchange gradients once, in the last micro-step
-        with contextlib.nullcontext() if last or run.world == 1 else run.model.no_sync():
-            loss = loss + forward_backward(run, X, Y, loops_at(run, it))
-    return loss, update(run)
+        loss = loss + forward_backward(run, X, Y, loops_at(run, it))
+    return exchange(run, loss), update(run)
 
 
 def make_graph_step(run):
-    """plain_step's twin for small models on a GPU, where launches cost more than arithmetic: the whole step, with
-    clipping, AdamW and averaging, replays as one CUDA graph per loop count. Seeding before a replay seeds its dropout.
+    """plain_step's twin for small models on a GPU, where launches cost more than arithmetic: the whole step, with the
+    exchange between ranks, clipping, AdamW and averaging, replays as one CUDA graph per loop count. All ranks replay
+    the same ones in the same order, as NCCL asks. Seeding before a replay seeds its dropout.
     """
     X, Y = (torch.stack(x) for x in zip(*(batch(run, 0, i) for i in range(run.micro_steps)), strict=True))
-    graphs, pool = {}, torch.cuda.graph_pool_handle()
+    pool = torch.cuda.graph_pool_handle()
 
     def all_micro_steps(loops):
-        return sum(forward_backward(run, X[i], Y[i], loops) for i in range(run.micro_steps))
+        return exchange(run, sum(forward_backward(run, X[i], Y[i], loops) for i in range(run.micro_steps)))
 
     def step(run, it):
         loops = loops_at(run, it)
-        if loops not in graphs:
-            graphs[loops] = runtime.capture_step(lambda: all_micro_steps(loops), lambda: update(run), run.optimizer,
-                                                 pool)
+        if loops not in run.graphs:
+            run.graphs[loops] = runtime.capture_step(lambda: all_micro_steps(loops), lambda: update(run),
+                                                     run.optimizer, pool)
         for i in range(run.micro_steps):
-            for static, fresh in zip((X[i], Y[i]), batch(run, it, i), strict=True):
+            for static, fresh in zip((X[i], Y[i]), batch(run, it, i * run.world + run.rank), strict=True):
                 static.copy_(fresh)
         for group in run.optimizer.param_groups:
             group["lr"].fill_(lr_at(it))
-        runtime.seed_torch(seed, it, 0)
-        graph, loss, norm = graphs[loops]
+        runtime.seed_torch(seed, it, run.rank)
+        graph, loss, norm = run.graphs[loops]
         graph.replay()
         return loss, norm
     return step
@@ -418,18 +455,22 @@ def evaluate(run):
                 if halting and split == "val":
                     count = net.think(X, trace=False)[1]["loops"]
                     taken += torch.stack((count.sum(), (count > 0).sum()))
-        losses[split] = (runtime.mean_over_ranks(total, run.world) * run.world / eval_iters).tolist()
+        losses[split] = (runtime.sum_over_ranks(total, run.world) / eval_iters).tolist()
     net.train()
-    runtime.mean_over_ranks(taken, run.world)
+    runtime.sum_over_ranks(taken, run.world)
     return losses, (taken[0] / taken[1]).item() if halting else None
 
 
 def require_finite(run, loss):
-    """Exit with status 1 once the loss or a weight is not a number, before a checkpoint could take it in."""
-    if torch.isfinite(loss) and all(torch.isfinite(p).all() for p in run.params):
-        return
-    raise SystemExit(f"the loss or a weight is not finite at iteration {run.it} (loss {float(loss):.4g}); "
-                     f"{what_is_saved(run)}; try a lower learning_rate, a longer warmup_iters or --dtype=float32")
+    """Exit with status 1 once the loss or a weight, equal on all ranks, is not a number, before a checkpoint could take
+    it in."""
+    if not (torch.isfinite(loss) and weights_finite(run)):
+        end_together(run, f"the loss or a weight is not finite at iteration {run.it} (loss {float(loss):.4g}); "
+                     f"{what_is_saved(run)}; try a lower learning_rate, a longer warmup_iters or --dtype=float32", 1)
+
+
+def weights_finite(run):
+    return all(torch.isfinite(p).all() for p in run.params)
 
 
 def end_out_of_memory(run, error):
@@ -438,11 +479,23 @@ def end_out_of_memory(run, error):
         save(run, run.last_path)
     raise SystemExit(f"out of memory at iteration {run.it} ({runtime.first_line(error)[:150]}): lower --batch_size, "
                      f"now {batch_size}, and raise --gradient_accumulation_steps, now {gradient_accumulation_steps}, "
-                     f"by the same factor; {what_is_saved(run)}") from None
+                     f"by the same factor{', or --cuda_graph=False' * run.captured}; {what_is_saved(run)}") from None
+
+
+def end_alone(run, why):
+    """Save what is whole, and exit with status 1 where another rank has ended."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun tells all of them to end, which they do
+    run.shown.clear()
+    if run.between_steps and run.it > (run.saved or 0) and weights_finite(run):
+        save(run, run.last_path)
+    raise SystemExit(f"another process of this training has ended, and so does this one ({why}); {what_is_saved(run)}")
 
 
 def what_is_saved(run):
     """What a run that ends early leaves."""
+    if not run.master and os.path.exists(run.last_path):  # rank 0 writes it, and may have been at it
+        with contextlib.suppress(SystemExit):
+            run.saved = runtime.load_checkpoint(run.last_path)["iter_num"]
     if run.saved is None:
         return "no checkpoint was saved yet"
     return f"{run.last_path} is of iteration {run.saved}, --init_from=resume goes on there"
@@ -466,9 +519,17 @@ def save(run, path):
 
 def stop_ranks(run):
     """Part from the other ranks, if any, once all of them, and so rank 0's checkpoint, are done."""
-    if run.world > 1:
-        dist.barrier()
-        dist.destroy_process_group()
+    run.graphs.clear()  # NCCL waits for the graphs that hold it, for ever
+    runtime.leave_group()
+
+
+def end_together(run, line, status):
+    """Exit on all ranks, which all come here; rank 0 says why."""
+    run.shown.clear()
+    if run.master:
+        print(line, file=sys.stderr, flush=True)
+    stop_ranks(run)
+    raise SystemExit(status)
 
 
 # ---- logs
@@ -562,7 +623,7 @@ def train(run, stop):
 
     SystemExit: status 130 after a signal to stop, 1 where the loss is not finite, each with a good checkpoint.
     """
-    step = make_graph_step(run) if cuda_graph else plain_step
+    step = make_graph_step(run) if run.captured else plain_step
     first = since_it = run.it
     since, loss, norm, loops = time.time(), torch.zeros(()), torch.zeros(()), []
     while True:
@@ -587,10 +648,8 @@ def train(run, stop):
             run.shown.add()
         log_now = run.it % log_interval == 0 or run.it == FIRST_LOG
         sync_now = log_now or not run.cuda  # reading the loss stalls a GPU
-        if sync_now:
-            loss = runtime.mean_over_ranks(loss.clone(), run.world)  # so that all ranks stop where one must
-            if not math.isfinite(float(loss)):
-                require_finite(run, loss)
+        if sync_now and not math.isfinite(float(loss)):
+            require_finite(run, loss)
         if log_now:
             log_step(run, float(loss), float(norm), loops, (time.time() - since) / (run.it - since_it) * 1e3)
             since, since_it, loops = time.time(), run.it, []
@@ -600,16 +659,7 @@ def train(run, stop):
         if (run.world == 1 or sync_now) and stop.anywhere(run.device, run.world):
             require_finite(run, loss)
             save(run, run.last_path)
-            end_stopped(run)
-
-
-def end_stopped(run):
-    """Exit with status 130 after a signal, on all ranks together."""
-    stop_ranks(run)
-    run.shown.clear()
-    if run.master:
-        print(f"stopped; {what_is_saved(run)}", file=sys.stderr)
-    raise SystemExit(130)
+            end_together(run, f"stopped; {what_is_saved(run)}", 130)
 
 
 def summary(run, losses):
@@ -647,12 +697,16 @@ def main():
               f"{dataset}, seed {seed}")
         if run.it >= max_iters and not eval_only:
             print(f"nothing to train: at iteration {run.it} already, and max_iters is {max_iters}")
-    stop = runtime.StopSignal()  # only now: before the first step there is nothing to save, and a stop ends at once
+    stop = runtime.StopSignal(run.master)  # only now: before the first step there is nothing to save
     run.shown = outputs.Progress("training", "iterations", max(0, max_iters - run.it))
     run.shown.live &= run.master
+    if run.world > 1:
+        runtime.end_if_stuck(lambda: what_is_saved(run))
     try:
         with run.shown:
             losses = train(run, stop)
+    except runtime.RankLost as e:
+        end_alone(run, e)
     except (MemoryError, RuntimeError) as e:
         if not runtime.out_of_memory(e):
             raise
@@ -668,8 +722,8 @@ def main():
                 outputs.write_json(os.path.join(out_dir, "summary.json"), found | dict(provenance=known))
             except SystemExit as e:  # the checkpoint is there
                 outputs.warn(str(e))
-    if stop.received:  # during the last evaluation
-        end_stopped(run)
+    if stop.anywhere(run.device, run.world):  # during the last evaluation
+        end_together(run, f"stopped; {what_is_saved(run)}", 130)
     stop_ranks(run)
 
 

@@ -27,4 +27,3 @@ learning_rate = 1e-3
 warmup_iters = 200
 weight_decay = 0.01
 ema_decay = 0.997
-cuda_graph = False  # on a GPU: --cuda_graph=True

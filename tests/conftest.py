@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch.distributed as dist
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("CUDA_TILE_CACHE_DIR", "off")  # a kernel from the cache would hide the compiler
@@ -153,6 +154,16 @@ class Scripts:
         """A copy of out_dir under another name, to be changed by a test."""
         shutil.copytree(self.folder / out_dir, self.folder / name)
         return name
+
+
+def start_ranks(scripts, script, *args, of_rank=None):
+    """Start two ranks of a script, with the variables that torchrun would set, its store included, but in no time: the
+    store, and what `Scripts.finish` takes of each. of_rank: {rank: further options of `Scripts.start`}."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    env = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port), WORLD_SIZE="2",
+               TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="0")
+    return store, [scripts.start(script, *args, env=env | dict(RANK=str(rank), LOCAL_RANK=str(rank)),
+                                 **(of_rank or {}).get(rank, {})) for rank in (0, 1)]
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from test_cache import THINK, make
 import bench
 import bench_decode
 import bench_models
+import bench_ranks
 import figures
 import generate
 from dataset import checkpoint_meta, model_facts
@@ -161,3 +162,49 @@ def test_the_whole_script(scripts):
     text = (scripts.folder / "x/decode.md").read_text(encoding="utf-8")
     assert text.startswith("`python bench.py --decode=True")
     assert "| train_gpt_12l |" in text
+
+
+# ---- several GPUs
+
+def rank_row(what, ranks, ms, model="1 x 12", mb=7.0):
+    return dict(model=model, what=what, ranks=ranks, ms=ms, tokens_s=round(64 * (1 + ("each" in what)) / ms * 1e6),
+                sequences=64, gradient_mb=mb, note="")
+
+
+def test_the_bars_of_a_second_gpu():
+    """Half of the batch in 0.6 of the time, or twice the batch at 1.85 times the speed; nothing without a baseline."""
+    one = rank_row("one", 1, 10.0)
+    for ms, met in ((6.0, "met"), (6.1, "MISSED")):
+        row = bench_ranks.judge(rank_row("same batch", 2, ms), [one])
+        assert row["bar"] == f"time <= 0.6 {met}"
+        assert row["ratio"] == ms / 10
+    for ms, met in ((10.8, "met"), (10.9, "MISSED")):
+        assert bench_ranks.judge(rank_row("batch of each", 2, ms), [one])["bar"].endswith(met)
+    assert "ratio" not in bench_ranks.judge(rank_row("same batch", 2, 6.0, "12 layers"), [one])
+    assert bench_ranks.judge(dict(model="1 x 12", what="same batch", ranks=2, note="FAILED"), [one])["note"] == "FAILED"
+
+
+def test_what_more_gpus_lead_to_expect():
+    """10 ms alone and 0.2 more on two: 7 MB moved at 35 GB/s, 12.25 MB on eight; between hosts as slowly."""
+    rows = [rank_row("one", 1, 10.0), rank_row("batch of each", 2, 10.2)]
+    line, = bench_ranks.expected(rows, 2)
+    assert "(35 GB/s)" in line
+    assert "2 GPUs 10.20 ms (98% of each), 8 GPUs 10.35 ms" in line
+    assert f"64 GPUs {10 + 7 * 2 * 63 / 64 / 35:.2f} ms" in line
+    fast, = bench_ranks.expected([rows[0], rank_row("batch of each", 2, 10.02)], 2)
+    assert f"64 GPUs {10 + 7 * 2 * 63 / 64 / 50:.2f} ms" in fast
+
+
+@pytest.mark.full
+def test_two_ranks_beside_one_on_a_cpu(monkeypatch):
+    """That all of it runs, of one model; the times say nothing."""
+    monkeypatch.setattr(bench_ranks, "MODELS", {"1 x 12": bench_ranks.MODELS["1 x 12"]})
+    rows = []
+    line, = bench_ranks.measure(2, "cpu", True, ["parity", "speed"], rows.append)
+    same = rows.pop(0)
+    assert same["bar"] == "losses within 0.0001 met", same
+    assert [(r["what"], r["ranks"], r["sequences"]) for r in rows] == [
+        ("one", 1, 4), ("one, its share", 1, 2), ("same batch", 2, 4), ("batch of each", 2, 8),
+        ("same batch, plain", 2, 4)]
+    assert all(r["ms"] > 0 for r in rows)
+    assert line.startswith("1 x 12: gradients 0.1 MB")

@@ -4,13 +4,14 @@ import os
 import random
 import re
 import runpy
+import signal
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, start_ranks
 from helpers import problem_set
 from scipy import stats
 
@@ -380,3 +381,25 @@ def test_frontier_and_plot_need_loops_and_additions(scripts):
     scripts("train.py", *common, "--model_type=gpt", "--dataset=addition", "--out_dir=no_loops")
     for option in ("--frontier=True", "--plot=True"):
         assert "looped" in scripts("evaluate.py", "--checkpoint=no_loops/ckpt_last.pt", option, status=None).err
+
+
+def test_two_ranks_write_the_table_of_one_process(scripts, untrained):
+    """Problems of both kinds with the random control, frontier, grid and validation loss; one rank prints it."""
+    args = ("--checkpoint=fake_next/ckpt_last.pt", "--sizes=[1,2,3]", "--problems=16", "--control=True", "--grid=2",
+            "--frontier=True", "--eval_iters=3", "--batch_size=8", "--device=cpu")
+    one = scripts("evaluate.py", *args, "--csv_file=one.csv")
+    store, started = start_ranks(scripts, "evaluate.py", *args, "--csv_file=two.csv")
+    first, second = (scripts.finish(*rank) for rank in started)
+    assert first.out == one.out.replace("one.csv", "two.csv")
+    assert second.out == second.err == ""
+    assert (scripts.folder / "two.csv").read_text() == (scripts.folder / "one.csv").read_text()
+
+
+def test_a_rank_of_an_evaluation_that_dies(scripts, untrained):
+    """The other one ends with one line."""
+    args = ("--checkpoint=fake_next/ckpt_last.pt", "--sizes=[1,2,3]", "--problems=100000", "--device=cpu",
+            "--csv_file=dead.csv")
+    store, started = start_ranks(scripts, "evaluate.py", *args, of_rank={0: dict(signal_at=("looped", signal.SIGKILL))})
+    scripts.finish(*started[0], -signal.SIGKILL)
+    assert re.fullmatch(r"another process of this run has ended, and so does this one \(.*\)\n",
+                        scripts.finish(*started[1], 1).err)

@@ -311,12 +311,15 @@ TWO_RANKS = "--rows=['two @1 on 2: --gradient_accumulation_steps=2 --max_iters=6
 @pytest.mark.full
 def test_a_row_on_two_ranks(scripts, folder):
     """torchrun starts them; on a CPU, too, where a place is a process."""
-    scripts("sweep.py", "sweep_small.py", TWO_RANKS, "--evaluate=[]", "--analyze=", "--parallel=1", "--out_dir=two",
-            "--results=two")
+    scripts("sweep.py", "sweep_small.py", TWO_RANKS, "--evaluate=['--digits=[1,2] --problems=9 --eval_iters=1']",
+            "--analyze=", "--parallel=1", "--out_dir=two", "--results=two")
     log = (folder / "two/two/seed3/train.log").read_text()
     assert log.startswith("$ torchrun --standalone --nproc_per_node=2 train.py small.py --warmup_iters=5 ")
     assert "2 process(es)" in log
-    assert read_csv(folder / "two.csv")[0]["error"] == ""
+    row, = read_csv(folder / "two.csv")
+    assert row["error"] == ""
+    assert float(row["uniform_2"]) >= 0
+    assert (folder / "two/two/seed3/evaluate.log").read_text().startswith("$ torchrun --standalone --nproc_per_node=2 ")
 
 
 @pytest.mark.full

@@ -7,15 +7,16 @@ import os
 import pickle
 import re
 import signal
+import socket
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-from conftest import ROOT
+from conftest import ROOT, start_ranks
 
 import dataset
 import runtime
@@ -485,24 +486,39 @@ def test_micro_steps_accumulate_the_mean_gradient(scripts, one_step):
     assert float(row["loss"]) == pytest.approx(loss.item(), rel=1e-5)
 
 
+def torchrun(*options_and_args):
+    return [sys.executable, "-m", "torch.distributed.run", *options_and_args]
+
+
 def ranks_by_torchrun(scripts, *args):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-               str(ROOT / "train.py"), *args]
+    command = torchrun("--standalone", "--nproc_per_node=2", str(ROOT / "train.py"), *args)
     run = subprocess.run(command, cwd=scripts.folder, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
     return run.stdout
 
 
-def ranks_as_by_torchrun(scripts, *args):
-    """The variables that torchrun would set, its store included, but processes that start in no time."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    env = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port), WORLD_SIZE="2",
-               TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="0")
-    started = [scripts.start("train.py", *args, env=env | dict(RANK=rank, LOCAL_RANK=rank)) for rank in "01"]
-    return "".join(scripts.finish(*one).out for one in started)
+def ranks_on_two_hosts(scripts, *args):
+    """Two groups of one rank each, started by the same command, which meet on loopback as those of two hosts meet at
+    the first one."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]  # free a moment ago
+    command = torchrun("--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}",
+                       "--rdzv_id=test", "--local_addr=127.0.0.1", str(ROOT / "train.py"), *args)
+    hosts = [subprocess.Popen(command, cwd=scripts.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              env=os.environ | dict(GLOO_SOCKET_IFNAME="lo")) for _ in range(2)]
+    said = [host.communicate(timeout=600) for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], said
+    return "".join(out for out, _ in said)
 
 
-@pytest.mark.parametrize("ranks", [ranks_as_by_torchrun, pytest.param(ranks_by_torchrun, marks=pytest.mark.full)])
+def ranks_as_by_torchrun(scripts, *args, status=0):
+    store, started = start_ranks(scripts, "train.py", *args)
+    return "".join(scripts.finish(*one, status).out for one in started)
+
+
+@pytest.mark.parametrize("ranks", [ranks_as_by_torchrun, pytest.param(ranks_by_torchrun, marks=pytest.mark.full),
+                                   pytest.param(ranks_on_two_hosts, marks=pytest.mark.full)])
 def test_two_ranks_equal_two_micro_steps(scripts, one_step, ranks):
     out_dir = ranks.__name__
     assert ranks(scripts, *STEP, f"--out_dir={out_dir}").count("2 process(es)") == 1
@@ -519,6 +535,122 @@ def test_two_ranks_equal_two_micro_steps(scripts, one_step, ranks):
         found = [(float(x[key]), float(y[key])) for x, y in rows if y[key]]
         assert found
         assert all(x == pytest.approx(y, rel=1e-5) for x, y in found)
+
+
+def test_ranks_follow_one_process_and_resume(scripts):
+    """Losses, weights and averages of two ranks, interrupted in the middle, are those of as many micro-steps of one
+    process, with everything random at once."""
+    recipe = (*RECIPE, "--max_iters=12")
+    scripts("train.py", *recipe, "--out_dir=alone")
+    store, started = start_ranks(scripts, "train.py", *recipe, "--out_dir=both",
+                                 of_rank={0: dict(signal_at=("iter 7/", signal.SIGTERM))})
+    said = "".join(scripts.finish(*one, 130).err for one in started)
+    assert said.count("stopped; both/ckpt_last.pt is of iteration 7") == 1
+    ranks_as_by_torchrun(scripts, "--device=cpu", "--out_dir=both", "--init_from=resume")
+    one, two = load(scripts, "alone"), load(scripts, "both")
+    for key in ("model", "ema"):
+        for name, x in one[key].items():
+            torch.testing.assert_close(two[key][name], x, rtol=0, atol=2e-4)  # of 12 steps of up to 2e-3
+    found, wanted = (np.array([float(r["loss"]) for r in read_log(scripts, name) if r["loss"]])
+                     for name in ("both", "alone"))
+    assert found == pytest.approx(wanted, rel=1e-4)
+
+
+STAND_IN = """
+import types
+import torch, runtime, train
+
+def capture_step(forward_backward, update, optimizer, pool):
+    loss, norm = torch.zeros(()), torch.zeros(())
+    def replay():
+        optimizer.zero_grad(set_to_none=True)
+        loss.copy_(forward_backward())
+        norm.copy_(update())
+    return types.SimpleNamespace(replay=replay), loss, norm
+
+def choose_machine(checkpoint, choose=train.choose_machine):
+    run = choose(checkpoint)
+    run.captured = True
+    return run
+
+runtime.capture_step, train.choose_machine, torch.cuda.graph_pool_handle = capture_step, choose_machine, lambda: None
+runtime.run(train.main)
+"""  # train.py with captured steps, where a replay does again what was captured
+
+
+def test_captured_steps_of_ranks(scripts):
+    """All but the capture itself: whose batch each rank takes, whose dropout, what it exchanges, and when."""
+    path = scripts.folder / "captured.py"
+    path.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{STAND_IN}")
+    recipe = (*RECIPE, "--max_iters=12")
+    scripts("train.py", *recipe, "--out_dir=plain")
+    store, started = start_ranks(scripts, path, *recipe, "--out_dir=captured")
+    assert [scripts.finish(*one).err for one in started] == ["", ""]
+    one, two = (load(scripts, name)["model"] for name in ("plain", "captured"))
+    for name, x in one.items():
+        torch.testing.assert_close(two[name], x, rtol=0, atol=2e-4)
+    found, wanted = ([float(r["loss"]) for r in read_log(scripts, name) if r["loss"]] for name in ("captured", "plain"))
+    assert found == pytest.approx(wanted, rel=1e-4)
+
+
+def test_ranks_end_together_where_a_loss_is_not_finite(scripts):
+    """One line for both of them, and the checkpoint of before."""
+    recipe = (*RECIPE, "--eval_interval=3", "--out_dir=both_nan")
+    ranks_as_by_torchrun(scripts, *recipe, "--max_iters=3")
+    before = content(load(scripts, "both_nan"))
+    explode = ("--learning_rate=1e30", "--min_lr=1e30", "--grad_clip=0", "--init_from=resume")
+    store, started = start_ranks(scripts, "train.py", *recipe, *explode, "--max_iters=9")
+    said = [scripts.finish(*one, 1).err for one in started]
+    assert re.fullmatch(r"the loss or a weight is not finite at iteration [45] .*; both_nan/ckpt_last\.pt is of "
+                        r"iteration 3, --init_from=resume goes on there; .*\n", said[0])
+    assert said[1] == ""
+    assert content(load(scripts, "both_nan")) == before
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_rank_that_dies(scripts, killed):
+    """The other one says so, once, and ends; what it resumes from is whole."""
+    out_dir = f"dead{killed}"
+    args = (*RECIPE, "--max_iters=100000", "--eval_interval=20", f"--out_dir={out_dir}")
+    of_rank = {} if killed else {0: dict(signal_at=("iter 25/", signal.SIGKILL))}  # rank 1 prints nothing
+    store, started = start_ranks(scripts, "train.py", *args, of_rank=of_rank)
+    if killed:
+        log, late = scripts.folder / out_dir / "log.csv", time.monotonic() + 300
+        while not (log.exists() and "\n25," in log.read_text()) and time.monotonic() < late:
+            time.sleep(0.05)
+        os.kill(started[1][0].pid, signal.SIGKILL)
+    scripts.finish(*started[killed], -signal.SIGKILL)
+    err = scripts.finish(*started[1 - killed], 1).err
+    line, = err.splitlines()
+    saved = load(scripts, out_dir)["iter_num"]
+    assert saved == 20 if not killed else saved >= 25  # rank 0 saves what it has
+    assert re.fullmatch(rf"another process of this training has ended, and so does this one \(.*\); {out_dir}/"
+                        rf"ckpt_last\.pt is of iteration {saved}, --init_from=resume goes on there", line)
+
+
+def test_what_all_ranks_find_wrong_is_said_once(scripts):
+    store, started = start_ranks(scripts, "train.py", *TINY, "--n_embd=17", "--n_head=2", "--out_dir=wrong")
+    said = [scripts.finish(*one, 1).err for one in started]
+    assert "".join(said).count("n_embd 17") == 1
+
+
+def test_a_rank_that_waits_where_no_signal_reaches_it(tmp_path):
+    """As one does whose GPU waits for a rank that is gone: here in C, for a minute."""
+    code = """
+import ctypes, runtime, sys
+runtime.StopSignal()
+runtime.end_if_stuck(lambda: "the last word", seconds=0.2)
+print("waits", flush=True)
+ctypes.CDLL(None).pause()
+ctypes.CDLL(None).sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True)
+    assert process.stdout.readline() == "waits\n"
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 1
+    assert "the last word" in err
 
 
 # ---- the committed configs
@@ -607,7 +739,7 @@ def test_captured_steps_follow_plain_ones_and_resume_exactly(scripts):
     recipe = (*RECIPE, "--device=cuda", "--dtype=float32", "--deterministic=True", "--compile=False",
               "--gradient_accumulation_steps=1")  # a captured step seeds once, a plain one in each micro-step
     losses = {}
-    for name, extra, steps in (("plain", (), 20), ("graph", ("--cuda_graph=True",), 20),
+    for name, extra, steps in (("plain", ("--cuda_graph=False",), 20), ("graph", ("--cuda_graph=True",), 20),
                                ("resumed", ("--cuda_graph=True",), 8),
                                ("resumed", ("--cuda_graph=True", "--init_from=resume"), 20)):
         scripts("train.py", *recipe, *extra, f"--max_iters={steps}", f"--out_dir={name}_gpu")
@@ -617,3 +749,24 @@ def test_captured_steps_follow_plain_ones_and_resume_exactly(scripts):
     for key in ("model", "ema"):
         whole, again = (load(scripts, f"{name}_gpu")[key] for name in ("graph", "resumed"))
         assert all(torch.equal(whole[k].cpu(), again[k].cpu()) for k in whole)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two NVIDIA GPUs")
+@pytest.mark.parametrize("captured", ["False", "True"])
+def test_two_gpus_follow_one_and_resume_exactly(scripts, captured):
+    """NCCL, plain and in the graphs, against two micro-steps of one GPU; and stopped in the middle, to the bit."""
+    recipe = (*RECIPE, "--device=cuda", "--dtype=float32", "--deterministic=True", "--compile=False")
+    scripts("train.py", *recipe, "--cuda_graph=False", "--max_iters=20", "--out_dir=one_gpu")
+    both = (*recipe, f"--cuda_graph={captured}")
+    for name, steps, more in (("whole", 20, ()), ("resumed", 8, ()), ("resumed", 20, ("--init_from=resume",))):
+        ranks_by_torchrun(scripts, *both, f"--max_iters={steps}", f"--out_dir={name}_{captured}", *more)
+    log, wanted = (read_log(scripts, name) for name in (f"whole_{captured}", "one_gpu"))
+    losses, alone = ([float(r["loss"]) for r in rows if r["loss"]] for rows in (log, wanted))
+    assert len(alone) == 20
+    assert losses == pytest.approx(alone, abs=1e-4)
+    whole, again, one = (load(scripts, name) for name in (f"whole_{captured}", f"resumed_{captured}", "one_gpu"))
+    for key in ("model", "ema"):
+        assert all(torch.equal(x.cpu(), again[key][k].cpu()) for k, x in whole[key].items())
+        for k, x in one[key].items():
+            torch.testing.assert_close(whole[key][k].cpu(), x.cpu(), rtol=0, atol=1e-3)
