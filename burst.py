@@ -62,12 +62,14 @@ class KernelWriter:
         fits = max(self.reader.lengths()) <= ROOM and not self.why_not(model, R, ROOM)
         if not fits or not model.lm_head.weight.is_cuda:
             return fits
-        key = repr(model.config), R, self.top_k
+        write = fastest_decode(model.loop_spec(), R, ROOM, think.most_loops(model.config, model.trained_loops))
+        key = repr(model.config), write, R, self.top_k
         if key not in self.compiled:
             if not self.forced and self.kept.seconds < KERNELS_AFTER:
                 return False
-            print("writing: the decode kernel compiles, or comes from the disk"
-                  f"{'' if self.forced else ', while another way writes'} ...", file=sys.stderr)
+            if all(k[:2] != key[:2] for k in self.compiled):  # other numbers of sequences take a moment
+                print("writing: the decode kernel compiles, 5 to 15 s"
+                      f"{'' if self.forced else ', while another way writes'} ...", file=sys.stderr)
             self.compiled[key] = threading.Thread(
                 target=self.compile, args=(R, product_dtype(model.lm_head.weight)), daemon=True)
             self.compiled[key].start()
