@@ -3,9 +3,13 @@
     python analyze.py --checkpoint=out/demo_addition/ckpt_last.pt --halting=True
     python analyze.py --out_dir=out/train_loop_1x12 --halt=entropy --halt_threshold=1.0
 
-1 trajectories   entropy, delta, norm, arg-max flips and loss after each loop, on to 4 times the trained loops
+1 trajectories   entropy, delta, norm, arg-max flips and loss after each loop, on to 4 times the trained loops; from
+                 which loop on the guess is that of the last trained loop
 2 halting        loops by the checkpoint's rule: histogram, by kind of token, against loss; text shaded by loops; and
                  thinking.html, a page that shows what tokens say after each loop
+  difficulty     all three counts of loops (2, settling of 1, convergence of 5) against what may make a token hard: of a
+                 task as that says; of a text length of the sentence, position in it, nesting of its clauses by
+                 punctuation, surprise of the token and of its word by how often they occur
 3 --halting=True does `confidence` ever pass? its distribution against the threshold, and loops at that and at 0.5
 4 probes         what a linear classifier reads from the frozen states (Alain & Bengio 1610.01644; fitted on training
                  data, tested on validation data), beside the model's own head after each loop, the logit lens
@@ -15,13 +19,15 @@
 Everything is said twice, of the trained weights and of fresh ones of the same architecture: a residual stream that
 merely grows has a falling delta, and a random network is already a fair feature map for a probe. Of a task the tokens
 that write the answer count, of problems drawn afresh. Intervals are 95%, over sequences, whose tokens are not
-independent. It all stands in analyze.csv, as soon as it is known: what, weights, loop, class, value, low, high, n; the
-pictures are drawn from its rows alone. Where the numbers come from (command, commit, versions, card, seconds) stands in
-analyze.json.
+independent; of correlations with a difficulty over problems or sentences. It all stands in analyze.csv, as soon as it
+is known: what, weights, loop, class, value, low, high, n; the pictures are drawn from its rows alone. Where the numbers
+come from (command, commit, versions, card, seconds) stands in analyze.json.
 """
 import copy
 import math
 import os
+import re
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -43,7 +49,7 @@ from model_loop import LoopGPT, build, from_checkpoint, idle_settings
 
 checkpoint = ""                 # a checkpoint file; empty: ckpt_best.pt, else ckpt_last.pt, of out_dir
 out_dir = ""                    # where train.py wrote, and where the results go; empty: the checkpoint's folder, or out
-tokens = 20000                  # >= 1: tokens to look at, in whole sequences; probes are fitted to as many
+tokens = 20000                  # >= 1: tokens to look at, in whole sequences, each once; probes are fitted to as many
 task = ""                       # the file of a task of your own, of which the checkpoint is
 sizes: list[int] = []           # >= 1: of a task: hard problems of exactly these sizes, instead of those of training
 loop_multiple = 4               # >= 1: loops to take, in multiples of those trained with
@@ -53,7 +59,7 @@ probes = True                   # also the linear probes, the slowest part
 sequences = 8                   # >= 1: sequences for the perturbation and the Jacobian, in float64
 iterations = 200                # >= 1: steps of the power iteration
 device = "auto"                 # auto, cpu, cuda
-seed = 1337                     # >= 0: of the untrained weights, of the validation batch and of the perturbation
+seed = 1337                     # >= 0: of the untrained weights, of problems and training text, of the perturbation
 
 EPSILONS = (1e-1, 3e-2, 1e-2, 1e-3, 1e-4)  # the grid of thresholds of delta
 PERIODS = range(2, 9)
@@ -63,6 +69,10 @@ PLACES = 12                     # of an answer at which probes read its symbols,
 CHUNK = 2048                    # tokens per forward pass: states of all loops and logits of one must fit in memory
 FIELDS = ("what", "weights", "loop", "class", "value", "low", "high", "n")
 CLASSES = ("space", "punctuation", "first letter", "inside a word")
+SENTENCE = re.compile(r"""(?P<speaker>(?:(?<=\n\n)|\A)[^\n]+:(?=\n))|"""
+                      r"""\S.*?(?:[.!?]+["')\]]*(?=\s|\Z)|(?=\n\s*\n)|\Z)""", re.DOTALL)
+WORD = re.compile(r"\w+(?:'\w+)*")
+LEVELS = 8                      # groups of equally many tokens by a difficulty that has more values than twice that
 
 
 # ---- statistics: plain functions on tensors
@@ -110,6 +120,11 @@ def cycle_period(delta, returned):
 def first_loop(passed):
     """The first loop (...) in which passed (L,...) holds, counted from 1; L + 1 where it never does."""
     return torch.where(passed.any(0), passed.int().argmax(0) + 1, len(passed) + 1)
+
+
+def first_settled(guess):
+    """The first loop (...), counted from 1, from which on the guess (L,...) is that of loop L."""
+    return guess.shape[0] - (guess == guess[-1]).flip(0).int().cumprod(0).sum(0) + 1
 
 
 def entropy_trend(entropy):
@@ -200,6 +215,52 @@ def character_classes(x, y, text_of):
     return torch.tensor([character_class(text_of(a), text_of(b)) for a, b in pairs.tolist()])[inverse].view(x.shape)
 
 
+def nesting(sentence):
+    """How deep clauses are nested at each character, [int], by punctuation: a comma or an opening bracket leads one
+    deeper, a closing bracket to where its opening one was, and ; : or a double dash back to none, or to the bracket's.
+    """
+    deep, depth, opened = [], 0, []
+    for k, c in enumerate(sentence):
+        deep.append(depth)
+        if c in "([{":
+            opened.append(depth)
+        elif c in ")]}":
+            depth = opened.pop() if opened else 0
+        elif c in ";:" or sentence[k - 1:k + 1] == "--":
+            depth = opened[-1] + 1 if opened else 0
+        depth += c in ",([{"
+    return deep
+
+
+def sentence_measures(text):
+    """Of each character of a text the number of its sentence (n,) int, -1 in none, and {name: (n,)} of what may make it
+    hard: length of its sentence, characters before it there (position), nesting. Those are NaN in no sentence.
+
+    A sentence ends with . ! or ? and what closes after it, or before an empty line. A line after such a one that ends
+    in a colon names a speaker and is none, nor is the space between two."""
+    ids = np.full(len(text), -1)
+    found = {name: np.full(len(text), np.nan) for name in ("sentence_length", "position", "nesting")}
+    for i, match in enumerate(SENTENCE.finditer(text)):
+        start, end = match.span()
+        if match["speaker"]:
+            continue
+        ids[start:end] = i
+        for name, x in zip(found, (end - start, np.arange(end - start), nesting(match[0])), strict=True):
+            found[name][start:end] = x
+    return ids, found
+
+
+def word_surprises(text, known):
+    """Of each character of a text that is in a word the surprise (n,) of that word in nats, NaN elsewhere, by how often
+    words occur in the text `known`, as if each, and all new ones together, had been seen once more."""
+    counts = Counter(WORD.findall(known.lower()))
+    total = sum(counts.values()) + len(counts) + 1
+    found = np.full(len(text), np.nan)
+    for match in WORD.finditer(text.lower()):
+        found[slice(*match.span())] = math.log(total / (counts[match[0]] + 1))
+    return found
+
+
 # ---- a model under observation
 
 def masked(x, mask):
@@ -217,6 +278,37 @@ def row(what, weights, statistic, loop="", group=""):
     """A row of the table; what a statistic could not tell, NaN, is left empty."""
     statistic = {k: "" if isinstance(x, float) and math.isnan(x) else x for k, x in statistic.items()}
     return dict(statistic, what=what, weights=weights, loop=loop, **{"class": group})
+
+
+def levels(x):
+    """[(value, mask)] of x (N,T), NaN counting as absent: each of its values, or, where they are many, LEVELS groups of
+    about equally many with their medians."""
+    values = x[~x.isnan()].unique()
+    if len(values) <= 2 * LEVELS:
+        return [(v.item(), x == v) for v in values]
+    group = torch.bucketize(x, x.nanquantile(torch.linspace(0, 1, LEVELS + 1, dtype=x.dtype))[1:-1], right=True)
+    group = group.masked_fill(x.isnan(), -1)
+    return [(x[group == i].median().item(), group == i) for i in range(LEVELS) if (group == i).any()]
+
+
+def grouped(x, ids):
+    """x (N,T) as rows of those with the same id, (groups, most of a group), filled up with NaN; without ids below 0."""
+    x, ids = x[ids >= 0], ids[ids >= 0]
+    counts = ids.unique(return_counts=True)[1].tolist()
+    parts = x[ids.argsort(stable=True)].split(counts)
+    return torch.nn.utils.rnn.pad_sequence(parts, True, math.nan) if counts else x[None]
+
+
+def difficulty_rows(correlation, mean, name, loops, sample):
+    """How loops (N,T) go with each difficulty: their rank correlation, a row of that name and its; and at its levels
+    their mean."""
+    rows, own = [], masked(loops, sample.main)
+    for key, x in sample.difficulty.items():
+        x = masked(x, sample.main)
+        rho = clustered_spearman(grouped(own, sample.together), grouped(x, sample.together))
+        rows.append(row(f"{correlation}{key}", name, rho, "", sample.first))
+        rows += [mean_row(mean, name, loops, mask, "", f"{key} {v:.6g}") for v, mask in levels(x)]
+    return rows
 
 
 def mean_row(what, weights, x, mask, loop="", group=""):
@@ -259,7 +351,12 @@ def trajectory_rows(name, seen, sample):
         rho, fell = entropy_trend(seen["entropy"][:sample.L])
         rows += [mean_row("entropy_spearman_with_loop", name, rho, mask, "", group),
                  mean_row("entropy_falls", name, fell, mask, "", group)]
-    return [r for r in rows if r["n"]]
+    settled = first_settled(seen["prediction"][:sample.L])
+    rows += [mean_row("settles_histogram", name, settled == l, sample.main, l, sample.first)
+             for l in range(1, sample.L + 1)]
+    kinds = {sample.first: sample.main} | sample.kinds
+    rows += [mean_row("settles", name, settled, mask, "", kind) for kind, mask in kinds.items()]
+    return [r for r in rows + difficulty_rows("settles_spearman_with_", "settles", name, settled, sample) if r["n"]]
 
 
 def loops_taken(model, sample):
@@ -287,6 +384,7 @@ def halting_rows(name, model, seen, sample):
     rows += [row("never_passes", name, how_many(never, sample), "", sample.first)]
     rows += [mean_row("loops", name, loops, mask, "", kind) for kind, mask in sample.kinds.items() if mask.any()]
     rho = clustered_spearman(masked(loops, sample.main), seen["loss"][sample.L - 1])
+    rows += difficulty_rows("loops_spearman_with_", "loops", name, loops, sample)
     return rows + [row("loops_spearman_with_loss", name, rho, "", sample.first)]
 
 
@@ -351,12 +449,9 @@ def fixed_point_rows(name, seen, sample):
         first = first_loop(seen["delta"] < eps)
         rows += [mean_row("converged_by", name, first <= l, mask, l, f"{eps:g}") for l in range(1, total + 1)]
     first = first_loop(seen["delta"] < converged)
-    for key, x in (sample.difficulty | dict(loss=seen["loss"][sample.L - 1])).items():
-        rho = clustered_spearman(masked(first, mask), masked(x, mask))
-        rows.append(row(f"convergence_spearman_with_{key}", name, rho, "", sample.first))
-    for key, x in sample.difficulty.items():
-        rows += [mean_row("convergence_loop", name, first, mask & (x == v), "", f"{key} {int(v)}")
-                 for v in x[mask].unique()]
+    rho = clustered_spearman(masked(first, mask), seen["loss"][sample.L - 1])
+    rows.append(row("convergence_spearman_with_loss", name, rho, "", sample.first))
+    rows += difficulty_rows("convergence_spearman_with_", "convergence_loop", name, first, sample)
     for p, x in zip(PERIODS, seen["returned"], strict=True):
         if 2 * p <= total:
             rows += [mean_row("return_after", name, x, mask, total, f"{p} loops"),
@@ -390,15 +485,41 @@ def jacobian_rows(name, model, sample):
 
 # ---- the run
 
-def text_sample(meta, X, Y, train_Y):
-    """What make_sample takes from a text: every token counts, its kinds are those of characters."""
+def text_difficulty(meta, data, at):
+    """Of the tokens at places `at` (N,T) of the validation text {name: (N,T)} of what may make them hard, NaN where it
+    says nothing, and the number of the sentence of each (N,T), -1 in none. Of several characters the first one counts.
+    """
+    texts = {t: decode(meta, [t]) for t in np.unique(np.concatenate([*map(np.unique, data.splits.values())])).tolist()}
+    pieces, known = ([texts[t] for t in data.splits[split].tolist()] for split in ("val", "train"))
+    place = np.cumsum([0, *map(len, pieces)])[:-1][at]
+    text = "".join(pieces) + " "  # a place for a token without a character
+    ids, found = sentence_measures(text)
+    counts = np.bincount(data.splits["train"], minlength=meta.vocab_size) + 1
+    known = "".join(known)
+    found = {key: x[place] for key, x in found.items()}
+    found |= dict(surprise=-np.log(counts / counts.sum())[data.splits["val"][at]],
+                  word_surprise=word_surprises(text, known)[place])
+    ids = ids[place]
+    return {key: torch.from_numpy(np.where(ids < 0, np.nan, x)) for key, x in found.items()}, torch.from_numpy(ids)
+
+
+def text_sample(meta, data, N, T):
+    """What make_sample takes from a text: sequences that lie evenly over the validation text, every token counts, its
+    kinds are those of characters."""
+    tokens = data.splits["val"]
+    N = max(2, min(N, (len(tokens) - 1) // T))
+    at = np.linspace(0, len(tokens) - 1 - T, N).astype(int)[:, None] + np.arange(T + 1)
+    rows = torch.from_numpy(tokens[at].astype(np.int64))
+    X, Y = rows[:, :-1], rows[:, 1:]
+    train_X, train_Y = get_batch(data, "train", (seed,), N, T)
+    difficulty, together = text_difficulty(meta, data, at[:, 1:])
     every = torch.ones_like(X, dtype=torch.bool)
     kinds = character_classes(X, Y, lambda t: decode(meta, [t]))
     probes = {}
     if meta.vocab:  # the 50,257 classes of BPE are too many for so few tokens
         probes["next token"] = (every, train_Y), (every, Y), meta.vocab_size, True
-    return dict(X=X, Y=Y, reads=every, main=every, first="all", groups=dict(all=every), tasks=probes, difficulty={},
-                kinds={name: kinds == i for i, name in enumerate(CLASSES)})
+    return dict(X=X, Y=Y, reads=every, main=every, first="all", groups=dict(all=every), tasks=probes, train_X=train_X,
+                difficulty=difficulty, together=together, kinds={name: kinds == i for i, name in enumerate(CLASSES)})
 
 
 def fresh_rows(task, meta, split, N):
@@ -452,6 +573,7 @@ def task_sample(config, meta, N):
     prompt = reads & ((X == config.think_token).cumsum(1) == 0)
     return dict(X=X, Y=Y, reads=reads, main=written, first="answer", groups=dict(answer=written, prompt=prompt),
                 train_X=train_X, tasks=probes, kinds=kinds | {"other": other},
+                together=torch.arange(len(X))[:, None].expand_as(X),
                 difficulty={k: torch.from_numpy(np.asarray(x))[:, None].expand_as(X) for k, x in difficulty.items()})
 
 
@@ -463,19 +585,15 @@ def make_sample(model, meta, data, title):
     groups, kinds              {name: mask}: of which means are taken; by what a token writes, for loops
     first                      the name of main among the groups
     tasks                      {name: ((mask, label) to fit, (mask, label) to test, classes, is there a logit lens)}
-    difficulty                 {name: (N,T)} of the problem that a token belongs to
+    difficulty                 {name: (N,T)} of the problem that a token belongs to, or of a text's token; NaN for none
+    together                   (N,T): the number of that problem or sentence, -1 for none; clusters of the intervals
     L, total, limit            loops trained with, taken here, and beyond which there are no learned steps
     rule, loops                the halting rule; {weights: loops by it}, which halting_rows adds
     title, halting, converged, epsilons, push      for the figures
     """
     T = meta.row_len - (meta.track == "next") if data is None else sequence_length(data, model.config.block_size)
     N = max(2, round(tokens / T))
-    if data is None:
-        own = task_sample(model.config, meta, N)
-    else:
-        X, Y = get_batch(data, "val", (seed,), N, T)
-        train_X, train_Y = get_batch(data, "train", (seed,), N, T)
-        own = text_sample(meta, X, Y, train_Y) | dict(train_X=train_X)
+    own = task_sample(model.config, meta, N) if data is None else text_sample(meta, data, N, T)
     L = model.trained_loops
     limit = len(model.step_bias) if model.config.step_encoding == "learned" else math.inf
     return SimpleNamespace(**own, L=L, limit=limit, total=int(min(loop_multiple * L, limit)),

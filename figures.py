@@ -597,7 +597,7 @@ def draw_probes(rows, s, path):
 
 @guarded
 def draw_fixed_points(rows, s, path):
-    figure, axes = new_figure(4 + len(s.difficulty))
+    figure, axes = new_figure(4)
     for ax, weights in zip(axes, STYLE, strict=False):
         for eps, marker in zip(s.epsilons, "osd^v", strict=True):
             x, y, *_ = pick(rows, "converged_by", weights, f"{eps:g}")
@@ -613,15 +613,25 @@ def draw_fixed_points(rows, s, path):
     label_axes(axes[2], "period p (loops)", "|h_l - h_(l-p)| / |h_l|", f"at loop {s.total}", yscale="log")
     draw_curves(axes[3], rows, "push_ratio", "one loop")
     label_axes(axes[3], "loop", "growth of a push in one loop", f"pushed by {s.push:g}")
-    for ax, key in zip(axes[4:], s.difficulty, strict=True):
-        for weights, look in STYLE.items():
-            _, y, low, _, groups = pick(rows, "convergence_loop", weights)
-            at = [i for i, g in enumerate(groups) if g.startswith(f"{key} ")]
-            ax.errorbar([int(groups[i].split()[1]) for i in at], y[at], (y - low)[at], **look, ms=4, capsize=2,
-                        label=weights)
-        ax.axhline(s.total + 1, color="k", lw=0.6, label=f"no small delta in {s.total} loops")
-        label_axes(ax, f"difficulty: {key}", f"first loop with delta < {s.converged:g}")
-    finish(figure, axes, path, f"{s.title}: does the state h come to rest? Bands and bars: 95% interval")
+    finish(figure, axes, path, f"{s.title}: does the state h come to rest? Bands: 95% interval")
+
+
+@guarded
+def draw_difficulty(rows, s, path):
+    """Loops against each difficulty: until the guess settles, by the rule, until delta is small."""
+    figure, axes = new_figure(len(s.difficulty))
+    names = dict(settles="guess settles", loops=f"halts by {s.rule}", convergence_loop=f"delta < {s.converged:g}")
+    for ax, key in zip(axes, s.difficulty, strict=True):
+        for (what, name), marker in zip(names.items(), "os^", strict=True):
+            for weights, look in STYLE.items():
+                _, y, low, _, groups = pick(rows, what, weights)
+                at = [i for i, g in enumerate(groups) if re.fullmatch(rf"{key} [-+.e\d]+", g)]
+                if at and np.ptp(y[at]):
+                    ax.errorbar([float(groups[i].split()[1]) for i in at], y[at], np.nan_to_num(y - low)[at],
+                                **look | dict(marker=marker), ms=4, capsize=2, label=f"{name}, {weights}")
+        label_axes(ax, f"difficulty: {key.replace('_', ' ')}", "loops (mean)")
+    finish(figure, axes, path, f"{s.title}: do hard tokens take more loops? Bars: 95% interval; counts that are "
+           "the same at all levels are left out")
 
 
 @guarded
@@ -649,6 +659,8 @@ def draw_analysis(rows, s, folder, decode):
         drawn["halting"] = draw_halting
     if pick(rows, "probe_accuracy", "trained")[-1]:
         drawn["probes"] = draw_probes
+    if s.difficulty:
+        drawn["difficulty"] = draw_difficulty
     names = [f"{name}.png" for name, draw in drawn.items() if draw(rows, s, os.path.join(folder, f"{name}.png"))]
     if s.first == "all" and s.loops and draw_example(s, decode, os.path.join(folder, "example.png")):
         names.append("example.png")

@@ -98,6 +98,102 @@ def test_entropy_trend():
     assert fell[0].tolist() == [1, 0, 0, 1]
 
 
+def test_a_guess_settles_where_it_is_the_last_one_for_good(rng):
+    guess = torch.from_numpy(rng.integers(0, 3, (6, 4, 50)))
+    for (b, t), first in np.ndenumerate(analyze.first_settled(guess).numpy()):
+        of_one = guess[:, b, t].tolist()
+        assert first == min(l for l in range(1, 7) if set(of_one[l - 1:]) == {of_one[-1]})
+
+
+# ---- difficulty
+
+def test_sentences_and_the_nesting_of_their_clauses():
+    text = ("ROMEO:\nO, she (so, I say) is rich: in beauty!' Stop?\n\nFirst Citizen:\nWe are, sir, poor--\nso poor, "
+            "3.5 of us\n\nThey said:\nno")
+    deep = {"O, she (so, I say) is rich: in beauty!'": "001111112223333333111111111000000000000", "Stop?": "00000",
+            "We are, sir, poor--\nso poor, 3.5 of us": "00000001111122222220000000001111111111", "They said:": None,
+            "no": "00"}
+    ids, found = analyze.sentence_measures(text)
+    known, places = [s for s in deep if deep[s]], [np.flatnonzero(ids == i) for i in np.unique(ids[ids >= 0])]
+    assert [text[at[0]:at[-1] + 1] for at in places] == known
+    for name, x in found.items():
+        assert (np.isnan(x) == (ids < 0)).all(), name
+    for s in known:
+        at = slice(text.index(s), text.index(s) + len(s))
+        assert (found["sentence_length"][at] == len(s)).all()
+        assert found["position"][at].tolist() == [*range(len(s))]
+        assert "".join(str(int(d)) for d in found["nesting"][at]) == deep[s], s
+
+
+def test_surprise_of_words():
+    got = analyze.word_surprises("Is it new?", "it is so; is IT? It's it")
+    # is 2, it 3, so 1, it's 1: 7; once more each and all new ones together: 12
+    wanted = [-math.log(p / 12) for p in (3, 3, 4, 4, 1, 1, 1)]
+    assert got[[0, 1, 3, 4, 6, 7, 8]].tolist() == pytest.approx(wanted)
+    assert np.isnan(got[[2, 5, 9]]).all()
+
+
+def test_levels_are_values_or_equal_shares(rng):
+    few = torch.from_numpy(rng.integers(0, 2 * analyze.LEVELS, (20, 30))).double()
+    few[rng.random((20, 30)) < 0.1] = math.nan
+    for v, mask in analyze.levels(few):
+        assert mask.equal(few == v)
+    many = torch.from_numpy(rng.normal(size=(20, 40)))
+    many[3] = math.nan
+    found = analyze.levels(many)
+    assert sum(mask.int() for _, mask in found).equal((~many.isnan()).int())
+    assert {int(mask.sum()) for _, mask in found} <= {94, 95, 96}  # 760 of 8
+    for (v, mask), (_, above) in zip(found, found[1:], strict=False):
+        assert many[mask].max() < many[above].min()
+        assert many[mask].min() <= v <= many[mask].max()
+
+
+def synthetic(loops, rng):
+    """Sentences of 1 to 30 tokens in sequences of 40, and loops(length, position, rng) that they take: the sample and
+    the loops."""
+    lengths = rng.integers(1, 31, 400)
+    lengths = lengths[:np.searchsorted(lengths.cumsum(), 4000)]
+    ids = np.repeat(np.arange(len(lengths)), lengths)
+    ids = np.pad(ids, (0, 4000 - len(ids)), constant_values=-1).reshape(100, 40)
+    length = np.where(ids < 0, np.nan, lengths[ids])
+    position = np.where(ids < 0, np.nan, np.arange(4000).reshape(100, 40) - np.r_[0, lengths.cumsum()][ids])
+    of = dict(length=torch.from_numpy(length), position=torch.from_numpy(position))
+    every = torch.ones(100, 40, dtype=torch.bool)
+    return analyze.SimpleNamespace(main=every, first="all", difficulty=of, together=torch.from_numpy(ids)
+                                   ), torch.from_numpy(np.nan_to_num(loops(length, position, rng), nan=99.0))
+
+
+def test_difficulty_whose_part_in_the_loops_is_known(rng):
+    """Loops that are the length, that fall with it, that a sentence draws; intervals are those of a bootstrap over
+    sentences, and wider than tokens would have them where a sentence agrees with itself."""
+    def of(loops):
+        sample, taken = synthetic(loops, rng)
+        rows = analyze.difficulty_rows("loops_spearman_with_", "loops", "trained", taken, sample)
+        return sample, taken, {r["what"].rpartition("_")[2]: r for r in rows if "spearman" in r["what"]}, rows
+
+    sample, _, found, rows = of(lambda length, position, rng: length)
+    assert found["length"]["value"] == pytest.approx(1)
+    assert found["length"]["n"] == int((sample.together >= 0).sum())
+    for v, mask in analyze.levels(sample.difficulty["length"]):
+        (level,) = (r for r in rows if r["class"] == f"length {v:.6g}")
+        assert level["value"] == pytest.approx(sample.difficulty["length"][mask].mean())
+    assert of(lambda length, position, rng: -length ** 3)[2]["length"]["value"] == pytest.approx(-1)
+    sample, taken, found, _ = of(lambda length, position, rng: rng.normal(0, 9, 31)[np.nan_to_num(length).astype(int)])
+    sentences = [(sample.difficulty["length"][sample.together == i].numpy(), taken[sample.together == i].numpy())
+                 for i in range(int(sample.together.max()) + 1)]
+    draws = []
+    for _ in range(300):
+        some = [sentences[i] for i in rng.integers(0, len(sentences), len(sentences))]
+        draws.append(stats.spearmanr(*(np.concatenate(x) for x in zip(*some, strict=True))).statistic)
+    width = found["length"]["high"] - found["length"]["low"]
+    assert width == pytest.approx(2 * 1.96 * np.std(draws), rel=0.3)
+    alone = torch.arange(4000).view(100, 40).masked_fill(sample.together < 0, -1)  # tokens as if independent
+    sample.together = alone
+    row = analyze.difficulty_rows("loops_spearman_with_", "loops", "trained", taken, sample)[0]
+    assert row["value"] == pytest.approx(found["length"]["value"])
+    assert row["high"] - row["low"] < 0.7 * width
+
+
 # ---- states
 
 def test_linear_contraction(rng, gen):
@@ -279,7 +375,7 @@ def test_run_on_addition(scripts, adders, track):
     """What the table says of the trained weights is what the model itself says of the same batch."""
     name, out, printed = adders[track]
     found = read(scripts, out)
-    check_pictures(scripts, out, "trajectories", "halting", "probes", "fixed_points")
+    check_pictures(scripts, out, "trajectories", "halting", "probes", "fixed_points", "difficulty")
     checkpoint = torch.load(scripts.folder / out / "ckpt_last.pt", weights_only=True)
     model, data = from_checkpoint(checkpoint), dataset.open_dataset(name, scripts.folder / "data")
     T = dataset.sequence_length(data, 0)
@@ -346,13 +442,20 @@ def test_run_on_text(scripts):
     """Text, learned steps: the curves stop at the trained loops and say so; loops by character, the example."""
     train = ("train.py", *TINY, "--dataset=shakespeare_char", "--block_size=16", "--num_loops=4", "--max_iters=20")
     scripts(*train, "--step_encoding=learned", "--out_dir=an_text")
-    run = scripts("analyze.py", "--out_dir=an_text", *SMALL, "--tokens=800", "--halt=delta", "--halt_threshold=0.7")
+    run = scripts("analyze.py", "--out_dir=an_text", *SMALL, "--tokens=9999", "--halt=delta", "--halt_threshold=0.7")
     assert "up to 4 loops, where the learned steps end; halt: delta" in run.out
     found = read(scripts, "an_text")
-    check_pictures(scripts, "an_text", "trajectories", "halting", "probes", "fixed_points", "example")
+    check_pictures(scripts, "an_text", "trajectories", "halting", "probes", "fixed_points", "difficulty", "example")
+    data = dataset.open_dataset("shakespeare_char", scripts.folder / "data")
+    T, val = 16, torch.from_numpy(data.splits["val"].astype(np.int64))
+    N = (len(val) - 1) // T  # no more than there is, each token once
+    X = analyze.text_sample(data.meta, data, 9999, T)["X"]
+    at = torch.linspace(0, len(val) - 1 - T, N, dtype=torch.double).long()
+    assert X.equal(torch.stack([val[i:i + T] for i in at]))
+    assert (at.diff() >= T).all()
     assert max(int(k[2]) for k in found if k[0] == "entropy") == 4
     assert sum(float(found["loops", "trained", "", c]["n"]) for c in analyze.CLASSES if
-               ("loops", "trained", "", c) in found) == 800
+               ("loops", "trained", "", c) in found) == N * T
     page = (scripts.folder / "an_text/thinking.html").read_text(encoding="utf-8")
     shown = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])["sequences"]
     assert [len(s["tokens"]) for s in shown] == [16] * 32

@@ -201,6 +201,22 @@ def test_texts(label):
     agree(said[3], spread([float(r["best_val_loss"]) for r in runs]))
 
 
+def test_who_takes_more_loops_in_text():
+    """Beside the difficulty of texts: loops by kind of character, the strongest and the weakest correlations."""
+    head, rows = table("docs/text.md", "A checkpoint that writes, without a training", 2)
+    kinds = {"a space": "space", "inside a word": "inside a word", "punctuation": "punctuation",
+             "the first letter of a word": "first letter"}
+    for kind, *cell in rows:
+        for text, what in zip(cell, ("loops", "settles"), strict=True):
+            (r,) = found("analyze_text_difficulty", what=what, weights="trained", **{"class": kinds[kind]})
+            agree(text, [float(r["value"])])
+    said = {f"{what}_{of}": float(found("analyze_text_difficulty", what=f"{what}_spearman_with_{of}",
+                                        weights="trained")[0]["value"]) for what in ("loops", "settles", "convergence")
+            for of in ("sentence_length", "position", "nesting", "surprise")}
+    assert max(abs(x) for name, x in said.items() if not name.endswith("surprise")) < 0.04
+    assert (round(said["loops_surprise"], 2), round(said["settles_surprise"], 2)) == (0.30, 0.19)
+
+
 @pytest.mark.parametrize(("label", "rows"), [
     ("rate of", ["1 x 12, rate 5e-4", "1 x 12, rate 1e-3", "1 x 12, rate 4e-3"]), ("dropout", ["1 x 12, dropout 0.1"]),
     ("inject", ["1 x 12, inject none", "1 x 12, inject concat"]), ("rope", ["1 x 12, rope"]),

@@ -12,7 +12,7 @@ from scipy import stats
 
 import evaluate
 import runtime
-from dataset import checkpoint_meta
+from dataset import checkpoint_meta, encode
 from model_loop import from_checkpoint
 from tasks import addition
 
@@ -53,6 +53,30 @@ def test_claims(name, n, rng):
     assert stats.fisher_exact(table).pvalue > 1e-3
 
 
+def test_claims_of_text(rng):
+    """Fresh windows of text it was not trained on, eight pieces that lie evenly over tinyshakespeare's validation text:
+    the loss after the first and the last loop is that of the table within what 24 windows may differ, which is 4 times
+    their standard error of 0.035 and 0.03 for the choice of the pieces; halting costs some of what loops gain."""
+    path = ROOT / "pretrained/text.pt"
+    assert path.stat().st_size <= 4e6
+    with open(path.with_suffix(".csv"), newline="") as f:
+        claims = {r["kind"] + r["loop"]: r for r in csv.DictReader(f)}
+    saved = runtime.load_checkpoint(path)
+    model, text = from_checkpoint(saved), (ROOT / "tests/shakespeare.txt").read_text(encoding="utf-8")
+    tokens = torch.tensor(encode(checkpoint_meta(saved), text))
+    rows = torch.stack([tokens[i:i + 257] for i in rng.integers(0, len(tokens) - 256, 24).tolist()])
+    X, Y = rows[:, :-1], rows[:, 1:]
+    with torch.no_grad():
+        loss = model.loss_per_loop(X, Y).tolist()
+        h, record = model.think(X, trace=False)
+        halted = model.loss(model.readout(h), Y).item()
+    for l in (1, 12):
+        assert abs(loss[l - 1] - float(claims[f"val_loss{l}"]["loss"])) < 0.17
+    assert loss[0] - loss[11] > 0.15
+    assert loss[11] < halted < loss[0]
+    assert abs(record["loops"].float().mean() - float(claims["val_loss_halting"]["loops"])) < 1
+
+
 @pytest.mark.full
 def test_one_pass_solves_what_greedy_decoding_solves(rng):
     """Of a length at which some answers are wrong; test_sample.py has the same for small models, in make test."""
@@ -88,6 +112,11 @@ def test_a_hundred_digits(rng):
         assert solves(model, X, Y).sum() >= 4, kind
     with pytest.raises(ValueError, match="12[89] digits"):
         model.embed(next(iter(evaluate.batch(meta, evaluate.problem_set(meta, 128, 1)))))
+
+
+def test_sample_writes_text(scripts):
+    out = scripts("sample.py", f"--checkpoint={ROOT}/pretrained/text.pt", "--start=ROMEO:", "--max_new_tokens=9").out
+    assert re.fullmatch(r"ROMEO:\n.{8,}\n-{15}\n", out, re.DOTALL)
 
 
 @pytest.mark.parametrize("name", NAMES)

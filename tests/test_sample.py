@@ -124,9 +124,15 @@ def test_evaluate_counts_loops_of_prompt_and_answer_apart(scripts, trained):
     assert [sum(r["kind"] == kind for r in rows) for kind in ("uniform", "hard", "grid")] == [2, 2, 4]
     losses = [float(r["loss"]) for r in rows if r["kind"] == "val_loss"]
     assert len(losses) == 3
-    model.config.halt, model.config.prompt_loops = "none", 0
     data = dataset.open_dataset("next", scripts.folder / "data")
     batches = [dataset.get_batch(data, "val", (i,), 64) for i in range(3)]
+    (halting,) = [r for r in rows if r["kind"] == "val_loss_halting"]
+    thought = [model.think(x) for x, _ in batches]
+    own = [model.loss(model.readout(h), y).item() for (h, _), (_, y) in zip(thought, batches, strict=True)]
+    assert float(halting["loss"]) == pytest.approx(sum(own) / 3, rel=1e-5)
+    taken = [r["loops"][r["loops"] > 0].float().mean().item() for _, r in thought]
+    assert float(halting["loops"]) == pytest.approx(sum(taken) / 3, rel=1e-5)
+    model.config.halt, model.config.prompt_loops = "none", 0
     for l in (1, 2, 3):
         assert losses[l - 1] == pytest.approx(sum(model(x, y, l)[1].item() for x, y in batches) / 3, rel=1e-5)
     assert "Spearman" in run.out
