@@ -421,7 +421,9 @@ def jacobian_rows(name, model, sample):
     growth = tangent_growth(lambda h, k: model.loop(h, x0, k + 1), x0, mask, sample.total, gen)
     rows += [row("tangent_growth", name, clustered_interval(g), l, "one loop") for l, g in enumerate(growth, 1)]
     half = sample.total // 2  # by then the push points where it grows fastest, and loop 1 is another map
-    rows.append(row("lyapunov_exponent", name, clustered_interval(growth[half:].mean(0)), sample.total))
+    exponent = growth[half:].mean(0)
+    rows += [row("lyapunov_exponent", name, clustered_interval(exponent), sample.total),
+             row("lyapunov_exponent_highest", name, number(exponent.max(), len(exponent)), sample.total)]
     at = L if L < limit else max(0, limit - PUSHED_LOOPS)
     loops = min(PUSHED_LOOPS, limit - at)
     ratio = perturbation_ratios(lambda h, k: model.loop(h, x0, at + 1 + k), path[at], mask, PUSH, loops, gen)

@@ -83,8 +83,9 @@ TABLES = {
         "what = push_ratio": "growth of a small push of the state in one loop; over 1 it grows",
         "what = tangent_growth": "log of the growth of the smallest pushes in one loop, along what grows fastest",
         "what = lyapunov_exponent": "its mean over the second half of the loops taken; under 0 the loop rests",
+        "what = lyapunov_exponent_highest": "the highest of these sequences",
         "what = spectral_radius": "of the Jacobian of one loop, mean over sequences; under 1 a push dies out",
-        "what = spectral_radius_highest": "the highest of these sequences",
+        "what = spectral_radius_highest": "as lyapunov_exponent_highest",
         "what = spectral_radius_residual": "what the power iteration left, relative; small where it converged",
     }),
     "sweep.py": ("columns of the table, a row per run", {

@@ -15,4 +15,4 @@ evaluate = [
     "--digits=[3,4,8] --problems=500 --eval_iters=0 --halt=none --prompt_loops=0",
     "long: --digits=[3,4,8] --problems=500 --eval_iters=0 --halt=none --prompt_loops=0 --num_loops=16",
 ]
-analyze = "--tokens=4000 --sequences=4 --iterations=50"
+analyze = "--tokens=4000 --sequences=16 --iterations=5"
