@@ -3,8 +3,8 @@
     python analyze.py --checkpoint=out/demo_addition/ckpt_last.pt --halting=True
     python analyze.py --out_dir=out/train_loop_1x12 --halt=entropy --halt_threshold=1.0
 
-1 trajectories   entropy, delta, norm, arg-max flips and loss after each loop, on to 4 times the trained loops; from
-                 which loop on the guess is that of the last trained loop
+1 trajectories   entropy, delta, norm, cosine with x0, arg-max flips, loss and who is right to stay after each loop, on
+                 to 4 times the trained loops; from which loop on the guess is that of the last trained loop
 2 halting        loops by the checkpoint's rule: histogram, by kind of token, against loss; text shaded by loops; and
                  thinking.html, a page that shows what tokens say after each loop
   difficulty     all three counts of loops (2, settling of 1, convergence of 5) against what may make a token hard: of a
@@ -12,9 +12,10 @@
                  punctuation, surprise of the token and of its word by how often they occur
 3 --halting=True does `confidence` ever pass? its distribution against the threshold, and loops at that and at 0.5
 4 probes         what a linear classifier reads from the frozen states (Alain & Bengio 1610.01644; fitted on training
-                 data, tested on validation data), beside the model's own head after each loop, the logit lens
+                 data, tested on validation data), of the token that is read, too; one for each loop, and that of the
+                 trained loops after all; beside them the model's own head after each loop, the logit lens
 5 fixed points   do tokens converge (Huginn 2502.05171, figure on orbits; deep thinking 2202.05826), circle, forget a
-                 push; the spectral radius of one loop
+                 push; the spectral radius of one loop, and the largest Lyapunov exponent of all
 
 Everything is said twice, of the trained weights and of fresh ones of the same architecture: a residual stream that
 merely grows has a falling delta, and a random network is already a fair feature map for a probe. Of a task the tokens
@@ -87,11 +88,13 @@ def readout_statistics(logits, targets):
 
 
 def state_statistics(path):
-    """Of a trajectory (1+L,B,T,C), x0 first: delta and norm after each loop (L,B,T), and over the periods p (P,B,T)
-    norm(h_l - h_{l-p}) / norm(h_l) at its end, with the period of a limit cycle (B,T), 0 where there is none."""
+    """Of a trajectory (1+L,B,T,C), x0 first: delta, norm and the cosine with x0 after each loop (L,B,T), and over the
+    periods p (P,B,T) norm(h_l - h_{l-p}) / norm(h_l) at its end, with the period of a limit cycle (B,T), 0 where there
+    is none."""
     delta = torch.stack([state_delta(new, h) for h, new in zip(path, path[1:], strict=False)])
     ends = [returns(path, p) for p in PERIODS]
     return dict(delta=delta, norm=path[1:].float().norm(dim=-1), returned=torch.stack([r[-1] for r in ends]),
+                cosine_x0=F.cosine_similarity(path[1:].float(), path[0].float(), dim=-1),
                 period=cycle_period(delta, dict(zip(PERIODS, ends, strict=True))))
 
 
@@ -127,6 +130,11 @@ def first_settled(guess):
     return guess.shape[0] - (guess == guess[-1]).flip(0).int().cumprod(0).sum(0) + 1
 
 
+def right_to_stay(right):
+    """Whether right (L,...) holds in a loop and in every later one (L,...)."""
+    return right.flip(0).cumprod(0).flip(0).bool()
+
+
 def entropy_trend(entropy):
     """Of the entropy (L,N,T): its rank correlation with l for each token, and whether it is lower in L than in 1."""
     from scipy import stats
@@ -148,6 +156,23 @@ def perturbation_ratios(step, h, mask, size, count, generator):
         h, pushed = step(h, k), step(pushed, k)
         distance.append(((pushed - h) * mask).norm(dim=(1, 2)))
     return torch.stack([b / a for a, b in zip(distance, distance[1:], strict=False)])
+
+
+def tangent_growth(step, h, mask, count, generator):
+    """How an infinitesimal push of the states h (B,T,C) of a sequence grows in each of `count` loops: the log of the
+    ratio (count,B). step(h, k) is the k-th loop from h on, from 0; mask (B,T) leaves out pads.
+
+    The push turns into the direction that grows fastest, so that the mean over many loops is the largest Lyapunov
+    exponent; its length is set to 1 after every loop (Benettin et al. 1980).
+    """
+    v = torch.randn(h.shape, generator=generator, dtype=torch.double).to(h) * mask[..., None]
+    growth = []
+    for k in range(count):
+        v = v / v.norm(dim=(1, 2), keepdim=True).clamp(min=1e-300)
+        h, v = torch.func.jvp(lambda h, k=k: step(h, k), (h,), (v,))
+        v = v * mask[..., None]
+        growth.append(v.norm(dim=(1, 2)).clamp(min=1e-300).log())
+    return torch.stack(growth)
 
 
 def spectral_radius(step, h, mask, steps, generator):
@@ -179,11 +204,15 @@ def spectral_radius(step, h, mask, steps, generator):
     return torch.tensor(radius), torch.tensor(residual)
 
 
-def linear_probe(train, labels, test, classes, decay=1e-4, steps=60):
+def linear_probe(train, labels, classes, decay=1e-4, steps=60):
     """Softmax regression fitted to features train (n,C) and labels (n,), full-batch L-BFGS from zero weights, so the
-    same every time; returns the classes (m,) that it says of test (m,C)."""
+    same every time; returns a function of features (m,C), the classes (m,) that it says of them."""
     mean, std = train.mean(0), train.std(0).clamp(min=1e-6)
-    train, test = (F.pad((x - mean) / std, (0, 1), value=1.0) for x in (train, test))
+
+    def scaled(x):
+        return F.pad((x - mean) / std, (0, 1), value=1.0)
+
+    train = scaled(train)
     weight = torch.zeros(train.size(1), classes, device=train.device, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight], max_iter=steps, line_search_fn="strong_wolfe")
 
@@ -195,7 +224,7 @@ def linear_probe(train, labels, test, classes, decay=1e-4, steps=60):
 
     with torch.enable_grad():
         optimizer.step(closure)
-    return (test @ weight.detach()).argmax(-1)
+    return lambda test: (scaled(test) @ weight.detach()).argmax(-1)
 
 
 def character_class(before, text):
@@ -316,6 +345,13 @@ def mean_row(what, weights, x, mask, loop="", group=""):
     return row(what, weights, clustered_interval(masked(x, mask)), loop, group)
 
 
+def label_row(what, weights, right, mask, loop, group):
+    """The row of how often is right (m,), of the m tokens of mask (N,T)."""
+    spread = torch.full(mask.shape, math.nan)
+    spread[mask] = right.float()
+    return row(what, weights, clustered_interval(spread), loop, group)
+
+
 def number(value, n=1):
     """A statistic without an interval."""
     return dict(value=float(value), low="", high="", n=n)
@@ -342,12 +378,14 @@ def observe(model, X, Y, loops):
 def trajectory_rows(name, seen, sample):
     """1: means over tokens after each loop."""
     flips = seen["prediction"][1:] != seen["prediction"][:-1]
-    curves = {key: seen[key] for key in ("entropy", "delta", "norm", "loss", "confidence")}
+    curves = {key: seen[key] for key in ("entropy", "delta", "norm", "cosine_x0", "loss", "confidence")}
     curves["flips"] = torch.cat((torch.full_like(flips[:1], math.nan, dtype=torch.double), flips.double()))
+    curves["right_to_stay"] = right_to_stay(seen["prediction"][:sample.L] == sample.Y).double()
     rows = []
     for group, mask in sample.groups.items():
         for key, curve in curves.items():
-            rows += [mean_row(key, name, x, mask, l, group) for l, x in enumerate(curve, 1)]
+            told = mask & (sample.Y >= 0) if key == "right_to_stay" else mask
+            rows += [mean_row(key, name, x, told, l, group) for l, x in enumerate(curve, 1)]
         rho, fell = entropy_trend(seen["entropy"][:sample.L])
         rows += [mean_row("entropy_spearman_with_loop", name, rho, mask, "", group),
                  mean_row("entropy_falls", name, fell, mask, "", group)]
@@ -419,8 +457,8 @@ def states_at(model, X, loops):
 
 
 def probe_rows(name, model, sample):
-    """4: accuracy of a linear probe, of the head as it is (the logit lens) and of always saying the commonest label,
-    on the same validation tokens."""
+    """4: accuracy of a linear probe fitted after each loop, of the one of loop L after all of them, of the head as it
+    is (the logit lens) and of always saying the commonest label, on the same validation tokens."""
     loops = sorted({*range(sample.L + 1), *range(sample.L, sample.total + 1, sample.L)})
     train, test = states_at(model, sample.train_X, loops), states_at(model, sample.X, loops)
     rows = []
@@ -430,14 +468,18 @@ def probe_rows(name, model, sample):
             continue  # too few to tell, or nothing to tell: the last digit of a sum is there only if it is 1
         common = known.bincount().argmax().item()
         rows.append(mean_row("majority_accuracy", name, label == common, mask, "", group))
+        one, came = linear_probe(train[sample.L][train_mask], known, classes), []
         for l in loops:
-            said = {"probe_accuracy": linear_probe(train[l][train_mask], known, test[l][mask], classes)}
+            features = test[l][mask]
+            fitted = one if l == sample.L else linear_probe(train[l][train_mask], known, classes)
+            said = dict(probe_accuracy=fitted(features), one_probe_accuracy=one(features))
             if lens:
-                said["lens_accuracy"] = model.readout(test[l][mask]).argmax(-1)
-            for what, guess in said.items():
-                right = torch.full(mask.shape, math.nan)
-                right[mask] = (guess.cpu() == wanted).float()
-                rows.append(row(what, name, clustered_interval(right), l, group))
+                said["lens_accuracy"] = model.readout(features).argmax(-1)
+            right = {what: guess.cpu() == wanted for what, guess in said.items()}
+            came += [right["one_probe_accuracy"]] * (l <= sample.L)
+            rows += [label_row(what, name, x, mask, l, group) for what, x in right.items()]
+        rows += [label_row("one_probe_right_to_stay", name, x, mask, l, group)
+                 for l, x in enumerate(right_to_stay(torch.stack(came)))]
     return rows
 
 
@@ -470,6 +512,12 @@ def jacobian_rows(name, model, sample):
     x0, L, limit = model.embed(idx), sample.L, sample.limit
     path, rows = [x0, *model.states(idx, sample.total)], []
     gen = torch.Generator().manual_seed(seed % 2**63)
+    growth = tangent_growth(lambda h, k: model.loop(h, x0, k + 1), x0, mask, sample.total, gen)
+    rows += [row("tangent_growth", name, clustered_interval(g), l, "one loop") for l, g in enumerate(growth, 1)]
+    half = sample.total // 2  # by then the push points where it grows fastest, and loop 1 is another map
+    exponent = growth[half:].mean(0)
+    rows += [row("lyapunov_exponent", name, clustered_interval(exponent), sample.total),
+             row("lyapunov_exponent_highest", name, number(exponent.max(), len(exponent)), sample.total)]
     at = L if L < limit else max(0, limit - PUSHED_LOOPS)
     loops = min(PUSHED_LOOPS, limit - at)
     ratio = perturbation_ratios(lambda h, k: model.loop(h, x0, at + 1 + k), path[at], mask, PUSH, loops, gen)
@@ -518,6 +566,7 @@ def text_sample(meta, data, N, T):
     probes = {}
     if meta.vocab:  # the 50,257 classes of BPE are too many for so few tokens
         probes["next token"] = (every, train_Y), (every, Y), meta.vocab_size, True
+        probes["token read"] = (every, train_X), (every, X), meta.vocab_size, False
     return dict(X=X, Y=Y, reads=every, main=every, first="all", groups=dict(all=every), tasks=probes, train_X=train_X,
                 difficulty=difficulty, together=together, kinds={name: kinds == i for i, name in enumerate(CLASSES)})
 
@@ -556,7 +605,7 @@ def task_sample(config, meta, N):
     task = tasks.load(meta.task)
     train, (tokens, answer, difficulty) = fresh_rows(task, meta, "train", N), (
         sized_rows(task, meta, N) if sizes else fresh_rows(task, meta, "val", N))
-    (X, Y), (train_X, _) = (map(torch.from_numpy, tasks.inputs_and_targets(task, *rows, meta.track))
+    (X, Y), (train_X, train_Y) = (map(torch.from_numpy, tasks.inputs_and_targets(task, *rows, meta.track))
                             for rows in ((tokens, answer), train[:2]))
     known, labels = answer_labels(task, meta, *train[:2]), answer_labels(task, meta, tokens, answer)
     written, probes, kinds = Y >= 0, {}, {}
@@ -570,7 +619,9 @@ def task_sample(config, meta, N):
             probes[name] = (known[name] >= 0, known[name]), (mask, label), classes, lens
     other = written & ~torch.stack([label >= 0 for label in labels.values()]).any(0)
     reads = config.pad_token != X
-    prompt = reads & ((X == config.think_token).cumsum(1) == 0)
+    prompt, train_prompt = ((x != config.pad_token) & ((x == config.think_token).cumsum(1) == 0) for x in (X, train_X))
+    probes["token read"] = (train_Y >= 0, train_X), (written, X), meta.vocab_size, False  # of slots always the same
+    probes["token read, prompt"] = (train_prompt, train_X), (prompt, X), meta.vocab_size, False
     return dict(X=X, Y=Y, reads=reads, main=written, first="answer", groups=dict(answer=written, prompt=prompt),
                 train_X=train_X, tasks=probes, kinds=kinds | {"other": other},
                 together=torch.arange(len(X))[:, None].expand_as(X),
@@ -626,9 +677,9 @@ def measure(name, model, sample, table):
 def is_main_number(r, sample):
     """Does a row belong to the summary: means at loop 1, L and the last; probes and lens at L; all that has no loop."""
     what, loop, group = r["what"], r["loop"], r["class"]
-    if what in ("entropy", "loss", "delta", "flips") and loop in (1, sample.L, sample.total):
+    if what in ("entropy", "loss", "delta", "flips", "cosine_x0") and loop in (1, sample.L, sample.total):
         return group == sample.first
-    if what.startswith(("push", "spectral")):
+    if what.startswith(("push", "spectral", "lyapunov")):
         return group != "one loop"
     if what in ("probe_accuracy", "lens_accuracy"):
         return loop == sample.L

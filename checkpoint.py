@@ -15,7 +15,7 @@ from configurator import class_settings
 from dataset import GPT2_TOKENS, checkpoint_meta, read_meta
 from looplm_kernels import RULES
 from model import GPTConfig
-from model_loop import INFERENCE_SETTINGS, LoopConfig, from_checkpoint
+from model_loop import INFERENCE_SETTINGS, LoopConfig, LoopGPT, from_checkpoint, loop_counts
 from outputs import warn
 from runtime import load_checkpoint, require_backend
 
@@ -65,6 +65,16 @@ def say_default_threshold(model, meta, saved, overrides):
              "it costs")
 
 
+def say_fast_reading(model, saved, overrides):
+    """A line, if the prompt takes fewer loops than any training step and the answer more: loops that were only trained
+    on a prompt that thinks on meet one that was frozen early."""
+    least, c = min(loop_counts(saved["model_args"].get("num_loops", 0))), model.config
+    if overrides.keys() & {"prompt_loops", "think_loops"} and 0 < c.prompt_loops < least < c.think_loops:
+        warn(f"prompt_loops={c.prompt_loops} with think_loops={c.think_loops}: in training every token took {least} "
+             "loops or more, and an answer that thinks on after a faster reading may break: evaluate.py --waiting=True "
+             "shows what it costs")
+
+
 def open_model(checkpoint="", out_dir="out", device="cpu", overrides=None):
     """(model, meta, saved, path) of the checkpoint at a path, "" for that of out_dir. SystemExit with one line if none.
 
@@ -79,6 +89,8 @@ def open_model(checkpoint="", out_dir="out", device="cpu", overrides=None):
     except ValueError as e:
         raise SystemExit(f"{path}: {e}") from None
     say_default_threshold(model, meta, saved, overrides or {})
+    if isinstance(model, LoopGPT):
+        say_fast_reading(model, saved, overrides or {})
     require_backend(model.config, device)
     model.crop_vocabulary(min(meta.vocab_size, GPT2_TOKENS) if meta.encoding == "gpt2" else meta.vocab_size)
     return model.to(device), meta, saved, path

@@ -20,6 +20,7 @@ problems count: an unsolved one does not tell how many it needed.
 The frontier is exact match, the mean over the sizes, against loops per token of the answer: every rule over a
 range of thresholds, each beside its random control, and the fixed depths. Tokens of the prompt do as the checkpoint
 says, and their loops do not count.
+Waiting to think is exact match by the loops that the prompt is read with and those that the answer is written with.
 The table is a CSV file, written row by row. It is named after what was measured, so that no other kind of measurement
 overwrites it: evaluate.csv, evaluate_frontier.csv, evaluate_halt=kl.csv, evaluate_ckpt_last.csv where there is a
 ckpt_best.pt, ... It stands beside the checkpoint, for those of pretrained/ in out/pretrained/<name>. Beside it stands
@@ -55,6 +56,7 @@ problems_file = ""              # a file of problems to measure, one a line; siz
 grid = 0                        # >= 0: also all pairs of sizes 1..grid, with problems / 10 each
 control = False                 # also the random control of the halting rule
 frontier = False                # also accuracy against loops of every rule, with problems / 4 per size
+waiting = False                 # also each number of loops to read the problem with each one to write the answer
 plot = False                    # draw <table>_loops.png and, with frontier, <table>_frontier.png
 eval_iters = 50                 # >= 0: batches of the validation loss; 0: skip it
 batch_size = 250                # >= 1: sequences per forward pass
@@ -64,6 +66,8 @@ dtype = "float32"               # float32, or bfloat16 by autocast
 seed = 0                        # >= 0: of the random control
 
 MARGIN = 0.005                  # a rule that loses no more against the best fixed depth is as good
+READING = (3, 4, 8, 0.9)        # loops to read with, or below 1 the probability at which confidence halts
+WRITING = (0, 8, 16, 24, 32)    # loops to write with; 0: by the checkpoint's rule
 
 
 def is_looped(model):
@@ -278,6 +282,24 @@ def frontier_rows(model, meta, table):
     return rows
 
 
+def waiting_rows(model, meta, table):
+    """For each size every loop count of READING with every one of WRITING, problems of the first kind; also added to
+    the table. Where confidence reads, a rule of another name cannot write: that pair is left out."""
+    c, rows = model.config, []
+    kept, (kind, *_) = dict(vars(c)), kinds_asked(tasks.load(meta.task))
+    pairs = [(read, write) for read in READING for write in WRITING if read >= 1 or write or c.halt == "confidence"]
+    for read, write in outputs.progress(pairs, "waiting to think", "pairs"):
+        c.prompt_loops, c.think_loops = read if read >= 1 else 0, write
+        if read < 1:
+            own = c.halt_threshold if c.think_threshold is None else c.think_threshold
+            c.halt, c.halt_threshold, c.think_threshold = "confidence", read, own
+        for n in sizes:
+            rows.append(measure_kind(model, meta, n, kind, problems)[0] | dict(kind="waiting", read=read, write=write))
+            table.add(rows[-1])
+        vars(c).update(kept)
+    return rows
+
+
 def cheapest(rows):
     """{rule: its point of the fewest loops among those within MARGIN of the best fixed depth, or None}."""
     enough = max(r["accuracy"] for r in rows if r["rule"] == "fixed") - MARGIN - 1e-9  # which rounding must not miss
@@ -353,6 +375,16 @@ def print_frontier(rows):
               f"{100 * (r['accuracy'] - r['random_accuracy']):>+7.1f} {r['loops_most']:>14.2f}"))
 
 
+def print_waiting(rows):
+    """Exact match and loops per token of the prompt and the answer, a line per pair, the sizes side by side."""
+    print("waiting to think: exact match, 95%, loops of the prompt and of the answer, by the size of a problem")
+    print(f"{'reading':>9} {'writing':>8}" + "".join(f"{n:>32}" for n in sizes))
+    for i in range(0, len(rows), len(sizes)):
+        print(f"{rows[i]['read']:>9g} {rows[i]['write'] or 'rule':>8}" + "".join(
+            f"{100 * r['accuracy']:>9.1f}% {100 * r['low']:>5.1f}-{100 * r['high']:>5.1f}"
+            f" {r['loops_prompt']:>4.1f} {r['loops_answer']:>4.1f}" for r in rows[i:i + len(sizes)]))
+
+
 def print_grid(rows):
     """Accuracy by both numbers of a size; rows: those of the grid, line by line."""
     print("accuracy (%) by size: the first number (down) and the second (across)")
@@ -416,6 +448,8 @@ def task_tables(model, meta, table):
         print_file(row)
     if frontier:
         print_frontier(frontier_rows(model, meta, table))
+    if waiting:
+        print_waiting(waiting_rows(model, meta, table))
 
 
 def loss_table(model, data, table):
@@ -454,7 +488,8 @@ def table_path(path, overrides):
     folder = outputs.folder_of_measurements(path)
     name = os.path.splitext(os.path.basename(path))[0]
     other = folder == os.path.dirname(path) and path != find_checkpoint("", folder)
-    what = ["evaluate", *[name] * other, *[f"grid{grid}"] * bool(grid), *["frontier"] * frontier]
+    what = ["evaluate", *[name] * other, *[f"grid{grid}"] * bool(grid)]
+    what += ["frontier"] * frontier + ["waiting"] * waiting
     what += [os.path.splitext(os.path.basename(problems_file))[0]] * bool(problems_file)
     what += [f"{k}={str(v).strip('[]')}" for k, v in overrides.items() if k != "backend"]
     return os.path.join(folder, re.sub(r"[^\w.=+-]+", "-", "_".join(what))[:200] + ".csv")
@@ -519,8 +554,8 @@ def measure_checkpoint(further, given, machine, number, master):
             raise SystemExit(f"--grid={grid}: the sizes of task {meta.task} are no pairs")
         if "sizes" not in given:
             globals().update(sizes=[] if problems_file else tasks.sizes(known, meta))
-    if (frontier or plot) and not (is_looped(model) and meta.kind == "rows" and sizes):
-        raise SystemExit("frontier and plot need a looped model of a task, and sizes")
+    if (frontier or waiting or plot) and not (is_looped(model) and meta.kind == "rows" and sizes):
+        raise SystemExit("frontier, waiting and plot need a looped model of a task, and sizes")
     say_without_effect(
         *idle_settings(model.config, every_rule=frontier),
         (meta.kind != "rows", "the data is a text", "sizes", "kinds", "problems", "problems_file", "grid",

@@ -544,10 +544,11 @@ def draw_bars(ax, rows, what, groups):
 
 @guarded
 def draw_trajectories(rows, s, path):
-    figure, axes = new_figure(6)
+    figure, axes = new_figure(8)
     names = dict(entropy="entropy of the guess (nats)", loss="loss (nats per token)",
                  confidence="largest probability", delta="delta: |change of h| / |h|",
-                 norm="norm of the state h", flips="share of guesses that change")
+                 norm="norm of the state h", flips="share of guesses that change",
+                 cosine_x0="cosine of h and x0", right_to_stay="share that is right from here on")
     for ax, (key, y) in zip(axes, names.items(), strict=True):
         draw_curves(ax, rows, key, s.first)
         ax.axvline(s.L, color="0.4", lw=1, ls=":", label=f"the last loop with a learned step encoding, {s.L}"
@@ -586,6 +587,7 @@ def draw_probes(rows, s, path):
     figure, axes = new_figure(len(groups))
     for ax, group in zip(axes, groups, strict=True):
         draw_curves(ax, rows, "probe_accuracy", group, "linear probe")
+        draw_curves(ax, rows, "one_probe_accuracy", group, f"that of loop {s.L},", ls=":", marker="")
         if group in pick(rows, "lens_accuracy", "trained")[-1]:
             draw_curves(ax, rows, "lens_accuracy", group, "logit lens", marker="^", mfc="w")
         usual = pick(rows, "majority_accuracy", "trained", group)[1][0]

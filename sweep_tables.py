@@ -16,8 +16,9 @@ FIRST = ("row", "seed", "parameters", "flops_per_token", "val_loss", "best_val_l
 OF_TEXT = {"parameters": ("parameters", "{:,.0f}"), "flops_per_token": ("training FLOPs a token", "{:,.0f}"),
            "best_val_loss": ("best val loss", "{:.4f}"), "val_loss": ("last val loss", "{:.4f}"),
            "ms": ("ms a step", "{:.1f}")}  # columns of the Markdown where nothing is added up
+# of the rows of analyze.py those that are kept, after the trained loops and at the end
 STATES = ("delta", "norm", "loss", "converged_by", "push_ratio", "spectral_radius", "spectral_radius_highest",
-          "limit_cycle")  # of the rows of analyze.py those that are kept, after the trained loops and at the end
+          "lyapunov_exponent", "lyapunov_exponent_highest", "limit_cycle")
 
 
 # ---- the columns of a run

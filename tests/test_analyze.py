@@ -299,18 +299,75 @@ def test_spectral_radius_of_a_model(gen):
         assert got.item() == pytest.approx(wanted.item(), rel=1e-4)
 
 
+def test_growth_of_a_push_is_the_lyapunov_exponent(gen):
+    """Of the logistic map at 4 it is ln 2, though its orbits stay; of a linear map the log of its spectral radius, in
+    every direction, whatever the loops before did; pads neither grow nor count."""
+    start = torch.rand(50, 1, 1, generator=gen, dtype=torch.double)
+    got = analyze.tangent_growth(lambda h, k: 4 * h * (1 - h), start, torch.ones(50, 1) > 0, 400, gen)
+    assert got.mean().item() == pytest.approx(math.log(2), abs=0.03)
+    M = matrix_with([0.3, 0.7 * complex(math.cos(1), math.sin(1)), 0.1, -0.2, 0.5], gen)
+    mask = torch.tensor([[True, True, False]])
+    scale = torch.tensor([1.0, 1.0, 9.0], dtype=torch.double)[:, None]
+    goal = torch.randn(1, 3, 6, generator=gen, dtype=torch.double)
+    got = analyze.tangent_growth(lambda h, k: goal + scale * (h @ M.T) * (100 if k == 0 else 1), goal, mask, 200, gen)
+    assert got[100:].mean().item() == pytest.approx(math.log(0.7), abs=0.03)
+    again = analyze.tangent_growth(lambda h, k: h @ M.T, goal * 0, mask, 200, gen)
+    assert again[100:].mean().item() == pytest.approx(math.log(0.7), abs=0.03)
+
+
+def test_cosine_with_the_input(gen):
+    """A state that turns by a known angle per loop, whatever its length."""
+    angle, l = 0.4, torch.arange(9, dtype=torch.double)
+    path = torch.stack((torch.cos(angle * l), torch.sin(angle * l)), 1)[:, None, None] * (1 + l).view(-1, 1, 1, 1)
+    got = analyze.state_statistics(path)["cosine_x0"]
+    torch.testing.assert_close(got[:, 0, 0].double(), torch.cos(angle * l[1:]), rtol=0, atol=1e-6)
+
+
 # ---- probes and labels
+
+def test_who_is_right_to_stay(gen):
+    right = torch.rand(7, 40, generator=gen) < 0.7
+    stays = analyze.right_to_stay(right)
+    for l, n in np.ndindex(7, 40):
+        assert stays[l, n] == all(right[k, n] for k in range(l, 7))
+
+
+def test_one_probe_of_the_last_loop_beside_one_per_loop(gen, monkeypatch):
+    """States that a rotation takes from loop to loop: a probe fitted anew reads them in all loops, that of loop L only
+    in loop L; and what was read is there as long as the state holds it."""
+    L, C, N, T = 3, 8, 60, 10
+    turn = torch.linalg.qr(torch.randn(C, C, generator=gen))[0]
+    X = {name: torch.randint(C, (N, T), generator=gen) for name in ("train", "test")}
+    states = {key: {l: torch.eye(C)[x] @ torch.linalg.matrix_power(turn, l) for l in range(L + 1)}
+              for key, x in X.items()}
+    for s in states.values():  # then it is gone
+        s[2 * L] = torch.zeros(N, T, C)
+    monkeypatch.setattr(analyze, "states_at", lambda model, x, loops: states["train" if x is X["train"] else "test"])
+    every = torch.ones(N, T, dtype=torch.bool)
+    sample = analyze.SimpleNamespace(L=L, total=2 * L, train_X=X["train"], X=X["test"], tasks={
+        "token read": ((every, X["train"]), (every, X["test"]), C, False)})
+    found = {(r["what"], r["loop"]): r["value"] for r in analyze.probe_rows("trained", None, sample)}
+    assert all(found["probe_accuracy", l] == 1 for l in range(L + 1))
+    assert found["probe_accuracy", 2 * L] < 0.3
+    assert found["one_probe_accuracy", L] == 1
+    assert all(found["one_probe_accuracy", l] < 0.7 for l in range(L))
+    assert found["one_probe_right_to_stay", L] == 1
+    assert found["one_probe_right_to_stay", 0] <= found["one_probe_right_to_stay", L - 1] <= found[
+        "one_probe_accuracy", L - 1]
+    assert ("one_probe_right_to_stay", 2 * L) not in found
+
+
 
 def test_probe_on_separable_and_on_random_labels(rng):
     centres = 5 * rng.normal(size=(4, 12))
     y = rng.integers(0, 4, 1200)
     x = torch.from_numpy((centres[y] + rng.normal(size=(1200, 12)) + 100) * 1e-5).float()  # scale and mean are no help
     y = torch.from_numpy(y)
-    said = analyze.linear_probe(x[:800], y[:800], x[800:], 4)
+    said = analyze.linear_probe(x[:800], y[:800], 4)(x[800:])
     assert (said == y[800:]).float().mean() > 0.97
-    assert said.equal(analyze.linear_probe(x[:800], y[:800], x[800:], 4))
+    assert said.equal(analyze.linear_probe(x[:800], y[:800], 4)(x[800:]))
     noise = torch.from_numpy(rng.integers(0, 4, 1200))
-    right = (analyze.linear_probe(x[:800], noise[:800], x[800:], 4) == noise[800:]).sum()
+    right = (analyze.linear_probe(x[:800], noise[:800], 4)(x[800:]) == noise[800:]).sum()
     assert stats.binomtest(int(right), 400, 0.25).pvalue > UNLIKELY
 
 
@@ -402,6 +459,13 @@ def test_run_on_addition(scripts, adders, track):
     assert value(found, "lens_accuracy", "trained", 2, "digit 1") == pytest.approx(right, abs=1e-5)
     assert ("lens_accuracy", "trained", "6", "digit 1") in found
     assert ("probe_accuracy", "untrained", "0", "carry into 1") in found
+    stays = torch.stack([model(x, y, l)[0].argmax(-1) == y for l in (2, 3)]).all(0)[y >= 0].float().mean().item()
+    assert value(found, "right_to_stay", "trained", 2, "answer") == pytest.approx(stays, abs=1e-5)
+    h, x0 = list(model.states(x, 3))[-1], model.embed(x)
+    cosine = torch.nn.functional.cosine_similarity(h, x0, dim=-1)[y >= 0].mean().item()
+    assert value(found, "cosine_x0", "trained", 3, "answer") == pytest.approx(cosine, abs=1e-4)
+    assert value(found, "probe_accuracy", "trained", 0, "token read, prompt") == pytest.approx(1, abs=0.02)
+    assert {int(k[2]) for k in found if k[0] == "tangent_growth"} == set(range(1, 7))
     page = (scripts.folder / out / "thinking.html").read_text(encoding="utf-8")
     shown = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])["sequences"]
     assert [[t["loops"] for t in s["tokens"]] for s in shown] == [

@@ -297,3 +297,18 @@ def test_a_threshold_that_nobody_chose_for_the_model_is_named(good, capsys, over
     line = (f"halt={rule} at its default {RULES[rule].threshold:g} was not chosen for this model: evaluate.py shows "
             "what it costs\n")
     assert capsys.readouterr().err == line * said
+
+
+@pytest.mark.parametrize(("overrides", "said"), [
+    (dict(prompt_loops=3, think_loops=9), True), (dict(think_loops=9), False), (dict(prompt_loops=3), False),
+    (dict(prompt_loops=3, think_loops=4), False), (dict(prompt_loops=4, think_loops=9), False),
+    (dict(prompt_loops=3, think_loops=9, num_loops=2), True), ({}, False)])
+def test_reading_faster_than_in_training_and_thinking_on_is_named(good, capsys, overrides, said):
+    """Where the prompt takes fewer loops than every training step and the answer more."""
+    outputs.warn.cache_clear()
+    args = good["model_args"] | dict(num_loops=[8, 4, 6], prompt_loops=5, think_token=3)
+    torch.save(good | dict(model_args=args), "ckpt.pt")
+    checkpoint.open_model("ckpt.pt", "", "cpu", overrides)
+    err = capsys.readouterr().err
+    assert ("prompt_loops=3 with think_loops=9: in training every token took 4 loops or more" in err) == said
+    assert err.count("\n") == said

@@ -117,13 +117,14 @@ def test_tables_are_named_after_what_was_measured(tmp_path, monkeypatch):
     best, halting = str(tmp_path / "ckpt_best.pt"), dict(halt="kl", halt_threshold=0.1, num_loops=[4, 8])
 
     def name(path=best, given=(), **settings):
-        for key, value in (dict(grid=0, frontier=False, problems_file="") | settings).items():
+        for key, value in (dict(grid=0, frontier=False, waiting=False, problems_file="") | settings).items():
             monkeypatch.setattr(evaluate, key, value)
         return os.path.relpath(evaluate.table_path(path, dict(given)))
-    names = [name(), name(frontier=True), name(grid=4), name(problems_file="a/hard ones.txt"), name(given=halting),
-             name(given=dict(halting, halt="delta")), name(str(tmp_path / "ckpt_last.pt")),
+    names = [name(), name(frontier=True), name(waiting=True), name(grid=4), name(problems_file="a/hard ones.txt"),
+             name(given=halting), name(given=dict(halting, halt="delta")), name(str(tmp_path / "ckpt_last.pt")),
              name(str(tmp_path / "ckpt_500.pt"), frontier=True)]
-    assert names == ["evaluate.csv", "evaluate_frontier.csv", "evaluate_grid4.csv", "evaluate_hard-ones.csv",
+    assert names == ["evaluate.csv", "evaluate_frontier.csv", "evaluate_waiting.csv", "evaluate_grid4.csv",
+                     "evaluate_hard-ones.csv",
                      "evaluate_halt=kl_halt_threshold=0.1_num_loops=4-8.csv",
                      "evaluate_halt=delta_halt_threshold=0.1_num_loops=4-8.csv", "evaluate_ckpt_last.csv",
                      "evaluate_ckpt_500_frontier.csv"]
@@ -330,6 +331,44 @@ def test_what_cannot_be_computed_is_left_out_with_its_reason(run, monkeypatch, c
             assert sum(r["kind"] == "frontier" for r in table) > L
 
 
+def test_waiting_to_think_of_a_model_with_a_known_law(run, monkeypatch, capsys):
+    """A fake that is right where the answer takes at most three loops more than the prompt, and reads in 5 loops where
+    confidence says so: each pair of the table, and what its rule was; afterwards the settings are as before."""
+    asked = []
+
+    def think(model, idx, num_loops=None, trace=True, exact_loops=None):
+        c, h = model.config, torch.zeros(*idx.shape, len(addition.VOCAB))
+        asked.append((c.halt, c.halt_threshold, c.think_threshold, c.prompt_loops, c.think_loops))
+        read, write = c.prompt_loops or 5, c.think_loops or 2
+        after = (idx == addition.ID["="]).cumsum(1) > 0
+        for i, row in enumerate(idx.tolist()):
+            text = "".join(addition.VOCAB[t] for t in row)
+            a, b = (int(x[::-1]) for x in text.partition("=")[0].split("+"))
+            for t, symbol in enumerate(answer_text(a, b, "next"), text.index("=")):
+                h[i, t, addition.ID[symbol if write <= read + 3 else "+"]] = 1
+        return h, dict(loops=torch.where(idx == addition.ID[" "], 0, torch.where(after, write, read)))
+
+    monkeypatch.setattr(LoopGPT, "think", think)
+    model, table = run("next", "--digits=[2,3]", "--problems=30", "--kinds=uniform", "--waiting=True")
+    rows = {(r["read"], r["write"], r["n"]): r for r in table if r["kind"] == "waiting"}
+    assert set(rows) == {(read, write, n) for read in evaluate.READING for write in evaluate.WRITING for n in (2, 3)
+                         if (read, write) != (0.9, 0)}  # its rule is entropy, which cannot write where confidence reads
+    for (read, write, _), r in rows.items():
+        read, write = 5 if read == 0.9 else read, write or 2
+        assert (r["loops_prompt"], r["loops_answer"]) == (read, write)
+        assert r["accuracy"] == (write <= read + 3)
+        assert 0 <= r["low"] <= r["accuracy"] <= r["high"] <= 1
+    assert {x[:3] for x in asked if x[3]} == {("entropy", 0.1, None)}
+    assert {x[:3] for x in asked if not x[3]} == {("confidence", 0.9, 0.1)}
+    assert (model.config.halt, model.config.prompt_loops, model.config.think_loops) == ("entropy", PROMPT, 0)
+    said = capsys.readouterr().out
+    assert re.search(r"^ +3 +16 +0.0% +0.0- 11.4 +3.0 16.0 +0.0%", said, re.M)
+    assert re.search(r"^ +8 +rule +100.0%", said, re.M)
+    run("next", "--digits=[2]", "--problems=3", "--halt=confidence", "--halt_threshold=0.8", "--waiting=True")
+    assert asked[-1][:3] == ("confidence", 0.9, 0.8)
+    assert asked[-5][3:] == (0, 0)  # now its rule can write, too
+
+
 def test_the_cheapest_points_of_a_constructed_frontier(rng):
     """Fixed depths 2 and up are within half a point of the best; each rule has one point that is the answer."""
     points = [("fixed", 1, 0.90), ("fixed", 2, 0.945), ("fixed", 3, 0.95), ("fixed", 4, 0.948),
@@ -379,7 +418,7 @@ def test_a_sweep_reads_the_same_columns_beside_the_new_rows(run, tmp_path):
 def test_frontier_and_plot_need_loops_and_additions(scripts):
     common = ("--device=cpu", "--n_embd=8", "--n_head=1", "--max_iters=1", "--eval_iters=1", "--batch_size=2")
     scripts("train.py", *common, "--model_type=gpt", "--dataset=addition", "--out_dir=no_loops")
-    for option in ("--frontier=True", "--plot=True"):
+    for option in ("--frontier=True", "--waiting=True", "--plot=True"):
         assert "looped" in scripts("evaluate.py", "--checkpoint=no_loops/ckpt_last.pt", option, status=None).err
 
 

@@ -371,3 +371,15 @@ def test_ways_of_writing():
                 agree(said.replace(",", ""), times[-1:], least=0)
                 assert "error" in row["note"]
         assert times[-1] <= 1.05 * min(times[:-1])
+
+
+def test_the_table_of_reading_and_writing():
+    """docs/protocol.md against results/waiting_*.csv, every pair."""
+    rows = table("docs/protocol.md", "Reading fast, writing slowly")[1]
+    assert len(rows) == 20
+    for read, write, *cells_of in rows:
+        at = dict(kind="waiting", read=re.search(r"[\d.]+", read)[0], write=(re.search(r"\d+", write) or ["0"])[0])
+        for name, cell in zip(("addition_search", "addition"), cells_of, strict=True):
+            if cell != "no rule for both":
+                known = [100 * float(found(f"waiting_{name}", **at, n=n)[0]["accuracy"]) for n in ("4", "8", "12")]
+                assert [float(x) for x in cell.split(", ")] == pytest.approx(known, abs=0.051)
