@@ -13,8 +13,8 @@ rows = [
     "6 x 2 @1: config/train_loop_1x12.py --n_layer=6 --num_loops=2 --dropout=0.3",
     "3 x 4, 224 wide @1: config/train_loop_1x12.py --n_layer=3 --num_loops=4 --n_embd=224 --n_head=7",
     "1 x 12, no step encoding: config/train_loop_1x12.py --step_encoding=none",
-    "1 x 12, all loops supervised @1: config/train_loop_1x12.py --step_encoding=none --supervise=all --halt=entropy "
-    "--halt_threshold=1.5",  # pretrained/text.pt, that of train.py's own seed
+    "1 x 12, all loops supervised @1: config/train_loop_1x12.py --step_encoding=none --supervise=all --halt=kl "
+    "--halt_threshold=0.003",  # pretrained/text.pt, that of train.py's own seed
     "nanoGPT, 6 layers @1: config/train_shakespeare_char.py",
     "12 layers, rope @2: config/train_loop_1x12.py --n_layer=12 --num_loops=1 --step_encoding=none --pos=rope "
     "--dropout=0.4",

@@ -56,7 +56,7 @@ def test_claims(name, n, rng):
 def test_claims_of_text(rng):
     """Fresh windows of text it was not trained on, eight pieces that lie evenly over tinyshakespeare's validation text:
     the loss after the first and the last loop is that of the table within what 24 windows may differ, which is 4 times
-    their standard error of 0.035 and 0.03 for the choice of the pieces; halting costs some of what loops gain."""
+    their standard error of 0.035 and 0.03 for the choice of the pieces; halting costs next to nothing."""
     path = ROOT / "pretrained/text.pt"
     assert path.stat().st_size <= 4e6
     with open(path.with_suffix(".csv"), newline="") as f:
@@ -73,7 +73,7 @@ def test_claims_of_text(rng):
     for l in (1, 12):
         assert abs(loss[l - 1] - float(claims[f"val_loss{l}"]["loss"])) < 0.17
     assert loss[0] - loss[11] > 0.15
-    assert loss[11] < halted < loss[0]
+    assert abs(halted - loss[11]) < 0.03
     assert abs(record["loops"].float().mean() - float(claims["val_loss_halting"]["loops"])) < 1
 
 
