@@ -20,7 +20,7 @@ PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/
 START = re.compile(r"python |torchrun |make |for \w+ in .*; do|cp |source |export |nvidia-cuda-mps-control ")
 NOT_RUN = {"source .venv/bin/activate", "nvidia-cuda-mps-control -d"}  # what they do, no test may
 CHECKED = {"bench.py"}  # scripts whose settings are checked alone
-CHECKED_COMMANDS = ("torchrun", "python analyze.py --checkpoint=pretrained/text.pt")  # the latter reads all tinyshakespeare
+CHECKED_COMMANDS = ("torchrun", "python analyze.py --checkpoint=pretrained/text.pt")  # which needs that text
 SMALL = {  # what a script is told beside the command of a page; the later word wins
     "train.py": "--max_iters=2 --eval_interval=2 --eval_iters=1 --log_interval=1 --batch_size=4 --warmup_iters=1 "
                 "--device=cpu --cuda_graph=False --compile=False",
