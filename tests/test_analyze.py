@@ -307,9 +307,9 @@ def test_growth_of_a_push_is_the_lyapunov_exponent(gen):
     assert got.mean().item() == pytest.approx(math.log(2), abs=0.03)
     M = matrix_with([0.3, 0.7 * complex(math.cos(1), math.sin(1)), 0.1, -0.2, 0.5], gen)
     mask = torch.tensor([[True, True, False]])
-    scale = torch.tensor([1.0, 1.0, 9.0], dtype=torch.double)[:, None]
+    mix = torch.tensor([[1.0, 0, 0], [0, 1, 0], [1, 0, 9]], dtype=torch.double)  # the pad reads the first token, grows
     goal = torch.randn(1, 3, 6, generator=gen, dtype=torch.double)
-    got = analyze.tangent_growth(lambda h, k: goal + scale * (h @ M.T) * (100 if k == 0 else 1), goal, mask, 200, gen)
+    got = analyze.tangent_growth(lambda h, k: goal + mix @ h @ M.T * (100 if k == 0 else 1), goal, mask, 200, gen)
     assert got[100:].mean().item() == pytest.approx(math.log(0.7), abs=0.03)
     again = analyze.tangent_growth(lambda h, k: h @ M.T, goal * 0, mask, 200, gen)
     assert again[100:].mean().item() == pytest.approx(math.log(0.7), abs=0.03)
