@@ -30,6 +30,7 @@ TURNS = 5  # in which the variants of a model are timed on a CPU, which others u
 MARGIN = dict(addition=0.005, text=0.01)  # what loses no more against the best fixed depth is as good
 SHIPPED = ("pretrained/addition.pt", "pretrained/text.pt")
 OUT = ("train_gpt_12l", "train_gpt_1l")  # text, of config/
+OUT_SMALL = ("train_loop_1x12", *OUT)  # with the first one in the place of text.pt, which takes a CPU minutes
 COLUMNS = ("table", "case", "quality", "random", "loops", "flops", "quality_gflop", "first_ms", "us_1",
            *(f"tokens_s_{B}" for B in BATCHES), "joules_1", "joules_256", "idle_w", "correct_s", "correct_joule",
            "note")
@@ -119,10 +120,11 @@ def addition_subject(name, model, meta, small):
 def subjects(checkpoints, device, small):
     """The Subjects of checkpoints, a list of paths; by default those that come with LoopLM and those of OUT, or models
     of their shapes."""
-    given = checkpoints or [*(os.path.join(outputs.ROOT, path) for path in SHIPPED), *(f"out/{name}" for name in OUT)]
+    shipped, fresh = (SHIPPED[:1], OUT_SMALL) if small else (SHIPPED, OUT)
+    given = checkpoints or [*(os.path.join(outputs.ROOT, path) for path in shipped), *(f"out/{name}" for name in fresh)]
     for path in given:
         name = os.path.basename(os.path.dirname(path) if path.endswith(("ckpt_best.pt", "ckpt_last.pt")) else path)
-        if not checkpoints and name in OUT and not os.path.exists(f"{path}/ckpt_best.pt"):
+        if not checkpoints and name in fresh and not os.path.exists(f"{path}/ckpt_best.pt"):
             yield text_subject(name, fresh_text(name, small).to(device), False, None, small)
             continue
         folder = os.path.isdir(path)

@@ -479,8 +479,8 @@ def loss_table(model, data, table):
         print(f"  halting  {halted:.4f} at {loops:.2f} loops per token ({model.config.halt})")
     table.add(*(dict(kind="val_loss", loop=l, loss=x) | ({} if one else dict(low=x - e, high=x + e))
                 for l, (x, e) in enumerate(zip(mean, error, strict=True), 1)))
-    if halted:
-        table.add(dict(kind="val_loss_halting", loss=float(np.mean(halted)), loops=float(np.mean(loops))))
+    if by_rule:
+        table.add(dict(kind="val_loss_halting", loss=float(halted), loops=float(loops)))
 
 
 def table_path(path, overrides):
