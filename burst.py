@@ -59,10 +59,11 @@ class KernelWriter:
         """Whether a burst is worth trying: the kernel does it, and is compiled. If not, and if much has been written, a
         thread of its own sees to it, once for each variant, while others write."""
         model, R = self.reader.model, len(left)
-        fits = max(self.reader.lengths()) <= ROOM and not self.why_not(model, R, ROOM)
+        L = think.most_loops(model.config, model.trained_loops)
+        write = None if self.failed else fastest_decode(model.loop_spec(), R, ROOM, L)
+        fits = write is not None and max(self.reader.lengths()) <= ROOM
         if not fits or not model.lm_head.weight.is_cuda:
             return fits
-        write = fastest_decode(model.loop_spec(), R, ROOM, think.most_loops(model.config, model.trained_loops))
         key = repr(model.config), write, R, self.top_k
         if key not in self.compiled:
             if not self.forced and self.kept.seconds < KERNELS_AFTER:
@@ -71,27 +72,25 @@ class KernelWriter:
                 print("writing: the decode kernel compiles, 5 to 15 s"
                       f"{'' if self.forced else ', while another way writes'} ...", file=sys.stderr)
             self.compiled[key] = threading.Thread(
-                target=self.compile, args=(R, product_dtype(model.lm_head.weight)), daemon=True)
+                target=self.compile, args=(write, R, L, product_dtype(model.lm_head.weight)), daemon=True)
             self.compiled[key].start()
         if self.forced:
             self.compiled[key].join()
         return not self.compiled[key].is_alive()
 
     @torch.no_grad()
-    def compile(self, R, dtype):
-        """Launch the kernel for no token. dtype: of products, for autocast is each thread's own."""
-        model, c = self.reader.model, self.reader.model.config
-        weight, L = model.lm_head.weight, think.most_loops(c, model.trained_loops)
+    def compile(self, write, R, L, dtype):
+        """Launch the kernel of `write` for no token. dtype: of products, for autocast is each thread's own."""
+        model, c, weight = self.reader.model, self.reader.model.config, self.reader.model.lm_head.weight
 
         def zeros(*shape, dtype=torch.float32):
             return torch.zeros(shape, dtype=dtype, device=weight.device)
         kv = zeros(L, 2, R, c.n_head, ROOM, c.n_embd // c.n_head, dtype=torch.bfloat16)
         try:
             with torch.autocast(weight.device.type, dtype, dtype != weight.dtype):
-                fastest_decode(model.loop_spec(), R, ROOM, L)(
-                    0, model.loop_spec(), model.transformer.wte.weight, kv, L, zeros(R), zeros(R),
-                    zeros(R, BURST, c.n_embd), *(zeros(R, BURST) for _ in range(3)), None, zeros(c.vocab_size),
-                    top_k=self.top_k)
+                write(0, model.loop_spec(), model.transformer.wte.weight, kv, L, zeros(R), zeros(R),
+                      zeros(R, BURST, c.n_embd), *(zeros(R, BURST) for _ in range(3)), None, zeros(c.vocab_size),
+                      top_k=self.top_k)
         except ERRORS as error:
             KernelWriter.failed = first_line(error)
 
@@ -112,7 +111,7 @@ class KernelWriter:
             return self.leave()
         try:
             args = self.arguments(numbers, t, n)
-            write = fastest_decode(args[0], len(left), self.kv.size(4), args[3])
+            write = fastest_decode(args[0], len(left), ROOM, args[3])
             tokens, loops = (x.tolist() for x in write(n, *args))
         except ERRORS as error:
             KernelWriter.failed = first_line(error)
