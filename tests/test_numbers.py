@@ -186,6 +186,52 @@ def test_parts(label, name, row):
         agree(cell, seeds(name, row, column)[:1 + ("(" in cell)])
 
 
+@pytest.mark.parametrize(("label", "row"), [
+    ("the recipe", "the recipe"), ("two loops", "two loops"), ("one loop", "one loop"),
+    ("4 layers", "4 untied layers"), ("the margin without", "margin alone"), ("the end without", "end alone"),
+    ("no next place", "no next place")])
+def test_what_depth_is_for(label, row):
+    """With an address, and without: fewer loops, layers of their own, parts taken away."""
+    columns = *(f"uniform_{n}" for n in (12, 24, 40, 60, 100)), "equal_100"
+    for column, cell in zip(columns, line(table("docs/addition.md", "What depth is for, then")[1], label)[1:],
+                            strict=True):
+        agree(cell, seeds("sweep_digits_depth", row, column))
+
+
+def test_one_loop_in_the_readme():
+    shown = re.search(r"trained with one, it has (\d+)% at 100 digits too \(\[(\d) seeds\]", page("README.md")).groups()
+    known = values("sweep_digits_depth", "one loop", "uniform_100")
+    agree(shown[0], [min(known)])
+    assert int(shown[1]) == len(known)
+
+
+@pytest.mark.parametrize(("label", "row"), [("the place below", "the place below"), ("and the end",
+    "the same with end and margin"), ("and no longer", "no longer rows")])
+def test_place_below(label, row):
+    columns = *(f"uniform_{n}" for n in (4, 8, 12, 24)), "56_uniform_12"
+    for column, cell in zip(columns, line(table("docs/addition.md", "All digits at once: the carry in latent space",
+                                                2)[1], label)[1:], strict=True):
+        agree(cell, seeds("sweep_track_p_below", row, column))
+
+
+@pytest.mark.parametrize("model", ["1 x 12", "12 layers"])
+def test_ranks(model):
+    """docs/scale.md: the step on one GPU and on two, and the README's tokens per second."""
+    (one, same, each, plain) = (next(r for r in found("ranks_h100_80gb_hbm3", model=model, what=what)) for what in (
+        "one", "same batch", "batch of each", "same batch, plain"))
+    _, *said = line(table("docs/scale.md", "One training on several GPUs", 1)[1], model)
+    agree(said[0], [float(one["ms"])])
+    agree(said[1], [float(same["ms"]), float(same["ratio"])])
+    agree(said[2], [float(each["ms"])])
+    agree(said[3].removesuffix(" times"), [float(each["ratio"])])
+    text = " ".join(page("docs/scale.md").split())
+    shown = re.search(r"takes ([\d.]+) ms for 1 x 12 and ([\d.]+) for 12 layers on two GPUs", text).groups()
+    agree(shown[model == "12 layers"], [float(plain["ms"])])
+    if model == "1 x 12":
+        agree(re.search(r"Two GPUs take ([\d.]+) times", page("README.md"))[1], [float(each["ratio"])])
+    assert all(" met" in r["bar"] for r in rows_of("ranks_h100_80gb_hbm3") if r["bar"])
+
+
 TEXTS = {"GPT, 12": "12 layers", "1 block, 12": "1 x 12", "GPT, 1 ": "1 layer", "2 blocks": "2 x 6",
          "3 blocks": "3 x 4", "4 blocks": "4 x 3", "6 blocks": "6 x 2", "12 layers with rope": "12 layers, rope",
          "nanoGPT, 6": "nanoGPT, 6 layers"}
