@@ -255,22 +255,23 @@ def model_facts(meta):
     return facts
 
 
-def sequence_length(data, block_size):
-    """Tokens T of a batch: block_size for text; for rows what a row gives, which must fit."""
+def sequence_length(data, block_size, pack=1):
+    """Tokens T of a batch: block_size for text; for rows what `pack` problems of a row give, which must fit."""
     if data.meta.kind == "text":
         shortest = min(map(len, data.splits.values()))
         if shortest <= block_size:
             raise SystemExit(f"dataset: a split of {data.name} has {shortest:,} tokens, too few for --block_size="
                              f"{block_size}; take a smaller one, or more text")
         return block_size
-    return data.meta.row_len - (data.meta.track == "next")
+    return pack * (data.meta.row_len - (data.meta.track == "next") + 1) - 1
 
 
-def get_batch(data, split, key, batch_size, block_size=0, device="cpu", fresh=False, swap=False, flip=0.0):
+def get_batch(data, split, key, batch_size, block_size=0, device="cpu", fresh=False, swap=False, flip=0.0, pack=1):
     """X, Y (batch_size, T) int64: inputs and targets, -1 where no loss is taken. Pure: equal arguments, equal batch.
 
     key: non-negative integers that name the batch, (seed, iter, micro_step * world + rank) in training.
-    Rows only: fresh draws new problems instead of reading them; swap, flip: of a task that has augment.
+    Rows only: fresh draws new problems instead of reading them; swap, flip: of a task that has augment; pack problems
+    stand in a row, at least one pad between them.
     """
     rng = np.random.default_rng([*key, *split.encode()])
     meta, tokens = data.meta, data.splits[split]
@@ -281,13 +282,16 @@ def get_batch(data, split, key, batch_size, block_size=0, device="cpu", fresh=Fa
     else:
         task = tasks.load(meta.task)
         if fresh:
-            rows, answer, _ = task.draw(rng, batch_size, meta)
+            rows, answer, _ = task.draw(rng, batch_size * pack, meta)
         else:
-            rows = tokens[rng.integers(0, len(tokens), batch_size)]
+            rows = tokens[rng.integers(0, len(tokens), batch_size * pack)]
             answer = tasks.answers(task, rows)
         if swap or flip:
             rows, answer = task.augment(rng, rows, answer, swap, flip)
         x, y = tasks.inputs_and_targets(task, rows, answer, meta.track)
+        if pack > 1:
+            x, y = (np.pad(k, ((0, 0), (0, 1)), constant_values=filler).reshape(batch_size, -1)[:, :-1]
+                    for k, filler in ((x, task.VOCAB.index(task.PAD)), (y, -1)))
     x, y = torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(np.ascontiguousarray(y))
     if torch.device(device).type == "cuda":  # pinned, so that the copy runs beside the GPU's work
         return x.pin_memory().to(device, non_blocking=True), y.pin_memory().to(device, non_blocking=True)

@@ -61,7 +61,8 @@ class LoopConfig(GPTConfig):
     num_loops: int | list[int] = 8  # >= 1: loops L; of a list one is drawn in each step, evaluation uses the largest
     pos: str = "learned"        # positions: learned, none, rope, place (a digit's index within its number)
     place_ids: int = 64         # >= 1: size of the table of place ids
-    place_subset: int = 16      # >= 0: ids a training row draws out of the table, sorted; 0 trains on 1, 2, 3, ...
+    pack: int = 1               # >= 1: problems per training row, one after the other, each with place ids of its own
+    place_subset: int = 16      # >= 0: ids that its training draws for a problem, sorted; 0 trains on 1, 2, 3, ...
     place_runs: float = 0.0     # >= 0, <= 1: share of training rows whose ids are consecutive, from a random one on
     place_next: bool = False    # a second table tells the place that follows: of '=' the first one, of symbols none
     place_below: bool = False   # with place_next: it tells the place below, where a carry comes from, of the first none
@@ -142,6 +143,9 @@ def check(config):
         raise ValueError(f"place_subset {config.place_subset} must be 0 or at most place_ids {config.place_ids}, and "
                          f"the smaller one reach the {config.longest_number} digits of the longest number in training"
                          + (", and with place_next one place more" if config.place_ahead else ""))
+    if config.pack > 1 and not (config.pos == "place" and 0 < config.pack * config.place_subset <= config.place_ids):
+        raise ValueError(f"pack {config.pack} gives each problem of a row place ids of its own: it needs pos 'place', "
+                         f"and place_ids {config.place_ids} of at least pack times place_subset {config.place_subset}")
     if config.place_next and config.pos != "place":
         raise ValueError(f"place_next tells the next of the places of pos 'place', not of {config.pos!r}")
     if (config.place_below or config.place_end or config.place_margin) and not config.place_next:
@@ -273,7 +277,8 @@ class LoopGPT(GPT):
         With place_end a symbol right after a number, '=' apart, has the index that would follow in it.
 
         Depends on earlier tokens only, since numbers are written least significant digit first. In training each
-        row's indices 1, 2, 3, ... become a sorted random subset of the table, the same one for both.
+        problem's indices 1, 2, 3, ... become a sorted random subset of the table, the same one for both; problems of a
+        row, which padding parts, have no id in common.
         A number goes on where that of the cache ends.
         """
         c, (B, T) = self.config, idx.shape
@@ -299,19 +304,29 @@ class LoopGPT(GPT):
         if c.place_end:
             own = torch.where((own == 0) & (before > 0), before + 1, own)
         if random:
-            subset = F.pad(self.random_places(B, idx.device), (1, 0))  # (B, 1 + place_subset), index 0 stays 0
-            own, following = (k if k is None else subset.gather(1, k) for k in (own, following))
+            problem = 0
+            if c.pack > 1:
+                pad = idx == c.pad_token
+                problem = (~pad & F.pad(pad, (1, -1))).cumsum(1).clamp(max=c.pack - 1)
+            subset = F.pad(self.random_places(B, idx.device), (1, 0)).flatten(1)  # index 0 stays 0
+            own, following = (k if k is None else subset.gather(1, k + problem * (1 + c.place_subset))
+                              for k in (own, following))
         return own if c.think_token is None else own.masked_fill(idx == c.think_token, c.place_ids + 1), following
 
     def random_places(self, B, device):
-        """The place ids (B, place_subset) of B training rows, ascending and without repeats: of a share place_runs of
-        the rows consecutive ones, since high ids seldom stand beside their neighbours in a random subset."""
+        """The place ids (B, pack, place_subset) of the problems of B training rows, of each ascending, and without
+        repeats in a row: of a share place_runs of the rows consecutive ones, since high ids seldom stand beside their
+        neighbours in a random subset."""
         c = self.config
-        subset = torch.rand(B, c.place_ids, device=device).topk(c.place_subset).indices.sort(1).values + 1
+        drawn = torch.rand(B, c.place_ids, device=device).topk(c.pack * c.place_subset).indices
+        subset = drawn.view(B, c.pack, c.place_subset).sort(2).values + 1
         if not c.place_runs:
             return subset
-        runs, start = torch.rand(2, B, 1, device=device)
-        first = 1 + (start * (c.place_ids - c.place_subset + 1)).long()
+        runs, *start = torch.rand(1 + c.pack, B, 1, 1, device=device)
+        start = torch.cat(start, 1).sort(1).values * (c.place_ids - c.pack * c.place_subset + 1)
+        first = 1 + start.long() + c.place_subset * torch.arange(c.pack, device=device)[:, None]
+        if c.pack > 1:  # which of them has the lowest ids must tell nothing
+            first = first.gather(1, torch.rand(B, c.pack, 1, device=device).argsort(1))
         return torch.where(runs < c.place_runs, first + torch.arange(c.place_subset, device=device), subset)
 
     def margin_loss(self):

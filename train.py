@@ -112,7 +112,7 @@ def loops_at(run, it):
 def batch(run, it, index):
     """Training batch number `index` of an iteration, over all ranks and micro-steps: X, Y (B,T)."""
     return get_batch(run.data, "train", (seed, it, index), batch_size, run.T, run.device,
-                     fresh_rows, swap_operands, flip_rows)
+                     fresh_rows, swap_operands, flip_rows, run.model_args.get("pack", 1))
 
 
 # ---- set-up
@@ -220,7 +220,7 @@ def open_run(settings, given, checkpoint, last_path):
             raise
         raise SystemExit(f"train.py: {' '.join(str(e).split())[:300]}") from None
     settings.update({k: v for k, v in model_args.items() if k in settings})  # what the checkpoint decided
-    T = sequence_length(data, settings["block_size"])
+    T = sequence_length(data, settings["block_size"], model_args.get("pack", 1))
     if model.learned_positions and settings["block_size"] < T:
         raise SystemExit(f"--block_size={settings['block_size']}, but a row of {dataset} has {T} tokens")
     rows = data.meta.kind == "rows"

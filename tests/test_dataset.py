@@ -134,6 +134,22 @@ def test_fresh_rows_obey_meta(here, rng, track, max_digits, carry_rows):
 
 
 @pytest.mark.parametrize("track", ["next", "slots"])
+@pytest.mark.parametrize("pack", [2, 5])
+def test_packed_rows_are_the_same_problems_parted_by_padding(here, rng, track, pack):
+    write_rows("data/some", rng, max_digits=3, track=track)
+    data, key = dataset.open_dataset("some"), (int(rng.integers(1000)), 5, 0)
+    options = dict(fresh=bool(rng.integers(2)), swap=True)
+    plain, packed = (dataset.get_batch(data, "train", key, size, pack=count, **options)
+                     for size, count in ((7 * pack, 1), (7, pack)))
+    pad, T = data.meta.vocab.index(data.meta.pad), dataset.sequence_length(data, 0)
+    for alone, together, filler in zip(plain, packed, (pad, -1), strict=True):
+        assert together.shape == (7, dataset.sequence_length(data, 0, pack))
+        whole = torch.nn.functional.pad(together, (0, 1), value=filler).view(7 * pack, T + 1)
+        assert torch.equal(whole[:, :T], alone)
+        assert whole[:, T].eq(filler).all()
+
+
+@pytest.mark.parametrize("track", ["next", "slots"])
 def test_fresh_rows_have_the_leading_zeros_of_meta(here, rng, track):
     write_rows("data/some", rng, max_digits=2, track=track, max_places=7)
     data = dataset.open_dataset("some")

@@ -505,7 +505,8 @@ def test_the_next_place_comes_from_the_same_random_subset(runs):
 def test_a_share_of_the_rows_has_consecutive_ids(runs, ids, subset):
     """The first id of a run is uniform, so that it reaches both ends of the table; the other rows are random."""
     N = 6000
-    drawn = make(**PLACE | {"place_ids": ids, "place_subset": subset, "place_runs": runs}).random_places(N, "cpu")
+    model = make(**PLACE | {"place_ids": ids, "place_subset": subset, "place_runs": runs})
+    drawn = model.random_places(N, "cpu").squeeze(1)
     assert drawn.shape == (N, subset)
     assert (drawn.diff() > 0).all()
     assert drawn.min() == 1
@@ -525,7 +526,50 @@ def test_place_runs_of_zero_draw_as_ever():
     torch.manual_seed(seed)
     drawn = model.random_places(B, "cpu")
     torch.manual_seed(seed)
-    assert torch.equal(drawn, torch.rand(B, 12).topk(5).indices.sort(1).values + 1)
+    assert torch.equal(drawn[:, 0], torch.rand(B, 12).topk(5).indices.sort(1).values + 1)
+
+
+@pytest.mark.parametrize("runs", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(("pack", "ids", "subset"), [(2, 11, 5), (3, 12, 4), (4, 40, 4)])
+def test_problems_of_a_row_have_no_place_id_in_common(pack, ids, subset, runs):
+    """Each problem has ids of its own, the same ones for its numbers, ascending; any of them may have the lowest."""
+    problems = ["123+45=168", "9+9=18", "123+1=124", "7+1=8"]
+    model = make(**NEXT | {"place_ids": ids, "place_subset": subset, "place_runs": runs, "pack": pack}).train()
+    idx = read("  ".join(problems[:pack])).expand(300, -1)
+    own, following = model.place_index(idx)
+    first, owner = [], torch.zeros(300, ids + 2, dtype=torch.long)  # who has an id
+    at = 0
+    for number, problem in enumerate(problems[:pack]):
+        here = slice(at, at + len(problem))
+        at += len(problem) + 2
+        plain, ahead = plain_places(read(problem)[0], 0), next_places(read(problem)[0])
+        table = torch.full((300, subset + 1), -1)
+        for k, index in [*zip(own[:, here].T, plain, strict=True), *zip(following[:, here].T, ahead, strict=True)]:
+            if index:
+                assert ((table[:, index] == k) | (table[:, index] < 0)).all()
+                table[:, index] = k
+        known = table[:, table[0] >= 0]
+        assert (known.diff() > 0).all()
+        assert known.min() >= 1
+        assert known.max() <= ids
+        assert owner.gather(1, known).eq(0).all()
+        owner.scatter_(1, known, number + 1)
+        if runs == 1:
+            assert (known.diff() == 1).all()
+        first.append(known[:, 0])
+    assert (torch.stack(first).argmin(0).bincount(minlength=pack) > 0).all()
+
+
+def test_a_row_of_one_problem_is_placed_alike_whatever_pack_is_at_test():
+    model, idx = make(**NEXT | {"place_ids": 12, "place_subset": 4, "pack": 3}).eval(), read("123+45=168", "9+9=18")
+    for seen, plain in zip(model.place_index(idx), make(**NEXT).eval().place_index(idx), strict=True):
+        assert torch.equal(seen, plain)
+
+
+@pytest.mark.parametrize("settings", [dict(pos="rope"), dict(place_subset=0), dict(place_subset=5)])
+def test_pack_needs_place_ids_for_all_problems(settings):
+    with pytest.raises(ValueError, match=r"pack 3 gives each problem.*place_ids 12"):
+        make(**PLACE | {"pack": 3} | settings)
 
 
 def test_the_next_place_is_added_to_the_token():
