@@ -2,8 +2,9 @@
 
 Attention is causal and a token halts by itself, so what a token contributes to later ones is fixed once it is read: its
 keys and values in every loop, of every block and stage. A token that halts in loop m owes those of the loops after it,
-from its frozen state: with one block in the loop a single projection, since nothing else of it is read any more. Inside
-several blocks a frozen token goes on moving with its context; there it runs on through all loops, to be exact.
+from its frozen state: with one block in the loop a single projection, by that loop's block if each has its own, since
+nothing else of it is read any more. Inside several blocks a frozen token goes on moving with its context; there it runs
+on through all loops, to be exact.
 
 R sequences (rows), t tokens of each read by a pass, L loops, C width, nh heads of hs channels.
 """
@@ -27,14 +28,14 @@ class KVCache:
 
     def __init__(self, model, R, T):
         """T: tokens there may be at most. Memory: 2 C T numbers a sequence, times the loops, times the Runge-Kutta
-        stages and blocks in each; at first of few tokens, doubled as they come. Without step encoding no more loops are
+        stages and blocks in each; at first of few tokens, doubled as they come. Of loops that are alike no more are
         kept than any token has taken, and one: in it all halted tokens look as in every loop after it."""
         c, weight = model.config, model.lm_head.weight
         self.loops, self.slots_per_loop = model.cache_slots()
         self.backend = c.backend  # of kernels, for the passes
         self.T, self.window = T, [0] * R  # tokens that each sequence may have, and has
         self.ends_early = c.n_layer == 1
-        self.later_alike = looped(model) and self.ends_early and model.step_encoding(1) is None
+        self.later_alike = looped(model) and self.ends_early and model.loops_alike
         # zeros, since what is masked still takes part in a sum, with weight 0
         self.kv = [torch.zeros(self.slots_per_loop, 2, R, c.n_head, 0, c.n_embd // c.n_head, device=weight.device,
                                dtype=product_dtype(weight)) for _ in range(1 if self.later_alike else self.loops)]

@@ -119,6 +119,11 @@ class Block(nn.Module):
         x = x + self.attn(self.ln_1(x), q_angle, k_angle, cache)
         return x + self.mlp(self.ln_2(x))
 
+    def keys_values(self, x):
+        """Keys and values (...,T,2C) of its attention for x (...,T,C), not rotated."""
+        qkv, C = self.attn.c_attn, x.size(-1)
+        return F.linear(self.ln_1(x), qkv.weight[C:], qkv.bias if qkv.bias is None else qkv.bias[C:])
+
 
 class GPT(nn.Module):
     learned_positions = True  # LoopGPT has other kinds too
@@ -131,7 +136,7 @@ class GPT(nn.Module):
             parts.update(wpe=nn.Embedding(config.block_size, config.n_embd))
         parts.update(
             drop=nn.Dropout(config.dropout),
-            h=nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+            h=nn.ModuleList(Block(config) for _ in range(self.distinct_blocks(config))),
             ln_f=nn.LayerNorm(config.n_embd, bias=config.bias))
         self.transformer = nn.ModuleDict(parts)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
@@ -140,13 +145,18 @@ class GPT(nn.Module):
         self.apply(self._init_weights)
         for name, p in self.named_parameters():
             if name.endswith("c_proj.weight"):  # so that the residual stream does not grow with depth (GPT-2)
-                nn.init.normal_(p, mean=0.0, std=0.02 / math.sqrt(2 * config.n_layer))
+                nn.init.normal_(p, mean=0.0, std=0.02 / math.sqrt(2 * len(self.transformer.h)))
 
     def _init_weights(self, module):
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, mean=0.0, std=0.02)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
+
+    @staticmethod
+    def distinct_blocks(config):
+        """How many blocks there are."""
+        return config.n_layer
 
     def get_num_params(self, non_embedding=True):
         """Number of parameters; positions are left out by default, token embeddings serve as the head and count."""
@@ -227,7 +237,7 @@ class GPT(nn.Module):
 
     def flops_per_token(self, T, num_loops=1):
         """Training FLOPs a token at length T: 6 a weight, and attention. PaLM, appendix B (2204.02311)."""
-        blocks = sum(p.numel() for p in self.transformer.h.parameters())
+        blocks = sum(p.numel() for p in self.transformer.h[:self.config.n_layer].parameters())  # of a loop
         attention = 12 * self.config.n_layer * self.config.n_embd * T
         return num_loops * (6 * blocks + attention) + 6 * self.lm_head.weight.numel()
 

@@ -3,7 +3,7 @@
     h = x0                                        # the embedded input is the state before loop 1
     for l in 1..L:
         u = (h if l == 1 else inject(h, x0)) + s_l
-        candidate = Block(u)
+        candidate = Block(u)                       (tie_loops = False: Block_l(u), one of its own for every loop)
         new = candidate                            (update = 'replace')
         new = h + alpha * (candidate - u)          (update = 'euler': a step of dh/dt = G(u), G(u) = Block(u) - u)
         new = h + alpha * mean slope               (update = 'heun', 'rk4': 2 and 4 evaluations of Block a loop)
@@ -68,6 +68,7 @@ class LoopConfig(GPTConfig):
     place_end: bool = False     # '+' has the place that would follow in the number before it: where it ends is found
     place_margin: float = 0.0   # >= 0: gap in nats that heads learn to keep between all places of the table, in loop 1
     place_scale: float = 0.02   # > 0: standard deviation of the place tables at the start
+    tie_loops: bool = True      # all loops share their blocks; False: every loop has its own, for early exit of layers
     inject: str = "add"         # what re-enters from loop 2 on: add h + x0; none h; concat W [h; x0]; decay a*h + b*x0
     step_encoding: str = "none"  # what tells the loops apart: none, learned, sinusoid, rope (rotates the query)
     update: str = "replace"     # replace: h = Block(u); a step of dh/dt = Block(u) - u by: euler, heun (2 x), rk4 (4 x)
@@ -132,6 +133,9 @@ def check(config):
     if config.anderson and config.step_encoding != "none":
         raise ValueError(f"anderson looks for a fixed point, which loops that differ by step_encoding "
                          f"{config.step_encoding!r} do not have")
+    if not config.tie_loops and (isinstance(config.num_loops, (list, tuple)) or config.grad_loops or config.anderson):
+        raise ValueError("tie_loops False has blocks of its own for every loop: num_loops must be one number, "
+                         "grad_loops 0, so that every step trains all of them, and anderson 0")
     if (config.prompt_loops or config.think_loops) and config.think_token is None:
         raise ValueError("prompt_loops and think_loops need a dataset with a think token, as '=' of additions")
     if config.pos == "place" and not config.number_tokens:
@@ -225,6 +229,7 @@ class LoopGPT(GPT):
         super().__init__(config)
         C = config.n_embd
         self.trained_loops = max(loop_counts(config.num_loops))
+        self.check_loops()
         self.inject = Inject(config.inject, C)
         if config.step_encoding == "learned":
             self.step_bias = nn.Parameter(0.02 * torch.randn(self.trained_loops, C))
@@ -261,6 +266,29 @@ class LoopGPT(GPT):
         if self.config.halt_head == "after":
             self.transformer.eval()  # the halt head learns what the frozen model does without dropout
         return self
+
+    @staticmethod
+    def distinct_blocks(config):
+        return config.n_layer * (1 if config.tie_loops else max(loop_counts(config.num_loops)))
+
+    @property
+    def loops_alike(self):
+        """Whether all loops from the second on make the same of the same state."""
+        return self.config.tie_loops and self.config.step_encoding not in ("learned", "sinusoid")
+
+    @property
+    def loop_limit(self):
+        """Loops that there are weights for: blocks of their own, learned steps. Infinite where loops share all."""
+        blocks = math.inf if self.config.tie_loops else len(self.transformer.h) // self.config.n_layer
+        return min(blocks, len(self.step_bias) if self.config.step_encoding == "learned" else math.inf)
+
+    def check_loops(self, L=None):
+        """ValueError if L loops, by default all that any token may take, are more than there are blocks."""
+        blocks = len(self.transformer.h) // self.config.n_layer
+        L = L or think.most_loops(self.config, self.trained_loops)
+        if not self.config.tie_loops and L > blocks:
+            raise ValueError(f"{L} loops, but with tie_loops False the model has blocks for the {blocks} that it was "
+                             "trained with")
 
     def cache_slots(self):
         evaluations = 1 + len(STAGES[self.config.update])
@@ -381,11 +409,19 @@ class LoopGPT(GPT):
             return self.step_gate(torch.cat((h, x0), -1)).sigmoid()
         return self.config.alpha
 
+    def blocks(self, l):
+        """The blocks of loop l. ValueError beyond the last one, where each loop has its own."""
+        if self.config.tie_loops:
+            return self.transformer.h
+        self.check_loops(l)
+        n = self.config.n_layer
+        return [self.transformer.h[i] for i in range((l - 1) * n, l * n)]
+
     def run_blocks(self, u, l, cache=None):
         """u + s_l, which is what the blocks read, and what they make of it, for u (B,T,C) in loop l."""
         s = self.step_encoding(l)
         u = candidate = u if s is None else u + s
-        for block in self.transformer.h:
+        for block in self.blocks(l):
             candidate = block(candidate, *self.angles(u, l, cache), cache)
         return u, candidate
 
@@ -415,15 +451,17 @@ class LoopGPT(GPT):
 
     def owed_keys(self, h, x0, first, last):
         """What halted tokens owe in loops first..last: keys and values (loops,B,T,2C) of their states h (B,T,C), not
-        rotated; one loop that serves all where no step encoding is added. Of a model with one block: inside several,
-        a halted token goes on moving with its context. All stages are alike, since it stands still between them.
+        rotated; one loop that serves all where they are alike. Of a model with one block a loop: inside several, a
+        halted token goes on moving with its context. All stages are alike, since it stands still between them.
         """
-        block, C = self.transformer.h[0], h.size(-1)
-        u, steps = self.inject(h, x0)[None], [self.step_encoding(l) for l in range(first, last + 1)]
+        u, loops = self.inject(h, x0)[None], range(first, last + 1)
+        steps = [self.step_encoding(l) for l in loops]
         if steps[0] is not None:
             u = u + torch.stack(steps)[:, None, None]
-        bias = block.attn.c_attn.bias
-        return F.linear(block.ln_1(u), block.attn.c_attn.weight[C:], bias if bias is None else bias[C:])
+        if self.config.tie_loops:
+            return self.blocks(first)[0].keys_values(u)
+        u = u.expand(len(loops), *u.shape[1:])
+        return torch.stack([self.blocks(l)[0].keys_values(x) for l, x in zip(loops, u, strict=True)])
 
     def flops_per_token(self, T, num_loops=1):
         return super().flops_per_token(T, num_loops * (1 + len(STAGES[self.config.update])))
@@ -536,8 +574,7 @@ class LoopGPT(GPT):
 
     def loop_spec(self):
         """What the kernels are told of this model."""
-        steps = len(self.step_bias) if self.config.step_encoding == "learned" else float("inf")
-        return LoopSpec(owner=self, config=self.config, step_limit=steps, training=self.training,
+        return LoopSpec(owner=self, config=self.config, step_limit=self.loop_limit, training=self.training,
                         head=self.lm_head.weight, parameters=self.parameters, tensors=self.loop_tensors,
                         injected=self.inject.of_input, in_torch=functools.partial(think.all_loops, self))
 
@@ -611,4 +648,5 @@ def override(model, overrides):
         check(model.config)
         check_halting(model.config, set(overrides))
         model.trained_loops = max(loop_counts(model.config.num_loops))
+        model.check_loops()
     return model
