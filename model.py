@@ -2,9 +2,11 @@
 
 After nanoGPT (github.com/karpathy/nanoGPT): the same architecture, the same names in the state dict, so that a
 nanoGPT checkpoint loads. What is new here: Block can rotate queries and keys (rope), the head may be untied,
-cross entropy knows label smoothing.
+cross entropy knows label smoothing, and a Block may have newer parts: RMSNorm (Zhang & Sennrich 2019, 1910.07467),
+gated units (Shazeer 2020, 2002.05202), normed queries and keys (Henry et al. 2020, 2010.04245), heads that share keys
+and values (Ainslie et al. 2023, 2305.13245).
 
-B batch, T tokens, C width (n_embd), nh heads, hs head size, V vocabulary.
+B batch, T tokens, C width (n_embd), nh heads, nkv heads of keys and values, hs head size, V vocabulary.
 """
 import math
 from dataclasses import dataclass
@@ -14,8 +16,12 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import generate
-from looplm_kernels import attention, rotate_halves
+from looplm_kernels import at_least_float32, attention, rotate_halves, split_heads
 from think import MASK_FLOOR, log_scale
+
+BLOCKS = dict(nanogpt=(), modern=("rms", "swiglu", "qk"))
+GATES = dict(swiglu=F.silu, geglu=F.gelu)
+PARTS = ("rms", *GATES, "qk")  # what a block may have instead of nanoGPT's
 
 
 @dataclass
@@ -25,12 +31,27 @@ class GPTConfig:
     n_layer: int = 6            # >= 1: distinct blocks
     n_head: int = 6             # >= 1: attention heads
     n_embd: int = 384           # >= 1: width C
+    n_kv_head: int = 0          # >= 0: heads of keys and values, each for as many queries; 0: n_head
+    block: str = "nanogpt"      # nanogpt; modern, which is rms+swiglu+qk; or parts of that, geglu for swiglu
     dropout: float = 0.0        # >= 0, < 1: 0 for large data, 0.1 and more for small
     bias: bool = False          # biases in Linear and LayerNorm; GPT-2 has them, without is a bit better and faster
     tie_weights: bool = True    # the head shares its weights with the token embedding
     label_smoothing: float = 0.0  # >= 0, < 1: of the training loss; validation never smooths
 
     log_scale, backend = 0, "auto"  # settings of LoopConfig, which a plain GPT does not have
+
+    @property
+    def kv_heads(self):
+        return self.n_kv_head or self.n_head
+
+    @property
+    def parts(self):
+        """Those of PARTS that a block has. ValueError if `block` names others."""
+        parts = BLOCKS.get(self.block, self.block.split("+"))
+        if not set(parts) <= {*PARTS} or {*GATES} <= {*parts}:
+            raise ValueError(f"block {self.block!r} is none of {', '.join(BLOCKS)}, nor parts joined by +: "
+                             f"{', '.join(PARTS)}, of swiglu and geglu one")
+        return parts
 
 
 def rope_angles(positions, hs, base=10000.0):
@@ -39,13 +60,25 @@ def rope_angles(positions, hs, base=10000.0):
     return positions[..., None].float() * frequency
 
 
+def make_norm(config):
+    """The norm of a width: (...,C) -> (...,C)."""
+    if "rms" in config.parts:
+        return nn.RMSNorm(config.n_embd, eps=1e-5)
+    return nn.LayerNorm(config.n_embd, bias=config.bias)
+
+
 class CausalSelfAttention(nn.Module):
     def __init__(self, config):
         super().__init__()
         if config.n_embd % config.n_head:
             raise ValueError(f"n_embd {config.n_embd} is not a multiple of n_head {config.n_head}")
-        self.n_head, self.dropout = config.n_head, config.dropout
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # q, k, v of all heads at once
+        if config.n_head % config.kv_heads:
+            raise ValueError(f"n_head {config.n_head} is not a multiple of n_kv_head {config.n_kv_head}")
+        hs = config.n_embd // config.n_head
+        self.n_head, self.n_kv_head, self.dropout = config.n_head, config.kv_heads, config.dropout
+        self.widths = config.n_embd, self.n_kv_head * hs, self.n_kv_head * hs
+        self.c_attn = nn.Linear(config.n_embd, sum(self.widths), bias=config.bias)  # q, k, v of all heads at once
+        self.q_norm, self.k_norm = (nn.RMSNorm(hs, eps=1e-5) if "qk" in config.parts else None for _ in range(2))
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
         self.config = config  # its settings may change after training: backend, log_scale
@@ -53,35 +86,60 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x, q_angle=None, k_angle=None, cache=None):
         B, T, C = x.shape
-        qkv = self.c_attn(x)  # (B,T,3C)
+        qkv = self.project(x)  # (B,T,3C), less where heads share keys
         if 0 < self.config.log_scale < (T if cache is None else cache.longest):
-            qkv = scale_queries_by_log_keys(qkv, self.config.log_scale, None if cache is None else cache.positions)
+            qkv = scale_queries_by_log_keys(qkv, C, self.config.log_scale, None if cache is None else cache.positions)
         if cache is not None:
             return self.c_proj(cache.attend(qkv, self.n_head, q_angle, k_angle))
         if self.flash and not torch.is_grad_enabled() and not self.training:
-            return self.c_proj(attention(qkv, self.n_head, q_angle, k_angle, self.config.backend))
-        q, k, v = (y.view(B, T, self.n_head, -1).transpose(1, 2) for y in qkv.split(C, 2))  # (B,nh,T,hs)
+            return self.c_proj(attention(qkv, self.n_head, q_angle, k_angle, self.config.backend, self.n_kv_head))
+        q, k, v = split_heads(qkv, self.n_head, self.n_kv_head)  # (B,nh,T,hs), (B,nkv,T,hs) twice
         if q_angle is not None:
             q = rotate_halves(q, q_angle)
         if k_angle is not None:
             k = rotate_halves(k, k_angle)
         dropout = self.dropout if self.training else 0.0
         if self.flash:
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True,
+                                               enable_gqa=self.n_kv_head != self.n_head)
         else:
+            k, v = (y.repeat_interleave(self.n_head // self.n_kv_head, 1) for y in (k, v))
             y = F.dropout(attention_weights(q, k), dropout) @ v
         y = y.transpose(1, 2).reshape(B, T, C)
         return self.resid_dropout(self.c_proj(y))
 
+    def project(self, x):
+        """Queries, keys and values (...,C + 2 nkv hs) of x (...,C), normed where the block does so, not rotated."""
+        qkv = self.c_attn(x)
+        if self.q_norm is None:
+            return qkv
+        q, k, v = qkv.split(self.widths, -1)
+        return torch.cat((norm_heads(q, self.q_norm), norm_heads(k, self.k_norm), v), -1)
 
-def scale_queries_by_log_keys(qkv, trained_length, positions=None):
-    """qkv (B,T,3C) with the queries that see more than trained_length keys scaled by log(keys) / log(trained_length).
+    def keys_values(self, x):
+        """The keys and values of `project` alone (...,2 nkv hs)."""
+        C, bias = self.widths[0], self.c_attn.bias
+        kv = F.linear(x, self.c_attn.weight[C:], bias if bias is None else bias[C:])
+        if self.k_norm is None:
+            return kv
+        k, v = kv.chunk(2, -1)
+        return torch.cat((norm_heads(k, self.k_norm), v), -1)
+
+
+def norm_heads(x, norm):
+    """x (...,heads hs) with each head normed by an RMSNorm of hs channels; its statistics in float32 or wider."""
+    heads = at_least_float32(x.unflatten(-1, (-1, norm.weight.numel())))
+    return F.rms_norm(heads, norm.normalized_shape, norm.weight.to(heads.dtype), norm.eps).flatten(-2).to(x.dtype)
+
+
+def scale_queries_by_log_keys(qkv, C, trained_length, positions=None):
+    """qkv (B,T,C + 2 nkv hs), its queries that see more than trained_length keys scaled by log(keys) /
+    log(trained_length).
 
     Otherwise attention flattens with length (Chiang & Cholak 2022, 2202.12172). Causal: token t only uses t.
     positions (B,T): where the tokens stand; None: 0, 1, 2, ...
     """
-    T, C = qkv.size(1), qkv.size(2) // 3
-    positions = torch.arange(T, device=qkv.device) if positions is None else positions
+    positions = torch.arange(qkv.size(1), device=qkv.device) if positions is None else positions
     scale = log_scale(positions, trained_length)  # (T) or (B,T)
     return torch.cat((qkv[..., :C] * scale.to(qkv.dtype)[..., None], qkv[..., C:]), -1)
 
@@ -97,12 +155,19 @@ def attention_weights(q, k):
 class MLP(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.gate = next((GATES[p] for p in config.parts if p in GATES), None)
+        # a gate is a third matrix: 8/3 of the width, by eights, have the parameters of four times it
+        hidden = 8 * max(1, round(config.n_embd / 3)) if self.gate else 4 * config.n_embd
+        self.c_fc = nn.Linear(config.n_embd, 2 * hidden if self.gate else hidden, bias=config.bias)
+        self.c_proj = nn.Linear(hidden, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):
-        return self.dropout(self.c_proj(F.gelu(self.c_fc(x))))
+        y = self.c_fc(x)
+        if self.gate is None:
+            return self.dropout(self.c_proj(F.gelu(y)))
+        gate, y = y.chunk(2, -1)
+        return self.dropout(self.c_proj(self.gate(gate) * y))
 
 
 class Block(nn.Module):
@@ -110,19 +175,14 @@ class Block(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_1 = make_norm(config)
         self.attn = CausalSelfAttention(config)
-        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_2 = make_norm(config)
         self.mlp = MLP(config)
 
     def forward(self, x, q_angle=None, k_angle=None, cache=None):
         x = x + self.attn(self.ln_1(x), q_angle, k_angle, cache)
         return x + self.mlp(self.ln_2(x))
-
-    def keys_values(self, x):
-        """Keys and values (...,T,2C) of its attention for x (...,T,C), not rotated."""
-        qkv, C = self.attn.c_attn, x.size(-1)
-        return F.linear(self.ln_1(x), qkv.weight[C:], qkv.bias if qkv.bias is None else qkv.bias[C:])
 
 
 class GPT(nn.Module):
@@ -137,7 +197,7 @@ class GPT(nn.Module):
         parts.update(
             drop=nn.Dropout(config.dropout),
             h=nn.ModuleList(Block(config) for _ in range(self.distinct_blocks(config))),
-            ln_f=nn.LayerNorm(config.n_embd, bias=config.bias))
+            ln_f=make_norm(config))
         self.transformer = nn.ModuleDict(parts)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_weights:

@@ -33,8 +33,8 @@ import torch.nn.functional as F
 
 import think
 from configurator import class_settings, in_range
-from looplm_kernels import BACKENDS, INJECTS, RULES, LoopSpec, LoopTensors, forget_weights
-from model import GPT, GPTConfig, rope_angles
+from looplm_kernels import BACKENDS, INJECTS, RULES, LoopSpec, LoopTensors, forget_weights, split_heads
+from model import GPT, GPTConfig, make_norm, rope_angles
 from static import forget_steps
 from think import MASK_FLOOR
 
@@ -240,7 +240,7 @@ class LoopGPT(GPT):
         if config.alpha == "gate":
             self.step_gate = nn.Linear(2 * C, 1)
         if config.loop_norm:
-            self.loop_norm = nn.LayerNorm(C, bias=config.bias)
+            self.loop_norm = make_norm(config)
         if config.pos == "place":  # row 0: symbols; 1..place_ids: digits; the last: '='
             self.place = nn.Embedding(config.place_ids + 2, C)
             if config.place_next:  # row 0: no place follows; 1..place_ids: digits
@@ -355,8 +355,9 @@ class LoopGPT(GPT):
         ids, block = torch.arange(1, n + 1, device=self.numbers.device), self.transformer.h[0]
         tokens = self.numbers[torch.randint(len(self.numbers), (2, n), device=ids.device)]
         x, s = self.transformer.wte(tokens) + self.place(ids) + self.place_next(ids + step), self.step_encoding(1)
-        q, k, _ = block.attn.c_attn(block.ln_1(x if s is None else x + s)).view(2, n, 3, c.n_head, -1).unbind(2)
-        score = torch.einsum("ihd,jhd->hij", q[0], k[1]).float() / math.sqrt(q.size(-1))  # (nh,n,n)
+        q, k, _ = split_heads(block.attn.project(block.ln_1(x if s is None else x + s)), c.n_head, c.kv_heads)
+        k = k.repeat_interleave(c.n_head // c.kv_heads, 1)  # (2,nh,n,hs), as q
+        score = torch.einsum("hid,hjd->hij", q[0], k[1]).float() / math.sqrt(q.size(-1))  # (nh,n,n)
         loss = 0.0
         for ahead in (0, step):
             of = score[:, max(0, -ahead):n - max(0, ahead)]  # the last place has no next one, the first none below
@@ -450,7 +451,7 @@ class LoopGPT(GPT):
         return self.loop_norm(new) if self.config.loop_norm else new
 
     def owed_keys(self, h, x0, first, last):
-        """What halted tokens owe in loops first..last: keys and values (loops,B,T,2C) of their states h (B,T,C), not
+        """What halted tokens owe in loops first..last: keys and values (loops,B,T,2 nkv hs) of states h (B,T,C), not
         rotated; one loop that serves all where they are alike. Of a model with one block a loop: inside several, a
         halted token goes on moving with its context. All stages are alike, since it stands still between them.
         """
@@ -459,9 +460,10 @@ class LoopGPT(GPT):
         if steps[0] is not None:
             u = u + torch.stack(steps)[:, None, None]
         if self.config.tie_loops:
-            return self.blocks(first)[0].keys_values(u)
-        u = u.expand(len(loops), *u.shape[1:])
-        return torch.stack([self.blocks(l)[0].keys_values(x) for l, x in zip(loops, u, strict=True)])
+            block = self.transformer.h[0]
+            return block.attn.keys_values(block.ln_1(u))
+        own, u = [self.blocks(l)[0] for l in loops], u.expand(len(loops), *u.shape[1:])
+        return torch.stack([block.attn.keys_values(block.ln_1(x)) for block, x in zip(own, u, strict=True)])
 
     def flops_per_token(self, T, num_loops=1):
         return super().flops_per_token(T, num_loops * (1 + len(STAGES[self.config.update])))

@@ -68,7 +68,7 @@ def assert_same(model, given, n, **options):
 SETTINGS = dict(
     halt=list(RULES), inject=["add", "none", "concat", "decay"], step_encoding=["none", "learned", "sinusoid", "rope"],
     pos=["learned", "rope", "place", "next", "none"], update=list(STAGES), n_layer=[1, 2],
-    tie_loops=[True, False],
+    tie_loops=[True, False], block=["nanogpt", "modern", "geglu+qk"], n_kv_head=[0, 1],
     extra=[{}, dict(loop_norm=True), dict(log_scale=3), dict(bias=True), dict(min_loops=2), dict(alpha="gate"),
            dict(alpha="learned"), dict(prompt_loops=2), dict(think_loops=L + 2), dict(prompt_loops=L, think_loops=1)])
 
@@ -114,6 +114,17 @@ def test_loops_with_blocks_of_their_own(rule, step_encoding):
     assert_same(model, prompts(4, 10), 8, temperature=0, trace=True)
 
 
+@pytest.mark.parametrize("n_kv_head", [1, 2])
+@pytest.mark.parametrize("pos", ["learned", "rope", "place"])
+def test_a_modern_block(pos, n_kv_head):
+    """Keys are normed before they are kept or owed, and as many are kept as there are heads of them."""
+    for rule in ("entropy", "kl"):
+        model = make(**drawn(halt=rule, pos=pos, block="modern", n_layer=1, n_kv_head=n_kv_head,
+                             extra=dict(n_head=4, log_scale=3)))
+        assert_same(model, prompts(4, 10), 8, temperature=0, trace=True)
+    assert generate.KVCache(model, 1, 9).kv[0].shape[3] == n_kv_head
+
+
 def test_anderson():
     for rule in ("none", "delta", "confidence"):
         model = make(**drawn(halt=rule, step_encoding="none", tie_loops=True, extra=dict(anderson=2)))
@@ -122,7 +133,8 @@ def test_anderson():
 
 @pytest.mark.parametrize("n_layer", [1, 3])
 def test_a_plain_gpt(n_layer):
-    model = random_weights(GPT(GPTConfig(vocab_size=V, block_size=BLOCK, n_layer=n_layer, n_head=2, n_embd=C)))
+    model = random_weights(GPT(GPTConfig(vocab_size=V, block_size=BLOCK, n_layer=n_layer, n_head=2, n_embd=C, **(
+        dict(block="modern", n_kv_head=1) if n_layer > 1 else {}))))
     found = assert_same(model, prompts(4, 60), 30, temperature=1.0)
     assert all(loops == [] for _, loops, _, _ in found.values())
 

@@ -180,7 +180,9 @@ def test_writing_in_bursts(settings, device, monkeypatch, rng):
     assert ours[2] > 1
 
 
-@pytest.mark.parametrize(("settings", "says"), [(dict(n_layer=2), "n_layer"), (dict(tie_loops=False), "of their own")])
+@pytest.mark.parametrize(("settings", "says"), [
+    (dict(n_layer=2), "n_layer"), (dict(tie_loops=False), "of their own"), (dict(block="qk"), "block 'qk'"),
+    (dict(n_kv_head=1), "share keys")])
 @torch.no_grad()
 def test_other_models_are_left_to_torch(settings, says, rng):
     """Both kernels say why not, and who writes asks them."""

@@ -197,9 +197,11 @@ def test_new_parameters_start_where_they_should():
 @pytest.mark.parametrize("n_layer", [1, 3])
 @pytest.mark.parametrize("inject", INJECT)
 def test_one_loop_is_a_plain_gpt_to_the_bit(inject, n_layer, training):
-    """k blocks, one loop: logits, loss and in training the gradients are those of a k-layer GPT, dropout included."""
+    """k blocks, one loop: logits, loss and in training the gradients are those of a k-layer GPT, dropout included.
+    Several blocks are modern ones."""
     settings = {"vocab_size": V, "block_size": 12, "n_head": NH, "n_embd": C, "n_layer": n_layer, "dropout": 0.2,
-                "label_smoothing": 0.1, "bias": True}
+                "label_smoothing": 0.1, "bias": True} | (
+                    {"block": "modern", "n_kv_head": 1} if n_layer > 1 else {})
     gpt = GPT(GPTConfig(**settings)).train(training)
     loop = LoopGPT(LoopConfig(**settings, inject=inject, num_loops=1)).train(training)
     own = loop.load_state_dict(gpt.state_dict(), strict=False)
@@ -301,6 +303,8 @@ GRADIENTS = [{"inject": "concat", "step_encoding": "learned", "supervise": "all"
              {"inject": "decay", "step_encoding": "sinusoid", "update": "euler", "alpha": "gate", "loop_norm": True},
              {"inject": "none", "step_encoding": "rope", "update": "euler", "alpha": "learned", "n_layer": 2},
              {"inject": "add", "pos": "rope", "supervise": "half", "tie_weights": False, "bias": True},
+             {"inject": "add", "block": "modern", "n_kv_head": 1, "pos": "rope", "loop_norm": True},
+             {"inject": "add", "block": "geglu", "tie_loops": False, "supervise": "all"},
              {"inject": "decay", "step_encoding": "sinusoid", "update": "heun", "alpha": "gate", "loop_norm": True},
              {"inject": "concat", "step_encoding": "learned", "update": "rk4", "alpha": "learned", "supervise": "all"}]
 
@@ -704,6 +708,24 @@ def test_the_margin_loss_is_a_hinge_on_every_pair_of_places(step):
     torch.testing.assert_close(loss.item(), expected, rtol=1e-4, atol=1e-5)
     loss.backward()
     assert model.place.weight.grad[1:n + 1].abs().amax(1).min() > 0  # every id learns, whatever rows hold
+
+
+@pytest.mark.parametrize("pos", POS)
+def test_heads_that_share_keys_are_heads_whose_keys_are_alike(pos):
+    """Also for the margin loss, which looks at the scores of loop 1."""
+    settings = {"n_head": 4, "block": "modern", **(NEXT | {"place_margin": 3.0} if pos == "none" else {"pos": pos})}
+    shared, idx = make(**settings, n_kv_head=2), torch.randint(V, (2, 9))
+    every = make(**settings)
+    state, (q, k, v) = shared.state_dict(), shared.transformer.h[0].attn.c_attn.weight.split([C, C // 2, C // 2])
+    k, v = (x.view(2, 1, 4, C).expand(2, 2, 4, C).reshape(C, C) for x in (k, v))
+    every.load_state_dict(state | {"transformer.h.0.attn.c_attn.weight": torch.cat((q, k, v))})
+    torch.testing.assert_close(shared(idx, idx)[0], every(idx, idx)[0], rtol=1e-9, atol=1e-10)
+    if pos == "none":
+        losses, seed = [], torch.seed()
+        for model in (shared, every):
+            torch.manual_seed(seed)
+            losses.append(model.train().margin_loss())
+        torch.testing.assert_close(*losses, rtol=1e-9, atol=1e-10)
 
 
 def test_the_margin_loss_counts_in_training_alone():
