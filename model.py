@@ -4,7 +4,8 @@ After nanoGPT (github.com/karpathy/nanoGPT): the same architecture, the same nam
 nanoGPT checkpoint loads. What is new here: Block can rotate queries and keys (rope), the head may be untied,
 cross entropy knows label smoothing, and a Block may have newer parts: RMSNorm (Zhang & Sennrich 2019, 1910.07467),
 gated units (Shazeer 2020, 2002.05202), normed queries and keys (Henry et al. 2020, 2010.04245), heads that share keys
-and values (Ainslie et al. 2023, 2305.13245).
+and values (Ainslie et al. 2023, 2305.13245), a norm of what attention has seen, whose variance falls with length
+(2504.02827).
 
 B batch, T tokens, C width (n_embd), nh heads, nkv heads of keys and values, hs head size, V vocabulary.
 """
@@ -21,7 +22,7 @@ from think import MASK_FLOOR, log_scale
 
 BLOCKS = dict(nanogpt=(), modern=("rms", "swiglu", "qk"))
 GATES = dict(swiglu=F.silu, geglu=F.gelu)
-PARTS = ("rms", *GATES, "qk")  # what a block may have instead of nanoGPT's
+PARTS = ("rms", *GATES, "qk", "after")  # what a block may have: after is a norm of what attention has seen
 
 
 @dataclass
@@ -32,7 +33,7 @@ class GPTConfig:
     n_head: int = 6             # >= 1: attention heads
     n_embd: int = 384           # >= 1: width C
     n_kv_head: int = 0          # >= 0: heads of keys and values, each for as many queries; 0: n_head
-    block: str = "nanogpt"      # nanogpt; modern, which is rms+swiglu+qk; or parts of that, geglu for swiglu
+    block: str = "nanogpt"      # nanogpt; modern, which is rms+swiglu+qk; or parts: rms, swiglu or geglu, qk, after
     dropout: float = 0.0        # >= 0, < 1: 0 for large data, 0.1 and more for small
     bias: bool = False          # biases in Linear and LayerNorm; GPT-2 has them, without is a bit better and faster
     tie_weights: bool = True    # the head shares its weights with the token embedding
@@ -79,20 +80,28 @@ class CausalSelfAttention(nn.Module):
         self.widths = config.n_embd, self.n_kv_head * hs, self.n_kv_head * hs
         self.c_attn = nn.Linear(config.n_embd, sum(self.widths), bias=config.bias)  # q, k, v of all heads at once
         self.q_norm, self.k_norm = (nn.RMSNorm(hs, eps=1e-5) if "qk" in config.parts else None for _ in range(2))
+        self.y_norm = make_norm(config) if "after" in config.parts else nn.Identity()
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
         self.config = config  # its settings may change after training: backend, log_scale
         self.flash = True  # False takes the manual path: slower, but one can look at the attention weights
 
-    def forward(self, x, q_angle=None, k_angle=None, cache=None):
-        B, T, C = x.shape
-        qkv = self.project(x)  # (B,T,3C), less where heads share keys
+    def forward(self, x, q_angle=None, k_angle=None, cache=None, source=None):
+        """What tokens x (B,T,C) see; source (B,T,C): what keys and values are of, if not of x."""
+        T, C = x.shape[1:]
+        qkv = self.project(x, source)  # (B,T,3C), less where heads share keys
         if 0 < self.config.log_scale < (T if cache is None else cache.longest):
             qkv = scale_queries_by_log_keys(qkv, C, self.config.log_scale, None if cache is None else cache.positions)
         if cache is not None:
-            return self.c_proj(cache.attend(qkv, self.n_head, q_angle, k_angle))
-        if self.flash and not torch.is_grad_enabled() and not self.training:
-            return self.c_proj(attention(qkv, self.n_head, q_angle, k_angle, self.config.backend, self.n_kv_head))
+            y = cache.attend(qkv, self.n_head, q_angle, k_angle)
+        elif self.flash and not torch.is_grad_enabled() and not self.training:
+            y = attention(qkv, self.n_head, q_angle, k_angle, self.config.backend, self.n_kv_head)
+        else:
+            y = self.with_gradients(qkv, q_angle, k_angle)
+        return self.resid_dropout(self.c_proj(self.y_norm(y)))
+
+    def with_gradients(self, qkv, q_angle, k_angle):
+        """`attention` of the packed projection, with dropout in training."""
         q, k, v = split_heads(qkv, self.n_head, self.n_kv_head)  # (B,nh,T,hs), (B,nkv,T,hs) twice
         if q_angle is not None:
             q = rotate_halves(q, q_angle)
@@ -105,12 +114,17 @@ class CausalSelfAttention(nn.Module):
         else:
             k, v = (y.repeat_interleave(self.n_head // self.n_kv_head, 1) for y in (k, v))
             y = F.dropout(attention_weights(q, k), dropout) @ v
-        y = y.transpose(1, 2).reshape(B, T, C)
-        return self.resid_dropout(self.c_proj(y))
+        return y.transpose(1, 2).flatten(2)
 
-    def project(self, x):
-        """Queries, keys and values (...,C + 2 nkv hs) of x (...,C), normed where the block does so, not rotated."""
-        qkv = self.c_attn(x)
+    def project(self, x, source=None):
+        """Queries, keys and values (...,C + 2 nkv hs) of x (...,C), normed where the block does so, not rotated; keys
+        and values of source (...,C) if there is one."""
+        if source is None:
+            qkv = self.c_attn(x)
+        else:
+            rows = self.c_attn.weight.split([self.widths[0], sum(self.widths[1:])])
+            bias = (None, None) if self.c_attn.bias is None else self.c_attn.bias.split([len(w) for w in rows])
+            qkv = torch.cat([F.linear(*given) for given in zip((x, source), rows, bias, strict=True)], -1)
         if self.q_norm is None:
             return qkv
         q, k, v = qkv.split(self.widths, -1)
@@ -180,8 +194,8 @@ class Block(nn.Module):
         self.ln_2 = make_norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, x, q_angle=None, k_angle=None, cache=None):
-        x = x + self.attn(self.ln_1(x), q_angle, k_angle, cache)
+    def forward(self, x, q_angle=None, k_angle=None, cache=None, source=None):
+        x = x + self.attn(self.ln_1(x), q_angle, k_angle, cache, None if source is None else self.ln_1(source))
         return x + self.mlp(self.ln_2(x))
 
 

@@ -40,8 +40,8 @@ from think import MASK_FLOOR
 
 CHOICES = dict(pos=("learned", "none", "rope", "place"), inject=INJECTS,
                step_encoding=("none", "learned", "sinusoid", "rope"), update=("replace", "euler", "heun", "rk4"),
-               supervise=("last", "half", "all"), halt=tuple(RULES), halt_head=("none", "joint", "after"),
-               backend=BACKENDS)
+               keys=("state", "x0"), supervise=("last", "half", "all"), halt=tuple(RULES),
+               halt_head=("none", "joint", "after"), backend=BACKENDS)
 
 MARGIN_WEIGHT = 0.1  # of the hinge in the loss; it is 0 once the gap is there
 # explicit Runge-Kutta: of each stage after the first, how many steps it stands along the slope before it, and how much
@@ -70,6 +70,7 @@ class LoopConfig(GPTConfig):
     place_scale: float = 0.02   # > 0: standard deviation of the place tables at the start
     tie_loops: bool = True      # all loops share their blocks; False: every loop has its own, for early exit of layers
     inject: str = "add"         # what re-enters from loop 2 on: add h + x0; none h; concat W [h; x0]; decay a*h + b*x0
+    keys: str = "state"         # keys and values are of: state, what the block reads; x0, others' input, in all loops
     step_encoding: str = "none"  # what tells the loops apart: none, learned, sinusoid, rope (rotates the query)
     update: str = "replace"     # replace: h = Block(u); a step of dh/dt = Block(u) - u by: euler, heun (2 x), rk4 (4 x)
     alpha: float | str = 1.0    # > 0: step size of these three; or 'learned' (a scalar), 'gate' (a token's own)
@@ -274,7 +275,8 @@ class LoopGPT(GPT):
     @property
     def loops_alike(self):
         """Whether all loops from the second on make the same of the same state."""
-        return self.config.tie_loops and self.config.step_encoding not in ("learned", "sinusoid")
+        c = self.config
+        return c.tie_loops and (c.keys == "x0" or c.step_encoding not in ("learned", "sinusoid"))
 
     @property
     def loop_limit(self):
@@ -355,7 +357,8 @@ class LoopGPT(GPT):
         ids, block = torch.arange(1, n + 1, device=self.numbers.device), self.transformer.h[0]
         tokens = self.numbers[torch.randint(len(self.numbers), (2, n), device=ids.device)]
         x, s = self.transformer.wte(tokens) + self.place(ids) + self.place_next(ids + step), self.step_encoding(1)
-        q, k, _ = split_heads(block.attn.project(block.ln_1(x if s is None else x + s)), c.n_head, c.kv_heads)
+        source = block.ln_1(x) if c.keys == "x0" else None
+        q, k, _ = split_heads(block.attn.project(block.ln_1(x if s is None else x + s), source), c.n_head, c.kv_heads)
         k = k.repeat_interleave(c.n_head // c.kv_heads, 1)  # (2,nh,n,hs), as q
         score = torch.einsum("hid,hjd->hij", q[0], k[1]).float() / math.sqrt(q.size(-1))  # (nh,n,n)
         loss = 0.0
@@ -418,12 +421,12 @@ class LoopGPT(GPT):
         n = self.config.n_layer
         return [self.transformer.h[i] for i in range((l - 1) * n, l * n)]
 
-    def run_blocks(self, u, l, cache=None):
-        """u + s_l, which is what the blocks read, and what they make of it, for u (B,T,C) in loop l."""
-        s = self.step_encoding(l)
+    def run_blocks(self, u, x0, l, cache=None):
+        """u + s_l, which is what the blocks read, and what they make of it, for u, x0 (B,T,C) in loop l."""
+        s, source = self.step_encoding(l), x0 if self.config.keys == "x0" else None
         u = candidate = u if s is None else u + s
         for block in self.blocks(l):
-            candidate = block(candidate, *self.angles(u, l, cache), cache)
+            candidate = block(candidate, *self.angles(u, l, cache), cache, source)
         return u, candidate
 
     def loop(self, h, x0, l, active=None, cache=None):
@@ -433,7 +436,8 @@ class LoopGPT(GPT):
         Every Runge-Kutta stage evaluates G at that stage's own input u. s_l and alpha are fixed for the whole step.
         Halted tokens do not move between stages: others must see their frozen state.
         """
-        u, candidate = self.run_blocks(h if l == 1 else self.inject(h, x0), l, cache)  # h is x0 in loop 1: read once
+        read = h if l == 1 else self.inject(h, x0)  # h is x0 in loop 1: read once
+        u, candidate = self.run_blocks(read, x0, l, cache)
         new = candidate
         if self.config.update != "replace":
             alpha, slope = self.alpha(h, x0), candidate - u
@@ -444,7 +448,7 @@ class LoopGPT(GPT):
                     moved = torch.where(active[..., None], moved, 0.0)
                 # Later stages inject x0 even in loop 1, where the first stage did not. So with an injection the very
                 # first step is only first-order accurate.
-                u, candidate = self.run_blocks(self.inject(h + moved, x0), l, cache)
+                u, candidate = self.run_blocks(self.inject(h + moved, x0), x0, l, cache)
                 slope = candidate - u
                 total, weights = total + weight * slope, weights + weight
             new = h + alpha / weights * total
@@ -455,9 +459,9 @@ class LoopGPT(GPT):
         rotated; one loop that serves all where they are alike. Of a model with one block a loop: inside several, a
         halted token goes on moving with its context. All stages are alike, since it stands still between them.
         """
-        u, loops = self.inject(h, x0)[None], range(first, last + 1)
+        u, loops = (x0 if self.config.keys == "x0" else self.inject(h, x0))[None], range(first, last + 1)
         steps = [self.step_encoding(l) for l in loops]
-        if steps[0] is not None:
+        if steps[0] is not None and self.config.keys == "state":
             u = u + torch.stack(steps)[:, None, None]
         if self.config.tie_loops:
             block = self.transformer.h[0]

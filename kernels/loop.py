@@ -202,6 +202,7 @@ def why_not_loop_kernel(spec, x0, L, rule, trace):
     c, (_, T, C), hs = spec.config, x0.shape, spec.config.n_embd // spec.config.n_head
     asks = {"n_layer above 1": c.n_layer > 1, "blocks of their own": not c.tie_loops, "biases": c.bias,
             f"block {c.block!r}": c.block != "nanogpt", "heads that share keys": c.kv_heads < c.n_head,
+            "keys of x0": c.keys != "state",
             "more tokens than log_scale": 0 < c.log_scale < T, "rope": "rope" in (c.pos, c.step_encoding),
             f"heads of {hs} channels": hs & (hs - 1) or not 16 <= hs <= 128,
             f"n_embd {C}": C not in (64, 128, 256, 384), "more than 256 tokens": T > 256,

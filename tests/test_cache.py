@@ -68,7 +68,8 @@ def assert_same(model, given, n, **options):
 SETTINGS = dict(
     halt=list(RULES), inject=["add", "none", "concat", "decay"], step_encoding=["none", "learned", "sinusoid", "rope"],
     pos=["learned", "rope", "place", "next", "none"], update=list(STAGES), n_layer=[1, 2],
-    tie_loops=[True, False], block=["nanogpt", "modern", "geglu+qk"], n_kv_head=[0, 1],
+    tie_loops=[True, False], block=["nanogpt", "modern", "geglu+after"], n_kv_head=[0, 1],
+    keys=["state", "x0"],
     extra=[{}, dict(loop_norm=True), dict(log_scale=3), dict(bias=True), dict(min_loops=2), dict(alpha="gate"),
            dict(alpha="learned"), dict(prompt_loops=2), dict(think_loops=L + 2), dict(prompt_loops=L, think_loops=1)])
 
@@ -112,6 +113,16 @@ def test_loops_with_blocks_of_their_own(rule, step_encoding):
     """What a halted token owes to each later loop is by that loop's block."""
     model = make(**drawn(halt=rule, step_encoding=step_encoding, n_layer=1, tie_loops=False))
     assert_same(model, prompts(4, 10), 8, temperature=0, trace=True)
+
+
+@pytest.mark.parametrize("step_encoding", ["none", "learned"])
+@pytest.mark.parametrize("tie_loops", [True, False])
+def test_keys_of_the_input(step_encoding, tie_loops):
+    """Who halts owes the keys of its input, the same in all loops of one block."""
+    for rule in ("entropy", "kl"):
+        model = make(**drawn(halt=rule, step_encoding=step_encoding, keys="x0", n_layer=1, tie_loops=tie_loops))
+        assert_same(model, prompts(4, 10), 8, temperature=0, trace=True)
+    assert len(generate.KVCache(model, 1, 9).kv) == (1 if tie_loops else generate.KVCache(model, 1, 9).loops)
 
 
 @pytest.mark.parametrize("n_kv_head", [1, 2])

@@ -182,7 +182,7 @@ def test_writing_in_bursts(settings, device, monkeypatch, rng):
 
 @pytest.mark.parametrize(("settings", "says"), [
     (dict(n_layer=2), "n_layer"), (dict(tie_loops=False), "of their own"), (dict(block="qk"), "block 'qk'"),
-    (dict(n_kv_head=1), "share keys")])
+    (dict(n_kv_head=1), "share keys"), (dict(keys="x0"), "keys of x0")])
 @torch.no_grad()
 def test_other_models_are_left_to_torch(settings, says, rng):
     """Both kernels say why not, and who writes asks them."""

@@ -45,9 +45,10 @@ def turn(x, angle):
     return torch.cat((z.real, z.imag), 1)
 
 
-def plain_block(block, x, q_angle, k_angle):
-    """Block on one row x (T,C), head by head; angles (T,HS/2)."""
+def plain_block(block, x, q_angle, k_angle, source):
+    """Block on one row x (T,C), head by head; angles (T,HS/2); source (T,C): whose keys and values it sees."""
     q, k, v = block.attn.c_attn(block.ln_1(x)).split(C, 1)
+    k, v = block.attn.c_attn(block.ln_1(source)).split(C, 1)[1:]
     heads = []
     for n in range(NH):
         q_n, k_n, v_n = (y[:, n * HS:(n + 1) * HS] for y in (q, k, v))
@@ -85,10 +86,10 @@ def plain_input(model, h, x0, reads, l):
     return u
 
 
-def plain_blocks(model, u, q_angle, k_angle, l):
+def plain_blocks(model, u, q_angle, k_angle, l, x0):
     n, c = len(model.transformer.h), model.config
     for i in range(n) if c.tie_loops else range((l - 1) * c.n_layer, l * c.n_layer):
-        u = plain_block(model.transformer.h[i], u, q_angle, k_angle)
+        u = plain_block(model.transformer.h[i], u, q_angle, k_angle, u if c.keys == "state" else x0)
     return u
 
 
@@ -102,7 +103,7 @@ def plain_states(model, row, loops):
         u = plain_input(model, h, x0, l, l)
         position = torch.arange(len(row))[:, None] * frequencies(HS) * (c.pos == "rope")
         step = (l - 1) * frequencies(HS) * (c.step_encoding == "rope")
-        candidate = plain_blocks(model, u, position + step, position, l)
+        candidate = plain_blocks(model, u, position + step, position, l, x0)
         new = candidate
         if c.update != "replace":
             alpha = c.alpha
@@ -115,7 +116,7 @@ def plain_states(model, row, loops):
             for i in range(1, len(TABLEAU[c.update][1])):  # also in loop 1 these states are not x0, so x0 is injected
                 u = plain_input(model, h + alpha * sum(a * k for a, k in zip(TABLEAU[c.update][0][i], slopes,
                                                                              strict=True)), x0, 2, l)
-                slopes.append(plain_blocks(model, u, position + step, position, l) - u)
+                slopes.append(plain_blocks(model, u, position + step, position, l, x0) - u)
             new = h + alpha * sum(b * k for b, k in zip(TABLEAU[c.update][1], slopes, strict=True))
         if c.loop_norm:
             centred = new - new.mean(1, keepdim=True)
@@ -167,6 +168,14 @@ def test_equations_of_loops_with_blocks_of_their_own(inject):
         model = make(inject=inject, tie_loops=False, n_layer=n_layer, update=update, step_encoding="learned",
                      pos="rope")
         assert_equations(model, tokens(), int(torch.randint(1, 4, ())))
+
+
+@pytest.mark.parametrize("step_encoding", STEP)
+def test_equations_of_keys_of_the_input(step_encoding):
+    """All loops and blocks see the input of other tokens, and the state of their own."""
+    for update, n_layer, bias in (("replace", 2, True), ("heun", 1, False)):
+        model = make(keys="x0", step_encoding=step_encoding, pos="rope", update=update, n_layer=n_layer, bias=bias)
+        assert_equations(model, tokens(), 3)
 
 
 @pytest.mark.third
@@ -880,7 +889,7 @@ def test_halt_head_joint_trains_everything():
 
 @pytest.mark.parametrize(("settings", "words"), [
     *(({key: "nonsense"}, f"{key}.*nonsense") for key in
-      ("pos", "inject", "step_encoding", "update", "supervise", "halt", "halt_head")),
+      ("pos", "inject", "keys", "step_encoding", "update", "supervise", "halt", "halt_head")),
     ({"num_loops": 0}, "num_loops"), ({"num_loops": []}, "num_loops"), ({"num_loops": [3, 0]}, "num_loops"),
     ({"alpha": "fast"}, "alpha.*fast"), ({"halt": "gate"}, "halt_head"),
     ({"prompt_loops": 2}, "prompt_loops"), ({"think_loops": 2}, "think_loops"),

@@ -101,7 +101,9 @@ def plain_modern(model, idx):
                 q_h, k_h = rms(q_h, a.q_norm.weight), rms(k_h, a.k_norm.weight)
             e = (q_h @ k_h.T / math.sqrt(hs)).exp().tril()
             heads.append(e / e.sum(1, keepdim=True) @ v[shared])
-        x = x + torch.cat(heads, 1) @ a.c_proj.weight.T + (a.c_proj.bias if c.bias else 0)
+        heads = torch.cat(heads, 1)
+        heads = norm(heads, a.y_norm) if "after" in parts else heads
+        x = x + heads @ a.c_proj.weight.T + (a.c_proj.bias if c.bias else 0)
         u, m = norm(x, block.ln_2) @ block.mlp.c_fc.weight.T + (block.mlp.c_fc.bias if c.bias else 0), block.mlp
         if "swiglu" in parts or "geglu" in parts:
             gate, u = u.split(u.size(-1) // 2, -1)
@@ -113,7 +115,7 @@ def plain_modern(model, idx):
 
 
 @pytest.mark.parametrize("n_kv_head", [0, 1, 2])
-@pytest.mark.parametrize("block", ["nanogpt", "rms", "swiglu", "geglu", "qk", "modern", "geglu+rms"])
+@pytest.mark.parametrize("block", ["nanogpt", "rms", "swiglu", "geglu", "qk", "after", "modern", "geglu+rms+after"])
 def test_parts_of_a_block_against_their_formulas(block, n_kv_head):
     """As in training, at inference, and through the manual attention; by chance with biases."""
     model = make(block=block, n_kv_head=n_kv_head, n_head=4, n_embd=24, bias=bool(torch.randint(2, ())))
