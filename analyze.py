@@ -638,7 +638,7 @@ def make_sample(model, meta, data, title):
     tasks                      {name: ((mask, label) to fit, (mask, label) to test, classes, is there a logit lens)}
     difficulty                 {name: (N,T)} of the problem that a token belongs to, or of a text's token; NaN for none
     together                   (N,T): the number of that problem or sentence, -1 for none; clusters of the intervals
-    L, total, limit            loops trained with, taken here, and beyond which there are no learned steps
+    L, total, limit            loops trained with, taken here, and beyond which there are no weights
     rule, loops                the halting rule; {weights: loops by it}, which halting_rows adds
     title, halting, converged, epsilons, push      for the figures
     """
@@ -646,8 +646,7 @@ def make_sample(model, meta, data, title):
     N = max(2, round(tokens / T))
     own = task_sample(model.config, meta, N) if data is None else text_sample(meta, data, N, T)
     L = model.trained_loops
-    limit = len(model.step_bias) if model.config.step_encoding == "learned" else math.inf
-    return SimpleNamespace(**own, L=L, limit=limit, total=int(min(loop_multiple * L, limit)),
+    return SimpleNamespace(**own, L=L, limit=model.loop_limit, total=int(min(loop_multiple * L, model.loop_limit)),
                            rule=model.config.halt, loops={}, title=title, halting=halting, converged=converged,
                            epsilons=EPSILONS, push=PUSH)
 
@@ -754,7 +753,7 @@ def main():
             sample = make_sample(model, meta, data, path)
             print(f"{path}: {model.get_num_params():,} parameters, {sample.L} loops, {sample.X.size(0)} sequences of "
                   f"{sample.X.size(1)} tokens, up to {sample.total} loops"
-                  f"{', where the learned steps end' * (sample.limit == sample.total)}; halt: {sample.rule}"
+                  f"{', where its weights end' * (sample.limit == sample.total)}; halt: {sample.rule}"
                   + ", so there are no loops to count; a --halt would do" * (sample.rule == "none"))
             rows = measure("trained", model, sample, table)
             rows += measure("untrained", untrained(model, saved, overrides), sample, table)

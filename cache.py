@@ -2,10 +2,11 @@
 
 Attention is causal and a token halts by itself, so what a token contributes to later ones is fixed once it is read: its
 keys and values in every loop, of every block and stage. A token that halts in loop m owes those of the loops after it,
-from its frozen state: with one block in the loop a single projection, since nothing else of it is read any more. Inside
-several blocks a frozen token goes on moving with its context; there it runs on through all loops, to be exact.
+from its frozen state: with one block in the loop a single projection, by that loop's block if each has its own, since
+nothing else of it is read any more. Inside several blocks a frozen token goes on moving with its context; there it runs
+on through all loops, to be exact.
 
-R sequences (rows), t tokens of each read by a pass, L loops, C width, nh heads of hs channels.
+R sequences (rows), t tokens of each read by a pass, L loops, C width, nh heads of hs channels, nkv of keys and values.
 """
 import contextlib
 
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from looplm_kernels import attention, product_dtype, rotate_halves
+from looplm_kernels import attention, product_dtype, rotate_halves, split_heads
 
 ANY_LENGTH = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
@@ -26,17 +27,17 @@ class KVCache:
     static = False  # whether a pass asks the host nothing, as StaticCache of static.py
 
     def __init__(self, model, R, T):
-        """T: tokens there may be at most. Memory: 2 C T numbers a sequence, times the loops, times the Runge-Kutta
-        stages and blocks in each; at first of few tokens, doubled as they come. Without step encoding no more loops are
+        """T: tokens there may be at most. Memory: 2 nkv hs T numbers a sequence, times the loops, times the Runge-Kutta
+        stages and blocks in each; at first of few tokens, doubled as they come. Of loops that are alike no more are
         kept than any token has taken, and one: in it all halted tokens look as in every loop after it."""
         c, weight = model.config, model.lm_head.weight
         self.loops, self.slots_per_loop = model.cache_slots()
         self.backend = c.backend  # of kernels, for the passes
         self.T, self.window = T, [0] * R  # tokens that each sequence may have, and has
         self.ends_early = c.n_layer == 1
-        self.later_alike = looped(model) and self.ends_early and model.step_encoding(1) is None
+        self.later_alike = looped(model) and self.ends_early and model.loops_alike
         # zeros, since what is masked still takes part in a sum, with weight 0
-        self.kv = [torch.zeros(self.slots_per_loop, 2, R, c.n_head, 0, c.n_embd // c.n_head, device=weight.device,
+        self.kv = [torch.zeros(self.slots_per_loop, 2, R, c.kv_heads, 0, c.n_embd // c.n_head, device=weight.device,
                                dtype=product_dtype(weight)) for _ in range(1 if self.later_alike else self.loops)]
         self.digits_of_all = torch.zeros(R, 1, dtype=torch.long, device=weight.device)
         self.thinks_of_all = torch.zeros(R, 1, dtype=torch.bool, device=weight.device)
@@ -114,7 +115,7 @@ class KVCache:
         self.thinks_of_all[self.rows] = value
 
     def put(self, slots, kv, index=None):
-        """Write keys and values kv (...,2,R,nh,t,hs) of the pass's tokens, or of those of index (A,), into slots."""
+        """Write keys and values kv (...,2,R,nkv,t,hs) of the pass's tokens, or of those of index (A,), into slots."""
         if self.positions is None:
             slots[..., self.rows, :, :self.longest, :] = kv
         elif index is None and self.place is not None:
@@ -126,26 +127,28 @@ class KVCache:
             slots[..., rows, :, at, :] = kv.squeeze(-2).movedim(-3, 0)  # the dimensions of two indices come first
 
     def attend(self, qkv, n_head, q_angle, k_angle):
-        """What the tokens of the pass see, (R,t,C), of the packed projection qkv (R,t,3C)."""
-        R, t, C3 = qkv.shape
-        q, k, v = qkv.view(R, t, 3, n_head, -1).permute(2, 0, 3, 1, 4)  # (R,nh,t,hs)
+        """What the tokens of the pass see, (R,t,C), of the packed projection qkv (R,t,3C), less where heads share
+        keys."""
+        kv_heads = self.kv[0].size(3)
+        q, k, v = split_heads(qkv, n_head, kv_heads)  # (R,nh,t,hs), (R,nkv,t,hs) twice
         l, i = divmod(self.slot, self.slots_per_loop)
         if l + 1 == len(self.kv) < self.loops:  # here these tokens still move: from now on loops l and later differ
             self.kv.append(self.kv[l].clone())
         slot, self.slot = self.kv[l][i], self.slot + 1  # (2,R,nh,T,hs)
         if k_angle is None:
-            self.put(slot, qkv.view(R, t, 3, n_head, -1)[:, :, 1:].permute(2, 0, 3, 1, 4))
+            both = qkv.unflatten(2, (-1, q.size(-1)))[:, :, n_head:].unflatten(2, (2, kv_heads))
+            self.put(slot, both.permute(2, 0, 3, 1, 4))
         else:
             self.put(slot, torch.stack((rotate_halves(k, k_angle), v)))
         if self.positions is None:
-            return attention(qkv, n_head, q_angle, k_angle, self.backend)
+            return attention(qkv, n_head, q_angle, k_angle, self.backend, kv_heads)
         q = q if q_angle is None else rotate_halves(q, q_angle)
         slot = slot[..., :self.longest, :]
         keys, values = slot if self.picked is None else slot[:, self.picked]
         # cuDNN makes a plan for every length, which takes tens of milliseconds
         with contextlib.nullcontext() if self.static or not q.is_cuda else sdpa_kernel(ANY_LENGTH):
-            y = F.scaled_dot_product_attention(q, keys, values, attn_mask=self.mask)
-        return y.transpose(1, 2).reshape(R, t, C3 // 3)
+            y = F.scaled_dot_product_attention(q, keys, values, attn_mask=self.mask, enable_gqa=kv_heads != n_head)
+        return y.transpose(1, 2).flatten(2)
 
     def fill(self, model, h, x0, l, index=None):
         """Write what tokens owe that have halted by loop l, with states h (R,t,C): all of the pass's, or those of index
@@ -155,8 +158,8 @@ class KVCache:
             return
         if index is not None:
             h, x0 = h[index], x0[index]
-        owed = model.owed_keys(h, x0, l + 1, last)  # (last-l or 1,R,t,2C)
-        k, v = owed.unflatten(-1, (2, self.kv[0].size(3), -1)).permute(3, 0, 1, 4, 2, 5)  # (last-l or 1,R,nh,t,hs)
+        owed = model.owed_keys(h, x0, l + 1, last)  # (last-l or 1,R,t,2 nkv hs)
+        k, v = owed.unflatten(-1, (2, self.kv[0].size(3), -1)).permute(3, 0, 1, 4, 2, 5)  # (last-l or 1,R,nkv,t,hs)
         k_angle = model.angles(h, last, self)[1]
         if k_angle is not None:
             k = rotate_halves(k, k_angle if index is None else k_angle[index])

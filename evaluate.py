@@ -284,10 +284,12 @@ def frontier_rows(model, meta, table):
 
 def waiting_rows(model, meta, table):
     """For each size every loop count of READING with every one of WRITING, problems of the first kind; also added to
-    the table. Where confidence reads, a rule of another name cannot write: that pair is left out."""
+    the table. Where confidence reads, a rule of another name cannot write: that pair is left out, as are loops that the
+    model has no weights for."""
     c, rows = model.config, []
     kept, (kind, *_) = dict(vars(c)), kinds_asked(tasks.load(meta.task))
-    pairs = [(read, write) for read in READING for write in WRITING if read >= 1 or write or c.halt == "confidence"]
+    pairs = [(read, write) for read in READING for write in WRITING
+             if (read >= 1 or write or c.halt == "confidence") and max(read, write) <= model.loop_limit]
     for read, write in outputs.progress(pairs, "waiting to think", "pairs"):
         c.prompt_loops, c.think_loops = read if read >= 1 else 0, write
         if read < 1:

@@ -382,7 +382,8 @@ def write(model, prompts, max_new_tokens, temperature=1.0, top_k=None, stop=None
     where positions end.
     """
     room = max_new_tokens if isinstance(max_new_tokens, list) else [max_new_tokens] * len(prompts)
-    numbers = 2 * math.prod(model.cache_slots()) * model.config.n_embd  # of a token
+    c = model.config
+    numbers = 2 * math.prod(model.cache_slots()) * c.kv_heads * (c.n_embd // c.n_head)  # of a token
     if looped(model) and (model.halts or trace):
         numbers += 4 * model.config.vocab_size  # a prompt's readouts, and what is scored of them
     size = numbers * model.lm_head.weight.element_size()

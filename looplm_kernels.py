@@ -19,7 +19,7 @@ from types import SimpleNamespace
 
 import torch
 
-from kernels.attention import attention, attention_reference, rotate_halves
+from kernels.attention import attention, attention_reference, rotate_halves, split_heads
 from kernels.backend import (
     BACKENDS,
     CannotRun,

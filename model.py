@@ -2,9 +2,12 @@
 
 After nanoGPT (github.com/karpathy/nanoGPT): the same architecture, the same names in the state dict, so that a
 nanoGPT checkpoint loads. What is new here: Block can rotate queries and keys (rope), the head may be untied,
-cross entropy knows label smoothing.
+cross entropy knows label smoothing, and a Block may have newer parts: RMSNorm (Zhang & Sennrich 2019, 1910.07467),
+gated units (Shazeer 2020, 2002.05202), normed queries and keys (Henry et al. 2020, 2010.04245), heads that share keys
+and values (Ainslie et al. 2023, 2305.13245), a norm of what attention has seen, whose variance falls with length
+(2504.02827).
 
-B batch, T tokens, C width (n_embd), nh heads, hs head size, V vocabulary.
+B batch, T tokens, C width (n_embd), nh heads, nkv heads of keys and values, hs head size, V vocabulary.
 """
 import math
 from dataclasses import dataclass
@@ -14,8 +17,12 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import generate
-from looplm_kernels import attention, rotate_halves
+from looplm_kernels import at_least_float32, attention, rotate_halves, split_heads
 from think import MASK_FLOOR, log_scale
+
+BLOCKS = dict(nanogpt=(), modern=("rms", "swiglu", "qk"))
+GATES = dict(swiglu=F.silu, geglu=F.gelu)
+PARTS = ("rms", *GATES, "qk", "after")  # what a block may have: after is a norm of what attention has seen
 
 
 @dataclass
@@ -25,12 +32,27 @@ class GPTConfig:
     n_layer: int = 6            # >= 1: distinct blocks
     n_head: int = 6             # >= 1: attention heads
     n_embd: int = 384           # >= 1: width C
+    n_kv_head: int = 0          # >= 0: heads of keys and values, each for as many queries; 0: n_head
+    block: str = "nanogpt"      # nanogpt; modern, which is rms+swiglu+qk; or parts: rms, swiglu or geglu, qk, after
     dropout: float = 0.0        # >= 0, < 1: 0 for large data, 0.1 and more for small
     bias: bool = False          # biases in Linear and LayerNorm; GPT-2 has them, without is a bit better and faster
     tie_weights: bool = True    # the head shares its weights with the token embedding
     label_smoothing: float = 0.0  # >= 0, < 1: of the training loss; validation never smooths
 
     log_scale, backend = 0, "auto"  # settings of LoopConfig, which a plain GPT does not have
+
+    @property
+    def kv_heads(self):
+        return self.n_kv_head or self.n_head
+
+    @property
+    def parts(self):
+        """Those of PARTS that a block has. ValueError if `block` names others."""
+        parts = BLOCKS.get(self.block, self.block.split("+"))
+        if not set(parts) <= {*PARTS} or {*GATES} <= {*parts}:
+            raise ValueError(f"block {self.block!r} is none of {', '.join(BLOCKS)}, nor parts joined by +: "
+                             f"{', '.join(PARTS)}, of swiglu and geglu one")
+        return parts
 
 
 def rope_angles(positions, hs, base=10000.0):
@@ -39,49 +61,99 @@ def rope_angles(positions, hs, base=10000.0):
     return positions[..., None].float() * frequency
 
 
+def make_norm(config):
+    """The norm of a width: (...,C) -> (...,C)."""
+    if "rms" in config.parts:
+        return nn.RMSNorm(config.n_embd, eps=1e-5)
+    return nn.LayerNorm(config.n_embd, bias=config.bias)
+
+
 class CausalSelfAttention(nn.Module):
     def __init__(self, config):
         super().__init__()
         if config.n_embd % config.n_head:
             raise ValueError(f"n_embd {config.n_embd} is not a multiple of n_head {config.n_head}")
-        self.n_head, self.dropout = config.n_head, config.dropout
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # q, k, v of all heads at once
+        if config.n_head % config.kv_heads:
+            raise ValueError(f"n_head {config.n_head} is not a multiple of n_kv_head {config.n_kv_head}")
+        hs = config.n_embd // config.n_head
+        self.n_head, self.n_kv_head, self.dropout = config.n_head, config.kv_heads, config.dropout
+        self.widths = config.n_embd, self.n_kv_head * hs, self.n_kv_head * hs
+        self.c_attn = nn.Linear(config.n_embd, sum(self.widths), bias=config.bias)  # q, k, v of all heads at once
+        self.q_norm, self.k_norm = (nn.RMSNorm(hs, eps=1e-5) if "qk" in config.parts else None for _ in range(2))
+        self.y_norm = make_norm(config) if "after" in config.parts else nn.Identity()
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
         self.config = config  # its settings may change after training: backend, log_scale
         self.flash = True  # False takes the manual path: slower, but one can look at the attention weights
 
-    def forward(self, x, q_angle=None, k_angle=None, cache=None):
-        B, T, C = x.shape
-        qkv = self.c_attn(x)  # (B,T,3C)
+    def forward(self, x, q_angle=None, k_angle=None, cache=None, source=None):
+        """What tokens x (B,T,C) see; source (B,T,C): what keys and values are of, if not of x."""
+        T, C = x.shape[1:]
+        qkv = self.project(x, source)  # (B,T,3C), less where heads share keys
         if 0 < self.config.log_scale < (T if cache is None else cache.longest):
-            qkv = scale_queries_by_log_keys(qkv, self.config.log_scale, None if cache is None else cache.positions)
+            qkv = scale_queries_by_log_keys(qkv, C, self.config.log_scale, None if cache is None else cache.positions)
         if cache is not None:
-            return self.c_proj(cache.attend(qkv, self.n_head, q_angle, k_angle))
-        if self.flash and not torch.is_grad_enabled() and not self.training:
-            return self.c_proj(attention(qkv, self.n_head, q_angle, k_angle, self.config.backend))
-        q, k, v = (y.view(B, T, self.n_head, -1).transpose(1, 2) for y in qkv.split(C, 2))  # (B,nh,T,hs)
+            y = cache.attend(qkv, self.n_head, q_angle, k_angle)
+        elif self.flash and not torch.is_grad_enabled() and not self.training:
+            y = attention(qkv, self.n_head, q_angle, k_angle, self.config.backend, self.n_kv_head)
+        else:
+            y = self.with_gradients(qkv, q_angle, k_angle)
+        return self.resid_dropout(self.c_proj(self.y_norm(y)))
+
+    def with_gradients(self, qkv, q_angle, k_angle):
+        """`attention` of the packed projection, with dropout in training."""
+        q, k, v = split_heads(qkv, self.n_head, self.n_kv_head)  # (B,nh,T,hs), (B,nkv,T,hs) twice
         if q_angle is not None:
             q = rotate_halves(q, q_angle)
         if k_angle is not None:
             k = rotate_halves(k, k_angle)
         dropout = self.dropout if self.training else 0.0
         if self.flash:
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True,
+                                               enable_gqa=self.n_kv_head != self.n_head)
         else:
+            k, v = (y.repeat_interleave(self.n_head // self.n_kv_head, 1) for y in (k, v))
             y = F.dropout(attention_weights(q, k), dropout) @ v
-        y = y.transpose(1, 2).reshape(B, T, C)
-        return self.resid_dropout(self.c_proj(y))
+        return y.transpose(1, 2).flatten(2)
+
+    def project(self, x, source=None):
+        """Queries, keys and values (...,C + 2 nkv hs) of x (...,C), normed where the block does so, not rotated; keys
+        and values of source (...,C) if there is one."""
+        if source is None:
+            qkv = self.c_attn(x)
+        else:
+            rows = self.c_attn.weight.split([self.widths[0], sum(self.widths[1:])])
+            bias = (None, None) if self.c_attn.bias is None else self.c_attn.bias.split([len(w) for w in rows])
+            qkv = torch.cat([F.linear(*given) for given in zip((x, source), rows, bias, strict=True)], -1)
+        if self.q_norm is None:
+            return qkv
+        q, k, v = qkv.split(self.widths, -1)
+        return torch.cat((norm_heads(q, self.q_norm), norm_heads(k, self.k_norm), v), -1)
+
+    def keys_values(self, x):
+        """The keys and values of `project` alone (...,2 nkv hs)."""
+        C, bias = self.widths[0], self.c_attn.bias
+        kv = F.linear(x, self.c_attn.weight[C:], bias if bias is None else bias[C:])
+        if self.k_norm is None:
+            return kv
+        k, v = kv.chunk(2, -1)
+        return torch.cat((norm_heads(k, self.k_norm), v), -1)
 
 
-def scale_queries_by_log_keys(qkv, trained_length, positions=None):
-    """qkv (B,T,3C) with the queries that see more than trained_length keys scaled by log(keys) / log(trained_length).
+def norm_heads(x, norm):
+    """x (...,heads hs) with each head normed by an RMSNorm of hs channels; its statistics in float32 or wider."""
+    heads = at_least_float32(x.unflatten(-1, (-1, norm.weight.numel())))
+    return F.rms_norm(heads, norm.normalized_shape, norm.weight.to(heads.dtype), norm.eps).flatten(-2).to(x.dtype)
+
+
+def scale_queries_by_log_keys(qkv, C, trained_length, positions=None):
+    """qkv (B,T,C + 2 nkv hs), its queries that see more than trained_length keys scaled by log(keys) /
+    log(trained_length).
 
     Otherwise attention flattens with length (Chiang & Cholak 2022, 2202.12172). Causal: token t only uses t.
     positions (B,T): where the tokens stand; None: 0, 1, 2, ...
     """
-    T, C = qkv.size(1), qkv.size(2) // 3
-    positions = torch.arange(T, device=qkv.device) if positions is None else positions
+    positions = torch.arange(qkv.size(1), device=qkv.device) if positions is None else positions
     scale = log_scale(positions, trained_length)  # (T) or (B,T)
     return torch.cat((qkv[..., :C] * scale.to(qkv.dtype)[..., None], qkv[..., C:]), -1)
 
@@ -97,12 +169,19 @@ def attention_weights(q, k):
 class MLP(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.gate = next((GATES[p] for p in config.parts if p in GATES), None)
+        # a gate is a third matrix: 8/3 of the width, by eights, have the parameters of four times it
+        hidden = 8 * max(1, round(config.n_embd / 3)) if self.gate else 4 * config.n_embd
+        self.c_fc = nn.Linear(config.n_embd, 2 * hidden if self.gate else hidden, bias=config.bias)
+        self.c_proj = nn.Linear(hidden, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):
-        return self.dropout(self.c_proj(F.gelu(self.c_fc(x))))
+        y = self.c_fc(x)
+        if self.gate is None:
+            return self.dropout(self.c_proj(F.gelu(y)))
+        gate, y = y.chunk(2, -1)
+        return self.dropout(self.c_proj(self.gate(gate) * y))
 
 
 class Block(nn.Module):
@@ -110,13 +189,13 @@ class Block(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_1 = make_norm(config)
         self.attn = CausalSelfAttention(config)
-        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_2 = make_norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, x, q_angle=None, k_angle=None, cache=None):
-        x = x + self.attn(self.ln_1(x), q_angle, k_angle, cache)
+    def forward(self, x, q_angle=None, k_angle=None, cache=None, source=None):
+        x = x + self.attn(self.ln_1(x), q_angle, k_angle, cache, None if source is None else self.ln_1(source))
         return x + self.mlp(self.ln_2(x))
 
 
@@ -131,8 +210,8 @@ class GPT(nn.Module):
             parts.update(wpe=nn.Embedding(config.block_size, config.n_embd))
         parts.update(
             drop=nn.Dropout(config.dropout),
-            h=nn.ModuleList(Block(config) for _ in range(config.n_layer)),
-            ln_f=nn.LayerNorm(config.n_embd, bias=config.bias))
+            h=nn.ModuleList(Block(config) for _ in range(self.distinct_blocks(config))),
+            ln_f=make_norm(config))
         self.transformer = nn.ModuleDict(parts)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_weights:
@@ -140,13 +219,18 @@ class GPT(nn.Module):
         self.apply(self._init_weights)
         for name, p in self.named_parameters():
             if name.endswith("c_proj.weight"):  # so that the residual stream does not grow with depth (GPT-2)
-                nn.init.normal_(p, mean=0.0, std=0.02 / math.sqrt(2 * config.n_layer))
+                nn.init.normal_(p, mean=0.0, std=0.02 / math.sqrt(2 * len(self.transformer.h)))
 
     def _init_weights(self, module):
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, mean=0.0, std=0.02)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
+
+    @staticmethod
+    def distinct_blocks(config):
+        """How many blocks there are."""
+        return config.n_layer
 
     def get_num_params(self, non_embedding=True):
         """Number of parameters; positions are left out by default, token embeddings serve as the head and count."""
@@ -227,7 +311,7 @@ class GPT(nn.Module):
 
     def flops_per_token(self, T, num_loops=1):
         """Training FLOPs a token at length T: 6 a weight, and attention. PaLM, appendix B (2204.02311)."""
-        blocks = sum(p.numel() for p in self.transformer.h.parameters())
+        blocks = sum(p.numel() for p in self.transformer.h[:self.config.n_layer].parameters())  # of a loop
         attention = 12 * self.config.n_layer * self.config.n_embd * T
         return num_loops * (6 * blocks + attention) + 6 * self.lm_head.weight.numel()
 

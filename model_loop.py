@@ -3,7 +3,7 @@
     h = x0                                        # the embedded input is the state before loop 1
     for l in 1..L:
         u = (h if l == 1 else inject(h, x0)) + s_l
-        candidate = Block(u)
+        candidate = Block(u)                       (tie_loops = False: Block_l(u), one of its own for every loop)
         new = candidate                            (update = 'replace')
         new = h + alpha * (candidate - u)          (update = 'euler': a step of dh/dt = G(u), G(u) = Block(u) - u)
         new = h + alpha * mean slope               (update = 'heun', 'rk4': 2 and 4 evaluations of Block a loop)
@@ -33,15 +33,15 @@ import torch.nn.functional as F
 
 import think
 from configurator import class_settings, in_range
-from looplm_kernels import BACKENDS, INJECTS, RULES, LoopSpec, LoopTensors, forget_weights
-from model import GPT, GPTConfig, rope_angles
+from looplm_kernels import BACKENDS, INJECTS, RULES, LoopSpec, LoopTensors, forget_weights, split_heads
+from model import GPT, GPTConfig, make_norm, rope_angles
 from static import forget_steps
 from think import MASK_FLOOR
 
 CHOICES = dict(pos=("learned", "none", "rope", "place"), inject=INJECTS,
                step_encoding=("none", "learned", "sinusoid", "rope"), update=("replace", "euler", "heun", "rk4"),
-               supervise=("last", "half", "all"), halt=tuple(RULES), halt_head=("none", "joint", "after"),
-               backend=BACKENDS)
+               keys=("state", "x0"), supervise=("last", "half", "all"), halt=tuple(RULES),
+               halt_head=("none", "joint", "after"), backend=BACKENDS)
 
 MARGIN_WEIGHT = 0.1  # of the hinge in the loss; it is 0 once the gap is there
 # explicit Runge-Kutta: of each stage after the first, how many steps it stands along the slope before it, and how much
@@ -69,7 +69,9 @@ class LoopConfig(GPTConfig):
     place_end: bool = False     # '+' has the place that would follow in the number before it: where it ends is found
     place_margin: float = 0.0   # >= 0: gap in nats that heads learn to keep between all places of the table, in loop 1
     place_scale: float = 0.02   # > 0: standard deviation of the place tables at the start
+    tie_loops: bool = True      # all loops share their blocks; False: every loop has its own, for early exit of layers
     inject: str = "add"         # what re-enters from loop 2 on: add h + x0; none h; concat W [h; x0]; decay a*h + b*x0
+    keys: str = "state"         # keys and values are of: state, what the block reads; x0, others' input, in all loops
     step_encoding: str = "none"  # what tells the loops apart: none, learned, sinusoid, rope (rotates the query)
     update: str = "replace"     # replace: h = Block(u); a step of dh/dt = Block(u) - u by: euler, heun (2 x), rk4 (4 x)
     alpha: float | str = 1.0    # > 0: step size of these three; or 'learned' (a scalar), 'gate' (a token's own)
@@ -133,6 +135,9 @@ def check(config):
     if config.anderson and config.step_encoding != "none":
         raise ValueError(f"anderson looks for a fixed point, which loops that differ by step_encoding "
                          f"{config.step_encoding!r} do not have")
+    if not config.tie_loops and (isinstance(config.num_loops, (list, tuple)) or config.grad_loops or config.anderson):
+        raise ValueError("tie_loops False has blocks of its own for every loop: num_loops must be one number, "
+                         "grad_loops 0, so that every step trains all of them, and anderson 0")
     if (config.prompt_loops or config.think_loops) and config.think_token is None:
         raise ValueError("prompt_loops and think_loops need a dataset with a think token, as '=' of additions")
     if config.pos == "place" and not config.number_tokens:
@@ -229,6 +234,7 @@ class LoopGPT(GPT):
         super().__init__(config)
         C = config.n_embd
         self.trained_loops = max(loop_counts(config.num_loops))
+        self.check_loops()
         self.inject = Inject(config.inject, C)
         if config.step_encoding == "learned":
             self.step_bias = nn.Parameter(0.02 * torch.randn(self.trained_loops, C))
@@ -239,7 +245,7 @@ class LoopGPT(GPT):
         if config.alpha == "gate":
             self.step_gate = nn.Linear(2 * C, 1)
         if config.loop_norm:
-            self.loop_norm = nn.LayerNorm(C, bias=config.bias)
+            self.loop_norm = make_norm(config)
         if config.pos == "place":  # row 0: symbols; 1..place_ids: digits; the last: '='
             self.place = nn.Embedding(config.place_ids + 2, C)
             if config.place_next:  # row 0: no place follows; 1..place_ids: digits
@@ -265,6 +271,30 @@ class LoopGPT(GPT):
         if self.config.halt_head == "after":
             self.transformer.eval()  # the halt head learns what the frozen model does without dropout
         return self
+
+    @staticmethod
+    def distinct_blocks(config):
+        return config.n_layer * (1 if config.tie_loops else max(loop_counts(config.num_loops)))
+
+    @property
+    def loops_alike(self):
+        """Whether all loops from the second on make the same of the same state."""
+        c = self.config
+        return c.tie_loops and (c.keys == "x0" or c.step_encoding not in ("learned", "sinusoid"))
+
+    @property
+    def loop_limit(self):
+        """Loops that there are weights for: blocks of their own, learned steps. Infinite where loops share all."""
+        blocks = math.inf if self.config.tie_loops else len(self.transformer.h) // self.config.n_layer
+        return min(blocks, len(self.step_bias) if self.config.step_encoding == "learned" else math.inf)
+
+    def check_loops(self, L=None):
+        """ValueError if L loops, by default all that any token may take, are more than there are blocks."""
+        blocks = len(self.transformer.h) // self.config.n_layer
+        L = L or think.most_loops(self.config, self.trained_loops)
+        if not self.config.tie_loops and L > blocks:
+            raise ValueError(f"{L} loops, but with tie_loops False the model has blocks for the {blocks} that it was "
+                             "trained with")
 
     def cache_slots(self):
         evaluations = 1 + len(STAGES[self.config.update])
@@ -342,8 +372,10 @@ class LoopGPT(GPT):
         ids, block = torch.arange(1, n + 1, device=self.numbers.device), self.transformer.h[0]
         tokens = self.numbers[torch.randint(len(self.numbers), (2, n), device=ids.device)]
         x, s = self.transformer.wte(tokens) + self.place(ids) + self.place_next(ids + step), self.step_encoding(1)
-        q, k, _ = block.attn.c_attn(block.ln_1(x if s is None else x + s)).view(2, n, 3, c.n_head, -1).unbind(2)
-        score = torch.einsum("ihd,jhd->hij", q[0], k[1]).float() / math.sqrt(q.size(-1))  # (nh,n,n)
+        source = block.ln_1(x) if c.keys == "x0" else None
+        q, k, _ = split_heads(block.attn.project(block.ln_1(x if s is None else x + s), source), c.n_head, c.kv_heads)
+        k = k.repeat_interleave(c.n_head // c.kv_heads, 1)  # (2,nh,n,hs), as q
+        score = torch.einsum("hid,hjd->hij", q[0], k[1]).float() / math.sqrt(q.size(-1))  # (nh,n,n)
         loss = 0.0
         for ahead in (0, step):
             of = score[:, max(0, -ahead):n - max(0, ahead)]  # the last place has no next one, the first none below
@@ -396,12 +428,20 @@ class LoopGPT(GPT):
             return self.step_gate(torch.cat((h, x0), -1)).sigmoid()
         return self.config.alpha
 
-    def run_blocks(self, u, l, cache=None):
-        """u + s_l, which is what the blocks read, and what they make of it, for u (B,T,C) in loop l."""
-        s = self.step_encoding(l)
+    def blocks(self, l):
+        """The blocks of loop l. ValueError beyond the last one, where each loop has its own."""
+        if self.config.tie_loops:
+            return self.transformer.h
+        self.check_loops(l)
+        n = self.config.n_layer
+        return [self.transformer.h[i] for i in range((l - 1) * n, l * n)]
+
+    def run_blocks(self, u, x0, l, cache=None):
+        """u + s_l, which is what the blocks read, and what they make of it, for u, x0 (B,T,C) in loop l."""
+        s, source = self.step_encoding(l), x0 if self.config.keys == "x0" else None
         u = candidate = u if s is None else u + s
-        for block in self.transformer.h:
-            candidate = block(candidate, *self.angles(u, l, cache), cache)
+        for block in self.blocks(l):
+            candidate = block(candidate, *self.angles(u, l, cache), cache, source)
         return u, candidate
 
     def loop(self, h, x0, l, active=None, cache=None):
@@ -411,7 +451,8 @@ class LoopGPT(GPT):
         Every Runge-Kutta stage evaluates G at that stage's own input u. s_l and alpha are fixed for the whole step.
         Halted tokens do not move between stages: others must see their frozen state.
         """
-        u, candidate = self.run_blocks(h if l == 1 else self.inject(h, x0), l, cache)  # h is x0 in loop 1: read once
+        read = h if l == 1 else self.inject(h, x0)  # h is x0 in loop 1: read once
+        u, candidate = self.run_blocks(read, x0, l, cache)
         new = candidate
         if self.config.update != "replace":
             alpha, slope = self.alpha(h, x0), candidate - u
@@ -422,23 +463,26 @@ class LoopGPT(GPT):
                     moved = torch.where(active[..., None], moved, 0.0)
                 # Later stages inject x0 even in loop 1, where the first stage did not. So with an injection the very
                 # first step is only first-order accurate.
-                u, candidate = self.run_blocks(self.inject(h + moved, x0), l, cache)
+                u, candidate = self.run_blocks(self.inject(h + moved, x0), x0, l, cache)
                 slope = candidate - u
                 total, weights = total + weight * slope, weights + weight
             new = h + alpha / weights * total
         return self.loop_norm(new) if self.config.loop_norm else new
 
     def owed_keys(self, h, x0, first, last):
-        """What halted tokens owe in loops first..last: keys and values (loops,B,T,2C) of their states h (B,T,C), not
-        rotated; one loop that serves all where no step encoding is added. Of a model with one block: inside several,
-        a halted token goes on moving with its context. All stages are alike, since it stands still between them.
+        """What halted tokens owe in loops first..last: keys and values (loops,B,T,2 nkv hs) of states h (B,T,C), not
+        rotated; one loop that serves all where they are alike. Of a model with one block a loop: inside several, a
+        halted token goes on moving with its context. All stages are alike, since it stands still between them.
         """
-        block, C = self.transformer.h[0], h.size(-1)
-        u, steps = self.inject(h, x0)[None], [self.step_encoding(l) for l in range(first, last + 1)]
-        if steps[0] is not None:
+        u, loops = (x0 if self.config.keys == "x0" else self.inject(h, x0))[None], range(first, last + 1)
+        steps = [self.step_encoding(l) for l in loops]
+        if steps[0] is not None and self.config.keys == "state":
             u = u + torch.stack(steps)[:, None, None]
-        bias = block.attn.c_attn.bias
-        return F.linear(block.ln_1(u), block.attn.c_attn.weight[C:], bias if bias is None else bias[C:])
+        if self.config.tie_loops:
+            block = self.transformer.h[0]
+            return block.attn.keys_values(block.ln_1(u))
+        own, u = [self.blocks(l)[0] for l in loops], u.expand(len(loops), *u.shape[1:])
+        return torch.stack([block.attn.keys_values(block.ln_1(x)) for block, x in zip(own, u, strict=True)])
 
     def flops_per_token(self, T, num_loops=1):
         return super().flops_per_token(T, num_loops * (1 + len(STAGES[self.config.update])))
@@ -551,8 +595,7 @@ class LoopGPT(GPT):
 
     def loop_spec(self):
         """What the kernels are told of this model."""
-        steps = len(self.step_bias) if self.config.step_encoding == "learned" else float("inf")
-        return LoopSpec(owner=self, config=self.config, step_limit=steps, training=self.training,
+        return LoopSpec(owner=self, config=self.config, step_limit=self.loop_limit, training=self.training,
                         head=self.lm_head.weight, parameters=self.parameters, tensors=self.loop_tensors,
                         injected=self.inject.of_input, in_torch=functools.partial(think.all_loops, self))
 
@@ -626,4 +669,5 @@ def override(model, overrides):
         check(model.config)
         check_halting(model.config, set(overrides))
         model.trained_loops = max(loop_counts(model.config.num_loops))
+        model.check_loops()
     return model

@@ -61,7 +61,7 @@ class Step:
         self.model, self.draw, self.make_noise, self.R, self.T, self.seconds = model, draw, make_noise, R, T, 0.0
         self.burst = max(1, min(BURST, NOISE // (R * weight.size(0)))) if make_noise else BURST
         self.most = every if loops == every else loops - 1  # that a token may take
-        self.kv = [zeros(slots, 2, R, c.n_head, T, c.n_embd // c.n_head, dtype=product_dtype(weight))
+        self.kv = [zeros(slots, 2, R, c.kv_heads, T, c.n_embd // c.n_head, dtype=product_dtype(weight))
                    for _ in range(loops)]
         # of each: the token to be read, where it stands, the place of the one before, tokens that may still come
         self.token, self.positions, self.digits, self.left = (zeros(R, 1) for _ in range(4))

@@ -134,7 +134,7 @@ def halting_loop_without_logits(model, x0, plan, l, state, history):
 def adaptive(model, x0, plan):
     """The states (B,T,C) from x0 (B,T,C) on and the loops taken (B,T); ends with the last active token."""
     c, head, history, state = model.config, model.lm_head.weight, [], start(x0, plan)
-    fused = (plan.rule in ("confidence", "entropy") and product_dtype(head) != torch.float32
+    fused = (plan.rule in ("confidence", "entropy") and product_dtype(head) != torch.float32 and "rms" not in c.parts
              and choose_backend(c.backend, x0.device) == "cutile")
     for l in range(1, plan.L + 1):
         if fused:

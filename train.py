@@ -209,8 +209,9 @@ def open_run(settings, given, checkpoint, last_path):
     if checkpoint:
         require_same_tokens(checkpoint, path, data.meta, f"data/{dataset}")
         facts["vocab_size"] = checkpoint["model_args"].get("vocab_size")  # padded or not
-    # 12 weights of 4 bytes per layer and squared width, and what a layer takes whatever its width
-    runtime.require_memory(settings["n_layer"] * (48 * settings["n_embd"] ** 2 + 20_000), "lower --n_layer or --n_embd")
+    # 12 weights of 4 bytes per block and squared width, and what a block takes whatever its width
+    blocks = settings["n_layer"] * (1 if settings["tie_loops"] else max(loop_counts(settings["num_loops"])))
+    runtime.require_memory(blocks * (48 * settings["n_embd"] ** 2 + 20_000), "lower --n_layer or --n_embd")
     try:
         model, model_args = make_model(settings, given, facts, checkpoint, path)
         if model_type == "loop":

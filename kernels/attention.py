@@ -141,14 +141,19 @@ def rotate_halves(x, angle):
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x.dtype)
 
 
-def attention_reference(qkv, n_head, q_angle=None, k_angle=None):
+def split_heads(qkv, n_head, n_kv_head):
+    """Queries (B,n_head,T,hs), keys and values (B,n_kv_head,T,hs) of their packed projection."""
+    sizes = n_head, n_kv_head, n_kv_head
+    return qkv.unflatten(2, (sum(sizes), -1)).transpose(1, 2).split(sizes, 1)
+
+
+def attention_reference(qkv, n_head, q_angle=None, k_angle=None, n_kv_head=None):
     """attention in torch."""
-    B, T, C3 = qkv.shape
-    q, k, v = (x.unflatten(2, (n_head, C3 // 3 // n_head)).transpose(1, 2) for x in qkv.split(C3 // 3, 2))
+    q, k, v = split_heads(qkv, n_head, n_kv_head or n_head)
     q = q if q_angle is None else rotate_halves(q, q_angle)
     k = k if k_angle is None else rotate_halves(k, k_angle)
-    y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    return y.transpose(1, 2).reshape(B, T, C3 // 3)
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.size(1) != k.size(1))
+    return y.transpose(1, 2).flatten(2)
 
 
 # operator ------------------------------------------------------------------------------------------------------------
@@ -214,13 +219,18 @@ def attention_op(qkv: Tensor, n_head: int, q_angle: Tensor | None, k_angle: Tens
 
 
 # public function -----------------------------------------------------------------------------------------------------
-def attention(qkv, n_head, q_angle=None, k_angle=None, backend="auto"):
+def attention(qkv, n_head, q_angle=None, k_angle=None, backend="auto", n_kv_head=None):
     """Causal attention of the packed projection: qkv (B,T,3C) -> (B,T,C); the kernel is for inference.
 
     q_angle, k_angle: rotations of the queries and of the keys in radians, (T,hs/2), that of the queries also (1,hs/2),
-    or None. Errors of choose_backend.
+    or None. n_kv_head: heads of the keys and of the values, each for n_head / n_kv_head queries in a row, so that qkv
+    is (B,T,C + 2 n_kv_head hs); None: n_head. Errors of choose_backend.
     """
-    why_not = why_not_tensors(qkv) or ("" if qkv.size(2) // 3 <= 128 * n_head else "heads are wider than 128")
+    shared, hs = n_kv_head or n_head, qkv.size(2) // (n_head + 2 * (n_kv_head or n_head))
+    why_not = why_not_tensors(qkv) or ("" if hs <= 128 else "heads are wider than 128")
     if not qkv.numel() or choose_backend(backend, qkv.device, why_not) == "torch":
-        return attention_reference(qkv, n_head, q_angle, k_angle)
+        return attention_reference(qkv, n_head, q_angle, k_angle, shared)
+    if shared != n_head:  # the kernel has keys for every head
+        parts = split_heads(qkv, n_head, shared)
+        qkv = torch.cat([x.repeat_interleave(n_head // x.size(1), 1).transpose(1, 2).flatten(2) for x in parts], 2)
     return attention_op(qkv, n_head, q_angle, k_angle, backend == "cutile")

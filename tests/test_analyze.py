@@ -507,7 +507,7 @@ def test_run_on_text(scripts):
     train = ("train.py", *TINY, "--dataset=shakespeare_char", "--block_size=16", "--num_loops=4", "--max_iters=20")
     scripts(*train, "--step_encoding=learned", "--out_dir=an_text")
     run = scripts("analyze.py", "--out_dir=an_text", *SMALL, "--tokens=9999", "--halt=delta", "--halt_threshold=0.7")
-    assert "up to 4 loops, where the learned steps end; halt: delta" in run.out
+    assert "up to 4 loops, where its weights end; halt: delta" in run.out
     found = read(scripts, "an_text")
     check_pictures(scripts, "an_text", "trajectories", "halting", "probes", "fixed_points", "difficulty", "example")
     data = dataset.open_dataset("shakespeare_char", scripts.folder / "data")

@@ -68,6 +68,8 @@ def assert_same(model, given, n, **options):
 SETTINGS = dict(
     halt=list(RULES), inject=["add", "none", "concat", "decay"], step_encoding=["none", "learned", "sinusoid", "rope"],
     pos=["learned", "rope", "place", "next", "none"], update=list(STAGES), n_layer=[1, 2],
+    tie_loops=[True, False], block=["nanogpt", "modern", "geglu+after"], n_kv_head=[0, 1],
+    keys=["state", "x0"],
     extra=[{}, dict(loop_norm=True), dict(log_scale=3), dict(bias=True), dict(min_loops=2), dict(alpha="gate"),
            dict(alpha="learned"), dict(prompt_loops=2), dict(think_loops=L + 2), dict(prompt_loops=L, think_loops=1)])
 
@@ -76,7 +78,8 @@ def drawn(**fixed):
     """Settings of a model: those that are fixed, all others at random."""
     one = {k: v[int(torch.randint(len(v), ()))] for k, v in SETTINGS.items()} | fixed
     extra, pos = one.pop("extra"), one["pos"]
-    if one["update"] == "replace" and "alpha" in extra or one["step_encoding"] == "learned" and "think_loops" in extra:
+    ends = one["step_encoding"] == "learned" or not one["tie_loops"]
+    if one["update"] == "replace" and "alpha" in extra or ends and extra.get("think_loops", 0) > L:
         extra = {}
     if pos in ("place", "next"):
         one |= PLACE | dict(place_next=pos == "next", place_end=pos == "next")
@@ -104,15 +107,45 @@ def test_in_long_texts(update, n_layer):
         assert_same(model, given, int(torch.randint(1, 2 * BLOCK if pos == "learned" else 9, ())), **options)
 
 
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("step_encoding", ["none", "learned"])
+def test_loops_with_blocks_of_their_own(rule, step_encoding):
+    """What a halted token owes to each later loop is by that loop's block."""
+    model = make(**drawn(halt=rule, step_encoding=step_encoding, n_layer=1, tie_loops=False))
+    assert_same(model, prompts(4, 10), 8, temperature=0, trace=True)
+
+
+@pytest.mark.parametrize("step_encoding", ["none", "learned"])
+@pytest.mark.parametrize("tie_loops", [True, False])
+def test_keys_of_the_input(step_encoding, tie_loops):
+    """Who halts owes the keys of its input, the same in all loops of one block."""
+    for rule in ("entropy", "kl"):
+        model = make(**drawn(halt=rule, step_encoding=step_encoding, keys="x0", n_layer=1, tie_loops=tie_loops))
+        assert_same(model, prompts(4, 10), 8, temperature=0, trace=True)
+    assert len(generate.KVCache(model, 1, 9).kv) == (1 if tie_loops else generate.KVCache(model, 1, 9).loops)
+
+
+@pytest.mark.parametrize("n_kv_head", [1, 2])
+@pytest.mark.parametrize("pos", ["learned", "rope", "place"])
+def test_a_modern_block(pos, n_kv_head):
+    """Keys are normed before they are kept or owed, and as many are kept as there are heads of them."""
+    for rule in ("entropy", "kl"):
+        model = make(**drawn(halt=rule, pos=pos, block="modern", n_layer=1, n_kv_head=n_kv_head,
+                             extra=dict(n_head=4, log_scale=3)))
+        assert_same(model, prompts(4, 10), 8, temperature=0, trace=True)
+    assert generate.KVCache(model, 1, 9).kv[0].shape[3] == n_kv_head
+
+
 def test_anderson():
     for rule in ("none", "delta", "confidence"):
-        model = make(**drawn(halt=rule, step_encoding="none", extra=dict(anderson=2)))
+        model = make(**drawn(halt=rule, step_encoding="none", tie_loops=True, extra=dict(anderson=2)))
         assert_same(model, prompts(6, 10), 6, temperature=0)
 
 
 @pytest.mark.parametrize("n_layer", [1, 3])
 def test_a_plain_gpt(n_layer):
-    model = random_weights(GPT(GPTConfig(vocab_size=V, block_size=BLOCK, n_layer=n_layer, n_head=2, n_embd=C)))
+    model = random_weights(GPT(GPTConfig(vocab_size=V, block_size=BLOCK, n_layer=n_layer, n_head=2, n_embd=C, **(
+        dict(block="modern", n_kv_head=1) if n_layer > 1 else {}))))
     found = assert_same(model, prompts(4, 60), 30, temperature=1.0)
     assert all(loops == [] for _, loops, _, _ in found.values())
 

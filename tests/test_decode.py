@@ -180,6 +180,18 @@ def test_writing_in_bursts(settings, device, monkeypatch, rng):
     assert ours[2] > 1
 
 
+@pytest.mark.parametrize(("settings", "says"), [
+    (dict(n_layer=2), "n_layer"), (dict(tie_loops=False), "of their own"), (dict(block="qk"), "block 'qk'"),
+    (dict(n_kv_head=1), "share keys"), (dict(keys="x0"), "keys of x0")])
+@torch.no_grad()
+def test_other_models_are_left_to_torch(settings, says, rng):
+    """Both kernels say why not, and who writes asks them."""
+    model = loop_model(int(rng.integers(2 ** 20)), **settings)
+    for why_not in (burst.why_not_decode_kernel(model.loop_spec(), 1, 32, 3),
+                    burst.why_not_decode_of_many(model.loop_spec(), 32, 3), burst.KernelWriter.why_not(model, 1, 32)):
+        assert says in why_not
+
+
 @on_gpu
 @torch.no_grad()
 def test_draws_have_the_distribution_of_softmax(device, rng):

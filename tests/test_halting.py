@@ -9,8 +9,9 @@ import torch
 from models import EASY, NEVER, halfway, random_weights
 from torch.distributions import Categorical, kl_divergence
 
+import think
 from kernels import backend
-from looplm_kernels import RULES, halt_score, halt_update, softmax_statistics
+from looplm_kernels import RULES, halt_score, halt_update, head_halt_reference, softmax_statistics
 from model_loop import LoopConfig, LoopGPT, from_checkpoint
 
 V, T, C, L = 13, 11, 16, 5
@@ -170,6 +171,21 @@ def test_forward_reads_the_state_of_the_adaptive_loop(rule):
     assert record["loops"].tolist() == loops
     torch.testing.assert_close(model(idx, targets), (expected, loss))
     torch.testing.assert_close(model(idx)[0], expected[:, -1:])
+
+
+@pytest.mark.parametrize("block", ["nanogpt", "qk", "modern"])
+def test_the_head_kernel_serves_layer_norm_alone(block, monkeypatch):
+    """It norms states as a LayerNorm does: with an RMSNorm the halt update takes logits instead."""
+    model, idx, called = make(block=block, n_kv_head=1), tokens(), []
+    halfway(model, idx, "entropy")
+    expected = model.think(idx, trace=False)
+    model.config.backend = "torch"  # for the halt update
+    monkeypatch.setattr(think, "choose_backend", lambda *args: "cutile")
+    monkeypatch.setattr(think, "product_dtype", lambda x: x.dtype)  # which is not float32
+    monkeypatch.setattr(think, "head_halt", lambda *args: called.append(1) or head_halt_reference(*args[:-1]))
+    h, record = model.think(idx, trace=False)
+    assert bool(called) == (block != "modern")
+    assert torch.equal(record["loops"], expected[1]["loops"])
 
 
 def test_num_loops_of_the_call_is_the_limit():

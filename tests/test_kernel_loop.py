@@ -283,6 +283,8 @@ def test_operator(on_cpu, monkeypatch, T, trace):
 @pytest.mark.parametrize(("says", "case"), [
     ("n_layer above 1", dict(n_layer=2)), ("biases", dict(bias=True)), ("rope", dict(pos="rope")),
     ("rope", dict(step_encoding="rope")), ("256 tokens", dict(T=300)), ("n_embd 96", dict(C=96, n_head=3)),
+    ("blocks of their own", dict(tie_loops=False)), ("block 'modern'", dict(block="modern")),
+    ("heads that share keys", dict(n_kv_head=1)), ("keys of x0", dict(keys="x0")),
     ("heads of 8 channels", dict(n_head=8)), ("alpha 'gate'", dict(update="euler", alpha="gate")),
     ("update 'heun'", dict(update="heun", alpha=0.5)), ("update 'rk4'", dict(update="rk4")),
     ("Anderson acceleration", dict(anderson=2)), ("more tokens than log_scale", dict(log_scale=12)),

@@ -1,6 +1,7 @@
 """The kernels against float64: their sources on the CPU stand-in for cuda.tile, and the same tests on a GPU; every
 kernel through the real compiler; the dispatch, and the operators under torch.compile and in CUDA graphs.
 """
+import copy
 import itertools
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 
 import kernels as real
 import looplm_kernels
+import model
 from looplm_kernels import RULES, halt_score, halt_update_reference, softmax_statistics
 
 ROOT = Path(looplm_kernels.__file__).parent
@@ -257,10 +259,12 @@ def angles(rotation, T, hs, device):
     return [(None, None), (step, None), (place + step, place), (None, place)][rotation]
 
 
-def exact_attention(qkv, nh, q_angle, k_angle):
+def exact_attention(qkv, nh, q_angle, k_angle, nkv=None):
     """(B,T,C) in float64, by the definition: pairs of channels as complex numbers, weights of the past alone."""
-    B, T, C3 = qkv.shape
-    q, k, v = (x.view(B, T, nh, -1).transpose(1, 2).double() for x in qkv.split(C3 // 3, 2))  # (B,nh,T,hs)
+    (B, T, _), nkv = qkv.shape, nkv or nh
+    heads = qkv.view(B, T, nh + 2 * nkv, -1).transpose(1, 2).double()
+    of = [i * nkv // nh for i in range(nh)]  # whose keys a head of queries reads
+    q, k, v = heads[:, :nh], heads[:, nh:][:, of], heads[:, nh + nkv:][:, of]  # (B,nh,T,hs)
     half = q.size(-1) // 2
 
     def turned(x, angle):
@@ -271,7 +275,7 @@ def exact_attention(qkv, nh, q_angle, k_angle):
 
     q, k = (turned(x, None if a is None else a.double()) for x, a in ((q, q_angle), (k, k_angle)))
     score = (q @ k.mT / (2 * half) ** 0.5).masked_fill(torch.ones(T, T, device=q.device).triu(1) > 0, -torch.inf)
-    return (score.softmax(-1) @ v).transpose(1, 2).reshape(B, T, C3 // 3)
+    return (score.softmax(-1) @ v).transpose(1, 2).reshape(B, T, -1)
 
 
 @pytest.mark.third
@@ -290,6 +294,37 @@ def test_attention(kernels, device, dtype, hs, rotation):
         else:  # scores of some hundreds: what rounding turns is no longer small, but all stays a mean of v
             assert got.isfinite().all()
             assert got.abs().max() <= qkv.abs().max()
+
+
+@pytest.mark.third
+@on_both
+@by_dtype
+@pytest.mark.parametrize(("hs", "rotation", "nkv"), [(32, 0, 2), (48, 1, 1), (64, 2, 3), (96, 0, 1)])
+def test_attention_of_heads_that_share_keys(kernels, device, dtype, hs, rotation, nkv):
+    """Six heads of queries; the kernel and the reference."""
+    for T in (1, 3, 65, 127):
+        qkv, pair = torch.randn(2, T, (6 + 2 * nkv) * hs, device=device).to(dtype), angles(rotation, T, hs, device)
+        want = exact_attention(qkv, 6, *pair, nkv)
+        got = kernels.attention.attention(qkv, 6, *pair, "cutile", nkv)
+        assert got.dtype == dtype
+        close(got, want, ROUNDING[dtype])
+        close(kernels.attention.attention_reference(qkv, 6, *pair, nkv), want, ROUNDING[dtype])
+
+
+@on_both
+@torch.no_grad()
+def test_attention_of_a_modern_block(kernels, device, monkeypatch):
+    """The whole layer with normed queries and keys, as the kernel serves it, beside float64 and its manual path."""
+    monkeypatch.setattr(model, "attention", kernels.attention.attention)
+    for T, n_kv_head in ((1, 2), (65, 1), (127, 2)):
+        config = model.GPTConfig(n_head=4, n_kv_head=n_kv_head, n_embd=128, block="modern")
+        layer, x = model.CausalSelfAttention(config).to(device).eval(), torch.randn(2, T, 128, device=device)
+        for norm in (layer.q_norm, layer.k_norm):
+            norm.weight.normal_()
+        torch.nn.init.normal_(layer.c_attn.weight, std=0.3)
+        pair, exact = angles(2, T, 32, device), copy.deepcopy(layer).double()
+        config.backend, exact.flash = "cutile", False
+        close(layer(x, *pair), exact(x.double(), *pair), 1e-5)
 
 
 @pytest.mark.parametrize("plan", [(16, 64, 4, 2), (64, 32, 4, 2), (32, 64, 8, None), (128, 64, 8, 1)], ids=str)

@@ -8,7 +8,7 @@ import torch
 from models import random_weights
 
 from model import GPT, GPTConfig
-from model_loop import LoopConfig, LoopGPT
+from model_loop import LoopConfig, LoopGPT, override
 from tasks.addition import ID
 
 V, T, C, NH, HS = 13, 7, 16, 2, 8
@@ -45,9 +45,10 @@ def turn(x, angle):
     return torch.cat((z.real, z.imag), 1)
 
 
-def plain_block(block, x, q_angle, k_angle):
-    """Block on one row x (T,C), head by head; angles (T,HS/2)."""
+def plain_block(block, x, q_angle, k_angle, source):
+    """Block on one row x (T,C), head by head; angles (T,HS/2); source (T,C): whose keys and values it sees."""
     q, k, v = block.attn.c_attn(block.ln_1(x)).split(C, 1)
+    k, v = block.attn.c_attn(block.ln_1(source)).split(C, 1)[1:]
     heads = []
     for n in range(NH):
         q_n, k_n, v_n = (y[:, n * HS:(n + 1) * HS] for y in (q, k, v))
@@ -85,9 +86,10 @@ def plain_input(model, h, x0, reads, l):
     return u
 
 
-def plain_blocks(model, u, q_angle, k_angle):
-    for block in model.transformer.h:
-        u = plain_block(block, u, q_angle, k_angle)
+def plain_blocks(model, u, q_angle, k_angle, l, x0):
+    n, c = len(model.transformer.h), model.config
+    for i in range(n) if c.tie_loops else range((l - 1) * c.n_layer, l * c.n_layer):
+        u = plain_block(model.transformer.h[i], u, q_angle, k_angle, u if c.keys == "state" else x0)
     return u
 
 
@@ -101,7 +103,7 @@ def plain_states(model, row, loops):
         u = plain_input(model, h, x0, l, l)
         position = torch.arange(len(row))[:, None] * frequencies(HS) * (c.pos == "rope")
         step = (l - 1) * frequencies(HS) * (c.step_encoding == "rope")
-        candidate = plain_blocks(model, u, position + step, position)
+        candidate = plain_blocks(model, u, position + step, position, l, x0)
         new = candidate
         if c.update != "replace":
             alpha = c.alpha
@@ -114,7 +116,7 @@ def plain_states(model, row, loops):
             for i in range(1, len(TABLEAU[c.update][1])):  # also in loop 1 these states are not x0, so x0 is injected
                 u = plain_input(model, h + alpha * sum(a * k for a, k in zip(TABLEAU[c.update][0][i], slopes,
                                                                              strict=True)), x0, 2, l)
-                slopes.append(plain_blocks(model, u, position + step, position) - u)
+                slopes.append(plain_blocks(model, u, position + step, position, l, x0) - u)
             new = h + alpha * sum(b * k for b, k in zip(TABLEAU[c.update][1], slopes, strict=True))
         if c.loop_norm:
             centred = new - new.mean(1, keepdim=True)
@@ -160,6 +162,22 @@ def test_equations_of_positions_and_blocks(pos, step_encoding, n_layer):
     assert_equations(model, tokens(), 3 if step_encoding == "learned" else 6)
 
 
+@pytest.mark.parametrize("inject", INJECT)
+def test_equations_of_loops_with_blocks_of_their_own(inject):
+    for update, n_layer in (("replace", 2), ("heun", 1)):
+        model = make(inject=inject, tie_loops=False, n_layer=n_layer, update=update, step_encoding="learned",
+                     pos="rope")
+        assert_equations(model, tokens(), int(torch.randint(1, 4, ())))
+
+
+@pytest.mark.parametrize("step_encoding", STEP)
+def test_equations_of_keys_of_the_input(step_encoding):
+    """All loops and blocks see the input of other tokens, and the state of their own."""
+    for update, n_layer, bias in (("replace", 2, True), ("heun", 1, False)):
+        model = make(keys="x0", step_encoding=step_encoding, pos="rope", update=update, n_layer=n_layer, bias=bias)
+        assert_equations(model, tokens(), 3)
+
+
 @pytest.mark.third
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("step_encoding", STEP)
@@ -188,9 +206,11 @@ def test_new_parameters_start_where_they_should():
 @pytest.mark.parametrize("n_layer", [1, 3])
 @pytest.mark.parametrize("inject", INJECT)
 def test_one_loop_is_a_plain_gpt_to_the_bit(inject, n_layer, training):
-    """k blocks, one loop: logits, loss and in training the gradients are those of a k-layer GPT, dropout included."""
+    """k blocks, one loop: logits, loss and in training the gradients are those of a k-layer GPT, dropout included.
+    Several blocks are modern ones."""
     settings = {"vocab_size": V, "block_size": 12, "n_head": NH, "n_embd": C, "n_layer": n_layer, "dropout": 0.2,
-                "label_smoothing": 0.1, "bias": True}
+                "label_smoothing": 0.1, "bias": True} | (
+                    {"block": "modern", "n_kv_head": 1} if n_layer > 1 else {})
     gpt = GPT(GPTConfig(**settings)).train(training)
     loop = LoopGPT(LoopConfig(**settings, inject=inject, num_loops=1)).train(training)
     own = loop.load_state_dict(gpt.state_dict(), strict=False)
@@ -216,6 +236,60 @@ def test_without_targets_one_loop_gives_the_last_logits_as_a_plain_gpt(training)
     assert torch.equal(loop(idx)[0], gpt(idx)[0])
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("n_layer", "loops"), [(1, 3), (2, 2)])
+def test_loops_with_blocks_of_their_own_are_a_plain_gpt_to_the_bit(n_layer, loops, training):
+    """Without an injection: weights at the start, logits, loss and in training the gradients, dropout included."""
+    settings = {"vocab_size": V, "block_size": 12, "n_head": NH, "n_embd": C, "dropout": 0.2, "label_smoothing": 0.1,
+                "bias": True}
+    untied = LoopConfig(**settings, n_layer=n_layer, num_loops=loops, inject="none", tie_loops=False)
+    seed, idx, targets, found = torch.seed(), tokens(), tokens(), []
+    for kind, config in ((LoopGPT, untied), (GPT, GPTConfig(**settings, n_layer=n_layer * loops))):
+        torch.manual_seed(seed)
+        model = kind(config).train(training)
+        weights = {k: x.clone() for k, x in model.state_dict().items()}
+        logits, loss = model(idx, targets)
+        if training:
+            loss.backward()
+        found.append(weights | {f"gradient {k}": p.grad for k, p in model.named_parameters() if training}
+                     | {"logits": logits, "loss": loss, "flops": torch.tensor(model.flops_per_token(T, loops))})
+        loops = 1  # of a plain GPT
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(x, found[1][k]) for k, x in found[0].items())
+
+
+@pytest.mark.parametrize("l", [1, 2, 3])
+def test_who_exits_in_a_loop_is_the_gpt_of_so_many_layers(l):
+    """The readout is the same; the exit is by count, by a shorter loop, or by a rule that all pass in loop l."""
+    model, idx = make(tie_loops=False, inject="none"), tokens()
+    gpt = GPT(GPTConfig(vocab_size=V, block_size=12, n_head=NH, n_embd=C, n_layer=l)).double().eval()
+    own = model.state_dict()
+    gpt.load_state_dict({k: own[k] for k in gpt.state_dict()})
+    expected = gpt.logits(idx)
+    assert torch.equal(model(idx, idx, num_loops=l)[0], expected)
+    logits, _, record = model(idx, idx, trace=True, exact_loops=torch.full_like(idx, l))
+    assert torch.equal(logits, expected)
+    assert torch.equal(record["prediction"][..., -1], expected.argmax(-1))
+    model.config.halt, model.config.min_loops, model.config.halt_threshold = "entropy", l, 1e9
+    logits, _, record = model(idx, idx, trace=True)
+    assert torch.equal(logits, expected)
+    assert (record["loops"] == l).all()
+
+
+def test_no_more_loops_than_blocks_of_their_own():
+    model, words = make(tie_loops=False, think_token=0), "4 loops, but .*tie_loops False.* 3 "
+    for L in (1, 3):
+        assert override(model, {"num_loops": L}).trained_loops == L
+        assert len(list(model.states(tokens()))) == L
+    with pytest.raises(ValueError, match=words):
+        model(tokens(), num_loops=4)
+    for setting in ("num_loops", "prompt_loops", "think_loops"):
+        with pytest.raises(ValueError, match=words):
+            override(make(tie_loops=False, think_token=0), {setting: 4})
+    with pytest.raises(ValueError, match=words):
+        make(tie_loops=False, think_token=0, think_loops=4)
+
+
 # ---- gradients
 
 def check_gradients(model, idx, targets, samples=4, step=1e-6):
@@ -238,6 +312,8 @@ GRADIENTS = [{"inject": "concat", "step_encoding": "learned", "supervise": "all"
              {"inject": "decay", "step_encoding": "sinusoid", "update": "euler", "alpha": "gate", "loop_norm": True},
              {"inject": "none", "step_encoding": "rope", "update": "euler", "alpha": "learned", "n_layer": 2},
              {"inject": "add", "pos": "rope", "supervise": "half", "tie_weights": False, "bias": True},
+             {"inject": "add", "block": "modern", "n_kv_head": 1, "pos": "rope", "loop_norm": True},
+             {"inject": "add", "block": "geglu", "tie_loops": False, "supervise": "all"},
              {"inject": "decay", "step_encoding": "sinusoid", "update": "heun", "alpha": "gate", "loop_norm": True},
              {"inject": "concat", "step_encoding": "learned", "update": "rk4", "alpha": "learned", "supervise": "all"}]
 
@@ -687,6 +763,24 @@ def test_the_margin_loss_is_a_hinge_on_every_pair_of_places(step):
     assert model.place.weight.grad[1:n + 1].abs().amax(1).min() > 0  # every id learns, whatever rows hold
 
 
+@pytest.mark.parametrize("pos", POS)
+def test_heads_that_share_keys_are_heads_whose_keys_are_alike(pos):
+    """Also for the margin loss, which looks at the scores of loop 1."""
+    settings = {"n_head": 4, "block": "modern", **(NEXT | {"place_margin": 3.0} if pos == "none" else {"pos": pos})}
+    shared, idx = make(**settings, n_kv_head=2), torch.randint(V, (2, 9))
+    every = make(**settings)
+    state, (q, k, v) = shared.state_dict(), shared.transformer.h[0].attn.c_attn.weight.split([C, C // 2, C // 2])
+    k, v = (x.view(2, 1, 4, C).expand(2, 2, 4, C).reshape(C, C) for x in (k, v))
+    every.load_state_dict(state | {"transformer.h.0.attn.c_attn.weight": torch.cat((q, k, v))})
+    torch.testing.assert_close(shared(idx, idx)[0], every(idx, idx)[0], rtol=1e-9, atol=1e-10)
+    if pos == "none":
+        losses, seed = [], torch.seed()
+        for model in (shared, every):
+            torch.manual_seed(seed)
+            losses.append(model.train().margin_loss())
+        torch.testing.assert_close(*losses, rtol=1e-9, atol=1e-10)
+
+
 def test_the_margin_loss_counts_in_training_alone():
     idx = read("12+34=46\n")
     targets = idx.roll(-1, 1)
@@ -839,7 +933,7 @@ def test_halt_head_joint_trains_everything():
 
 @pytest.mark.parametrize(("settings", "words"), [
     *(({key: "nonsense"}, f"{key}.*nonsense") for key in
-      ("pos", "inject", "step_encoding", "update", "supervise", "halt", "halt_head")),
+      ("pos", "inject", "keys", "step_encoding", "update", "supervise", "halt", "halt_head")),
     ({"num_loops": 0}, "num_loops"), ({"num_loops": []}, "num_loops"), ({"num_loops": [3, 0]}, "num_loops"),
     ({"alpha": "fast"}, "alpha.*fast"), ({"halt": "gate"}, "halt_head"),
     ({"prompt_loops": 2}, "prompt_loops"), ({"think_loops": 2}, "think_loops"),
@@ -848,6 +942,9 @@ def test_halt_head_joint_trains_everything():
     (NEXT | {"longest_number": 6}, "place_subset 6.* 6 digits.* one place more"), ({"place_next": True}, "place_next"),
     (PLACE | {"place_runs": 0.5, "place_subset": 0}, "place_runs 0.5"),
     ({"n_embd": 6, "pos": "rope"}, "rope.*even"), ({"n_embd": 6, "step_encoding": "rope"}, "rope.*even"),
+    ({"tie_loops": False, "num_loops": [2, 3]}, "tie_loops.*num_loops"),
+    ({"tie_loops": False, "grad_loops": 2}, "tie_loops.*grad_loops"),
+    ({"tie_loops": False, "anderson": 1}, "tie_loops.*anderson"),
     ({"n_embd": 15}, "n_embd 15.*n_head 2")])
 def test_settings_that_cannot_work_name_the_key(settings, words):
     with pytest.raises(ValueError, match=words):

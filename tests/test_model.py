@@ -7,7 +7,7 @@ import torch
 from models import random_weights
 
 from looplm_kernels import rotate_halves
-from model import GPT, CausalSelfAttention, GPTConfig, attention_weights
+from model import GPT, MLP, CausalSelfAttention, GPTConfig, attention_weights
 from model_loop import build, load_weights
 
 V, T, C, NH = 13, 7, 18, 3
@@ -69,6 +69,80 @@ def plain_logits(state, idx, n_head):
         u = linear(norm(x, at + "ln_2"), at + "mlp.c_fc")
         x = x + linear(u * 0.5 * (1 + np.vectorize(math.erf)(u / np.sqrt(2))), at + "mlp.c_proj")
     return linear(norm(x, "transformer.ln_f"), "lm_head")
+
+
+# ---- the parts of a newer block
+
+def plain_modern(model, idx):
+    """Logits (T,V) of one row, head by head, by the formulas of the parts that the model's config names."""
+    c, t = model.config, model.transformer
+    parts = {"modern": "rms+swiglu+qk"}.get(c.block, c.block).split("+")
+    hs, n = c.n_embd // c.n_head, c.n_kv_head or c.n_head
+
+    def rms(x, w):
+        return x / (x.square().sum(-1, keepdim=True) / x.size(-1) + 1e-5).sqrt() * w
+
+    def norm(x, layer):
+        if "rms" in parts:
+            return rms(x, layer.weight)
+        centred = x - x.mean(-1, keepdim=True)
+        return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * layer.weight + (
+            layer.bias if c.bias else 0)
+
+    x = t.wte.weight[idx] + t.wpe.weight[:len(idx)]
+    for block in t.h:
+        a, heads = block.attn, []
+        qkv = norm(x, block.ln_1) @ a.c_attn.weight.T + (a.c_attn.bias if c.bias else 0)
+        q, k, v = (y.split(hs, -1) for y in qkv.split([c.n_embd, n * hs, n * hs], -1))
+        for head in range(c.n_head):
+            shared = head * n // c.n_head
+            q_h, k_h = q[head], k[shared]
+            if "qk" in parts:
+                q_h, k_h = rms(q_h, a.q_norm.weight), rms(k_h, a.k_norm.weight)
+            e = (q_h @ k_h.T / math.sqrt(hs)).exp().tril()
+            heads.append(e / e.sum(1, keepdim=True) @ v[shared])
+        heads = torch.cat(heads, 1)
+        heads = norm(heads, a.y_norm) if "after" in parts else heads
+        x = x + heads @ a.c_proj.weight.T + (a.c_proj.bias if c.bias else 0)
+        u, m = norm(x, block.ln_2) @ block.mlp.c_fc.weight.T + (block.mlp.c_fc.bias if c.bias else 0), block.mlp
+        if "swiglu" in parts or "geglu" in parts:
+            gate, u = u.split(u.size(-1) // 2, -1)
+            u = u * gate * (1 / (1 + (-gate).exp()) if "swiglu" in parts else (1 + torch.erf(gate / 2 ** 0.5)) / 2)
+        else:
+            u = u * (1 + torch.erf(u / 2 ** 0.5)) / 2
+        x = x + u @ m.c_proj.weight.T + (m.c_proj.bias if c.bias else 0)
+    return norm(x, t.ln_f) @ model.lm_head.weight.T
+
+
+@pytest.mark.parametrize("n_kv_head", [0, 1, 2])
+@pytest.mark.parametrize("block", ["nanogpt", "rms", "swiglu", "geglu", "qk", "after", "modern", "geglu+rms+after"])
+def test_parts_of_a_block_against_their_formulas(block, n_kv_head):
+    """As in training, at inference, and through the manual attention; by chance with biases."""
+    model = make(block=block, n_kv_head=n_kv_head, n_head=4, n_embd=24, bias=bool(torch.randint(2, ())))
+    idx = tokens()
+    expected = torch.stack([plain_modern(model, row) for row in idx])
+    torch.testing.assert_close(model(idx, idx)[0], expected, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(model.logits(idx), expected, rtol=1e-9, atol=1e-10)
+    for layer in model.transformer.h:
+        layer.attn.flash = False
+    torch.testing.assert_close(model(idx, idx)[0], expected, rtol=1e-9, atol=1e-10)
+
+
+def test_a_gated_block_has_the_parameters_of_the_old_one():
+    """Without biases; exactly where the width is a multiple of 24, else to 2%."""
+    for C, tolerance in ((384, 0), (48, 0), (128, 0.02), (256, 0.02)):
+        old, new = (sum(p.numel() for p in MLP(GPTConfig(n_embd=C, block=block)).parameters())
+                    for block in ("nanogpt", "swiglu"))
+        assert abs(new - old) <= tolerance * old
+    assert sum(p.numel() for p in MLP(GPTConfig(n_embd=2, n_head=1, block="geglu")).parameters()) > 0
+
+
+@pytest.mark.parametrize(("settings", "words"), [
+    (dict(block="llama"), "block 'llama'.*modern.*rms"), (dict(block="rms+"), "block 'rms.'"),
+    (dict(block="swiglu+geglu"), "of swiglu and geglu one"), (dict(n_head=4, n_embd=24, n_kv_head=3), "n_kv_head 3")])
+def test_parts_that_there_are_not_are_named(settings, words):
+    with pytest.raises(ValueError, match=words):
+        make(**settings)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -41,7 +41,7 @@ class Field(nn.Module):
         super().__init__()
         self.field = field
 
-    def forward(self, x, q_angle=None, k_angle=None, cache=None):
+    def forward(self, x, *others):
         return x + self.field(x)
 
 

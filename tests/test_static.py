@@ -65,7 +65,8 @@ def test_windows_that_move_and_room_that_grows(bursts):
 def test_a_token_that_takes_more_loops_than_the_step_runs(bursts, monkeypatch):
     """Nobody goes on before it, the reader reads it, and what was read before keeps its own later loops."""
     monkeypatch.setattr(static, "rows_with_room", lambda n: 1)  # of loops: one, whatever tokens have taken so far
-    model = make(**drawn(halt="entropy", step_encoding="none", pos="rope", n_layer=1, extra=dict(prompt_loops=3)))
+    model = make(**drawn(halt="entropy", step_encoding="none", pos="rope", n_layer=1, tie_loops=True,
+                         extra=dict(prompt_loops=3)))
     for given in ([torch.randint(V - 2, (7,)).tolist()], [[11]]):
         assert_same(model, given, 24, temperature=1.0)
     assert any(done < asked for asked, done in bursts)
