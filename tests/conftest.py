@@ -176,7 +176,8 @@ def scripts(tmp_path_factory):
     for name, *args in (("addition",), ("addition/demo", "--max_digits=3", "--zeros=shorter"),
                         ("addition/parallel", "--track=slots"),
                         ("addition/padded", "--track=slots", "--max_places=12"),
-                        ("addition/zeros", "--zeros=shorter", "--few_rows=0.25")):
+                        ("addition/zeros", "--zeros=shorter", "--few_rows=0.25"),
+                        ("addition/slots", "--track=slots", "--zeros=shorter", "--few_rows=0.25")):
         run("data/addition/prepare.py", f"--out_dir=data/{name}", "--train_rows=2000", "--val_rows=500", *args)
     run("data/shakespeare_char/prepare.py", "--input=input.txt")
     return run
