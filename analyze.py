@@ -2,6 +2,7 @@
 
     python analyze.py --checkpoint=out/demo_addition/ckpt_last.pt --halting=True
     python analyze.py --out_dir=out/train_loop_1x12 --halt=entropy --halt_threshold=1.0
+    python analyze.py --out_dir=out/train_loop_1x12 --beside=out/train_gpt_12l/ckpt_best.pt
 
 1 trajectories   entropy, delta, norm, cosine with x0, arg-max flips, loss and who is right to stay after each loop, on
                  to 4 times the trained loops; from which loop on the guess is that of the last trained loop
@@ -16,6 +17,11 @@
                  trained loops after all; beside them the model's own head after each loop, the logit lens
 5 fixed points   do tokens converge (Huginn 2502.05171, figure on orbits; deep thinking 2202.05826), circle, forget a
                  push; the spectral radius of one loop, and the largest Lyapunov exponent of all
+6 --beside=FILE  another model of the same data on the same tokens, its curves of 1 and 4; and each of its loops beside
+                 each of this one's: on how many tokens the logit lenses guess alike, and how alike the states are, in
+                 whatever basis (linear CKA)
+
+Of a plain GPT a layer counts as a loop, and there are as many as it has layers.
 
 Everything is said twice, of the trained weights and of fresh ones of the same architecture: a residual stream that
 merely grows has a falling delta, and a random network is already a fair feature map for a probe. Of a task the tokens
@@ -25,6 +31,7 @@ is known: what, weights, loop, class, value, low, high, n; the pictures are draw
 come from (command, commit, versions, card, seconds) stands in analyze.json.
 """
 import copy
+import itertools
 import math
 import os
 import re
@@ -41,15 +48,17 @@ import runtime
 import tasks
 import think
 import viewer
+from cache import looped
 from checkpoint import inference_settings, open_model
 from configurator import configure, say_without_effect
-from dataset import decode, get_batch, open_dataset, sequence_length, trained_on
+from dataset import decode, get_batch, model_facts, open_dataset, sequence_length, trained_on
 from intervals import clustered_interval, clustered_spearman
 from looplm_kernels import RULES, passes, softmax_statistics, state_delta
-from model_loop import LoopGPT, build, from_checkpoint, idle_settings
+from model_loop import build, from_checkpoint, idle_settings
 
 checkpoint = ""                 # a checkpoint file; empty: ckpt_best.pt, else ckpt_last.pt, of out_dir
 out_dir = ""                    # where train.py wrote, and where the results go; empty: the checkpoint's folder, or out
+beside = ""                     # another checkpoint of the same data, a plain GPT too, to compare state by state
 tokens = 20000                  # >= 1: tokens to look at, in whole sequences, each once; probes are fitted to as many
 task = ""                       # the file of a task of your own, of which the checkpoint is
 sizes: list[int] = []           # >= 1: of a task: hard problems of exactly these sizes, instead of those of training
@@ -74,6 +83,7 @@ SENTENCE = re.compile(r"""(?P<speaker>(?:(?<=\n\n)|\A)[^\n]+:(?=\n))|"""
                       r"""\S.*?(?:[.!?]+["')\]]*(?=\s|\Z)|(?=\n\s*\n)|\Z)""", re.DOTALL)
 WORD = re.compile(r"\w+(?:'\w+)*")
 LEVELS = 8                      # groups of equally many tokens by a difficulty that has more values than twice that
+GROUPS = 20                     # of sequences, each left out once for the interval of CKA
 
 
 # ---- statistics: plain functions on tensors
@@ -225,6 +235,29 @@ def linear_probe(train, labels, classes, decay=1e-4, steps=60):
     with torch.enable_grad():
         optimizer.step(closure)
     return lambda test: (scaled(test) @ weight.detach()).argmax(-1)
+
+
+def linear_cka(xs, ys):
+    """Centred kernel alignment {(l, k): statistic} of states xs {l: G of (n,C)} and ys {k: G of (n,D)}, in G groups of
+    the same n tokens each: 1 if a rotation, one scale and a shift turn one into the other, near 0 if they are
+    independent (Kornblith et al. 2019, 1905.00414). The 95% interval is that of the jackknife over the groups.
+    """
+    def centred(parts):
+        mean = torch.cat(parts).double().mean(0)
+        return [p.double() - mean for p in parts]
+
+    def product(x, y):  # (1+G): squared norms of X^T Y of all tokens, and without each of the groups
+        parts = torch.stack([p.T @ q for p, q in zip(x, y, strict=True)])  # (G,C,D)
+        return torch.cat((parts.sum(0, keepdim=True), parts.sum(0) - parts)).square().sum((1, 2))
+
+    xs, ys = ({l: centred(z) for l, z in of.items()} for of in (xs, ys))
+    own = [{l: product(z, z) for l, z in of.items()} for of in (xs, ys)]
+    found = {}
+    for l, k in itertools.product(xs, ys):
+        value, *without = (product(xs[l], ys[k]) / (own[0][l] * own[1][k]).sqrt()).tolist()
+        spread = 1.96 * math.sqrt(len(without) - 1) * np.std(without)
+        found[l, k] = dict(value=value, low=value - spread, high=value + spread, n=sum(map(len, xs[l])))
+    return found
 
 
 def character_class(before, text):
@@ -501,6 +534,21 @@ def fixed_point_rows(name, seen, sample):
     return rows + [mean_row("limit_cycle", name, seen["period"] > 0, mask, total, "any")]
 
 
+def beside_rows(name, model, seen, sample):
+    """6: this model's loops beside those of the other one, and of trained weights the other's own curves."""
+    other, theirs = sample.other[name], sample.theirs
+    of_other, rows = observe(other, sample.X, sample.Y, theirs.L), []
+    if name == "trained":
+        rows += trajectory_rows("beside", of_other, theirs) + (probe_rows("beside", other, theirs) if probes else [])
+    for l, k in itertools.product(range(sample.L), range(theirs.L)):
+        same = seen["prediction"][l] == of_other["prediction"][k]
+        rows.append(mean_row("lens_agreement", name, same, sample.main, l + 1, f"beside {k + 1}"))
+    masks = sample.main.to(model.lm_head.weight.device).chunk(GROUPS)
+    states = ({l: [x[mask] for x, mask in zip(h.chunk(GROUPS), masks, strict=True)] for l, h in found.items()}
+              for found in (states_at(m, sample.X, range(L + 1)) for m, L in ((model, sample.L), (other, theirs.L))))
+    return rows + [row("cka", name, x, l, f"beside {k}") for (l, k), x in linear_cka(*states).items()]
+
+
 @torch.no_grad()
 def jacobian_rows(name, model, sample):
     """5: what a push does, and the spectral radius of one loop; on a few sequences, in float64 and plain attention,
@@ -512,7 +560,8 @@ def jacobian_rows(name, model, sample):
     x0, L, limit = model.embed(idx), sample.L, sample.limit
     path, rows = [x0, *model.states(idx, sample.total)], []
     gen = torch.Generator().manual_seed(seed % 2**63)
-    growth = tangent_growth(lambda h, k: model.loop(h, x0, k + 1), x0, mask, sample.total, gen)
+    step = model.loop if looped(model) else (lambda h, x0, l: model.transformer.h[l - 1](h))
+    growth = tangent_growth(lambda h, k: step(h, x0, k + 1), x0, mask, sample.total, gen)
     rows += [row("tangent_growth", name, clustered_interval(g), l, "one loop") for l, g in enumerate(growth, 1)]
     half = sample.total // 2  # by then the push points where it grows fastest, and loop 1 is another map
     exponent = growth[half:].mean(0)
@@ -520,11 +569,11 @@ def jacobian_rows(name, model, sample):
              row("lyapunov_exponent_highest", name, number(exponent.max(), len(exponent)), sample.total)]
     at = L if L < limit else max(0, limit - PUSHED_LOOPS)
     loops = min(PUSHED_LOOPS, limit - at)
-    ratio = perturbation_ratios(lambda h, k: model.loop(h, x0, at + 1 + k), path[at], mask, PUSH, loops, gen)
+    ratio = perturbation_ratios(lambda h, k: step(h, x0, at + 1 + k), path[at], mask, PUSH, loops, gen)
     rows += [row("push_ratio", name, clustered_interval(r), at + k, "one loop") for k, r in enumerate(ratio, 1)]
     rows += [row("push_ratio", name, clustered_interval(ratio.log().mean(0).exp()), at, f"mean of {loops} loops")]
     for l in sorted({min(L, limit - 1), min(sample.total, limit - 1)}):
-        radius, residual = spectral_radius(lambda h, l=l: model.loop(h, x0, l + 1), path[l], mask, iterations, gen)
+        radius, residual = spectral_radius(lambda h, l=l: step(h, x0, l + 1), path[l], mask, iterations, gen)
         rows += [row("spectral_radius", name, clustered_interval(radius), l, f"{iterations} iterations"),
                  row("spectral_radius_highest", name, number(radius.max(), len(radius)), l),
                  row("spectral_radius_residual", name, clustered_interval(residual), l, f"{iterations} iterations")]
@@ -600,9 +649,9 @@ def answer_labels(task, meta, tokens, answer):
     return {name: torch.from_numpy(np.asarray(x, np.int64)[:, ahead:]) for name, x in found.items()}
 
 
-def task_sample(config, meta, N):
+def task_sample(meta, N):
     """What make_sample takes from a task: tokens of the answer count; kinds, probes, difficulty by its labels."""
-    task = tasks.load(meta.task)
+    task, facts = tasks.load(meta.task), model_facts(meta)
     train, (tokens, answer, difficulty) = fresh_rows(task, meta, "train", N), (
         sized_rows(task, meta, N) if sizes else fresh_rows(task, meta, "val", N))
     (X, Y), (train_X, train_Y) = (map(torch.from_numpy, tasks.inputs_and_targets(task, *rows, meta.track))
@@ -618,8 +667,9 @@ def task_sample(config, meta, N):
             lens = bool((label == Y)[mask].all())
             probes[name] = (known[name] >= 0, known[name]), (mask, label), classes, lens
     other = written & ~torch.stack([label >= 0 for label in labels.values()]).any(0)
-    reads = config.pad_token != X
-    prompt, train_prompt = ((x != config.pad_token) & ((x == config.think_token).cumsum(1) == 0) for x in (X, train_X))
+    reads = facts["pad_token"] != X
+    prompt, train_prompt = ((x != facts["pad_token"]) & ((x == facts["think_token"]).cumsum(1) == 0)
+                            for x in (X, train_X))
     probes["token read"] = (train_Y >= 0, train_X), (written, X), meta.vocab_size, False  # of slots always the same
     probes["token read, prompt"] = (train_prompt, train_X), (prompt, X), meta.vocab_size, False
     return dict(X=X, Y=Y, reads=reads, main=written, first="answer", groups=dict(answer=written, prompt=prompt),
@@ -628,7 +678,15 @@ def task_sample(config, meta, N):
                 difficulty={k: torch.from_numpy(np.asarray(x))[:, None].expand_as(X) for k, x in difficulty.items()})
 
 
-def make_sample(model, meta, data, title):
+def depth(model):
+    """Loops L trained with, those to take, and those beyond which there are none, as a dict; of a plain GPT its layers.
+    """
+    L = model.trained_loops if looped(model) else model.config.n_layer
+    limit = model.loop_limit if looped(model) else L
+    return dict(L=L, limit=limit, total=int(min(loop_multiple * L, limit)))
+
+
+def make_sample(model, meta, data, title, other=None):
     """What is looked at, of a text's data or else of a task, as a namespace:
 
     X, Y, train_X (N,T)        inputs and targets; inputs for the fit of the probes
@@ -638,22 +696,30 @@ def make_sample(model, meta, data, title):
     tasks                      {name: ((mask, label) to fit, (mask, label) to test, classes, is there a logit lens)}
     difficulty                 {name: (N,T)} of the problem that a token belongs to, or of a text's token; NaN for none
     together                   (N,T): the number of that problem or sentence, -1 for none; clusters of the intervals
-    L, total, limit            loops trained with, taken here, and beyond which there are no weights
+    L, total, limit            of `depth`
+    beside, other, theirs      the path of --beside, if any, {weights: model} of it, and this namespace for it, with its
+                               own depth
     rule, loops                the halting rule; {weights: loops by it}, which halting_rows adds
     title, halting, converged, epsilons, push      for the figures
     """
-    T = meta.row_len - (meta.track == "next") if data is None else sequence_length(data, model.config.block_size)
+    block_size = min(m.config.block_size for m in (model, *(other or {}).values()))
+    T = meta.row_len - (meta.track == "next") if data is None else sequence_length(data, block_size)
     N = max(2, round(tokens / T))
-    own = task_sample(model.config, meta, N) if data is None else text_sample(meta, data, N, T)
-    L = model.trained_loops
-    return SimpleNamespace(**own, L=L, limit=model.loop_limit, total=int(min(loop_multiple * L, model.loop_limit)),
-                           rule=model.config.halt, loops={}, title=title, halting=halting, converged=converged,
-                           epsilons=EPSILONS, push=PUSH)
+    own = task_sample(meta, N) if data is None else text_sample(meta, data, N, T)
+    loops = looped(model)
+    sample = SimpleNamespace(**own, **depth(model), rule=model.config.halt if loops else "none", loops={},
+                             title=title + ", a plain GPT, whose layers count as loops" * (not loops),
+                             halting=halting and loops, converged=converged, epsilons=EPSILONS, push=PUSH)
+    sample.other, sample.beside = other, beside
+    if other:
+        theirs = depth(other["trained"])
+        sample.theirs = SimpleNamespace(**vars(sample) | theirs | dict(total=theirs["L"]))
+    return sample
 
 
 def measure(name, model, sample, table):
     """All rows of one set of weights, also added to the table."""
-    rows, parts = [], 3 + (sample.rule != "none") + halting + probes
+    rows, parts = [], 3 + (sample.rule != "none") + sample.halting + probes + bool(sample.other)
     with outputs.Progress(f"analyzing the {name} weights", "parts", parts) as said:
         def add(more):
             rows.extend(more)
@@ -666,11 +732,23 @@ def measure(name, model, sample, table):
         add(jacobian_rows(name, model, sample))
         if sample.rule != "none":
             add(halting_rows(name, model, seen, sample))
-        if halting:
+        if sample.halting:
             add(diagnosis_rows(name, model, seen, sample))
         if probes:
             add(probe_rows(name, model, sample))
+        if sample.other:
+            add(beside_rows(name, model, seen, sample))
     return rows
+
+
+def print_what_is_seen(model, sample, path):
+    """One line on the model and the tokens."""
+    shape = f"{sample.X.size(0)} sequences of {sample.X.size(1)} tokens"
+    print(f"{path}: {model.get_num_params():,} parameters, " + (
+        f"{sample.L} loops, {shape}, up to {sample.total} loops"
+        f"{', where its weights end' * (sample.limit == sample.total)}; halt: {sample.rule}"
+        + ", so there are no loops to count; a --halt would do" * (sample.rule == "none")
+        if looped(model) else f"a plain GPT whose {sample.L} layers count as loops, {shape}"))
 
 
 def is_main_number(r, sample):
@@ -682,6 +760,8 @@ def is_main_number(r, sample):
         return group != "one loop"
     if what in ("probe_accuracy", "lens_accuracy"):
         return loop == sample.L
+    if what in ("cka", "lens_agreement"):  # loop l beside layer l
+        return group == f"beside {loop}"
     if what in ("majority_accuracy", "confidence_never_passes"):
         return True
     usual = group in (sample.first, f"{converged:g}", "any", "")
@@ -722,13 +802,25 @@ def write_page(model, meta, sample, path):
     viewer.write(path, shown, sample.rule, f"{sample.title}, validation data, halting rule {sample.rule}.")
 
 
-def untrained(trained, saved, overrides):
-    """A model as the trained one of a checkpoint, of fresh weights."""
-    runtime.seed_torch(seed)
+def untrained(trained, saved, overrides, other=0):
+    """A model as the trained one of a checkpoint, of fresh weights, which `other` tells from those of another."""
+    runtime.seed_torch(seed + other)
     weights = build(saved["model_args"]).state_dict()
     model = from_checkpoint(dict(saved, model=weights, ema=None), **overrides)
     model.crop_vocabulary(trained.config.vocab_size)
     return model.to(trained.lm_head.weight.device)
+
+
+def open_other(meta, path, machine):
+    """{weights: model} of --beside, None without it. SystemExit if its tokens are not those of meta, of a path."""
+    if not beside:
+        return None
+    model, own, saved, _ = open_model(beside, device=machine)
+    differ = [k for k in ("kind", "task", "track", "plain", "vocab", "encoding", "row_len")
+              if getattr(own, k, None) != getattr(meta, k, None)]
+    if differ:
+        raise SystemExit(f"--beside={beside} reads other data than {path}: {', '.join(differ)} differ")
+    return dict(trained=model, untrained=untrained(model, saved, {}, 1))
 
 
 def main():
@@ -740,21 +832,18 @@ def main():
     if task:
         tasks.use(task)
     model, meta, saved, path = open_model(checkpoint, out_dir or "out", machine, overrides)
-    if not isinstance(model, LoopGPT):
-        raise SystemExit(f"{path} is a plain GPT, which has no loops to look at")
     folder = out_dir or outputs.folder_of_measurements(path)
     target = os.path.join(folder, "analyze.csv")
     outputs.require_writable(target)  # also of a folder that is none, before data are read
+    other = open_other(meta, path, machine)
     data = None if meta.kind == "rows" else open_dataset(trained_on(saved) or "?", like=saved)
     say_without_effect(*idle_settings(model.config, every_rule=halting),
-                       (meta.kind == "text", "the data is a text", "sizes"), (*tasks.idle(meta, task), "task"))
+                       (meta.kind == "text", "the data is a text", "sizes"), (*tasks.idle(meta, task), "task"),
+                       (not looped(model), "a plain GPT has no loops but its layers", "loop_multiple", "halting"))
     with outputs.measuring(target, machine, FIELDS, checkpoint=path, trained=saved.get("provenance")) as table:
         try:
-            sample = make_sample(model, meta, data, path)
-            print(f"{path}: {model.get_num_params():,} parameters, {sample.L} loops, {sample.X.size(0)} sequences of "
-                  f"{sample.X.size(1)} tokens, up to {sample.total} loops"
-                  f"{', where its weights end' * (sample.limit == sample.total)}; halt: {sample.rule}"
-                  + ", so there are no loops to count; a --halt would do" * (sample.rule == "none"))
+            sample = make_sample(model, meta, data, path, other)
+            print_what_is_seen(model, sample, path)
             rows = measure("trained", model, sample, table)
             rows += measure("untrained", untrained(model, saved, overrides), sample, table)
         except (ValueError, RuntimeError) as e:
@@ -762,9 +851,10 @@ def main():
                 raise
             raise SystemExit(f"{path}: {e}") from None
     pictures = figures.draw_analysis(rows, sample, folder, lambda t: decode(meta, [t]))
-    with outputs.going_on(page := os.path.join(folder, "thinking.html")):
-        write_page(model, meta, sample, page)
-        pictures.append("thinking.html")
+    if looped(model):
+        with outputs.going_on(page := os.path.join(folder, "thinking.html")):
+            write_page(model, meta, sample, page)
+            pictures.append("thinking.html")
     print_summary(rows, sample)
     print(f"csv: {target}\npictures: {', '.join(pictures)}")
 

@@ -1,7 +1,8 @@
 """Time every kernel of LoopLM against what one would use instead, after checking that both compute the same.
 
     python bench.py                                     all tables, into results/bench_<gpu>.csv and .md
-    python bench.py --quick=True                        fewer shapes
+    python bench.py --quick=True --record=True          fewer shapes; and the faster path of each for backend auto, into
+                                                        looplm_kernels.json: so a new card gets its rows and entries
     python bench.py --tables=loop --only=64x128x16      some of it
     python bench.py --decode=True                       writing instead, into results/decode_<gpu>.csv, .md and .png
     python bench.py --decode=True --tables=text --checkpoints=out/a,out/b/ckpt_last.pt
@@ -22,6 +23,7 @@ fastest way, with quality (exact match, loss), and its joules above and with idl
 """
 import copy
 import functools
+import json
 import math
 import multiprocessing
 import os
@@ -44,12 +46,13 @@ import figures
 import looplm_kernels as kernels
 import outputs
 import runtime
-from configurator import configure
+from configurator import configure, say_without_effect
 from model_loop import LoopConfig, LoopGPT
 
 tables = ""                     # with commas: halt,head,attention,loop; decode,addition,text,start; parity,speed
 only = ""                       # only cases whose name contains this, 64x128x16 for example
 quick = False                   # fewer shapes
+record = False                  # which path of the loop is faster goes into looplm_kernels.json, too, under this card
 decode = False                  # writing instead of kernels
 ranks = 0                       # 0 or >= 2: training on so many GPUs instead of kernels; quick: without compiler
 checkpoints = ""                # writing: checkpoints or folders of runs, with commas; empty: those there are
@@ -580,6 +583,29 @@ def markdown(rows):
     return "\n".join(lines) + "\n"
 
 
+def faster_paths(rows):
+    """{case of looplm_kernels.json: "kernel" or "graph"} of the loop table's rows, where both were called and right."""
+    spans = {}
+    for row in rows:
+        called, _, way = row.get("path", "").partition(": ")
+        if row["table"] == "loop" and called == "called" and way in ("kernel", "graph") and row.get("microseconds"):
+            size, mode = row["case"].split()
+            T, C, B = map(int, size.split("x"))
+            case = kernels.loop_case(C, B, T, "confidence" if mode == "adaptive" else mode, torch.bfloat16)
+            spans.setdefault(case, {})[way] = float(row["microseconds"])
+    return {case: min(by, key=by.get) for case, by in spans.items() if len(by) == 2}
+
+
+def record_paths(name, rows):
+    """Put what the rows say of a card into looplm_kernels.json, where all else stays. Returns of how many cases."""
+    known, found = json.loads(kernels.TABLE.read_text(encoding="utf-8")), faster_paths(rows)
+    if found:
+        known[name] = known.get(name, {}) | found
+        with outputs.whole_file(str(kernels.TABLE)) as f:
+            f.write(json.dumps(known, indent=1, sort_keys=True) + "\n")
+    return len(found)
+
+
 def print_row(row):
     if row["table"] not in ("ceiling", *CASES):  # of a model
         print(" ".join(f"{k}={x}" if k not in ("table", "case") else str(x) for k, x in row.items() if x != ""),
@@ -615,6 +641,8 @@ def main():
     gpu = re.sub(r"[^a-z0-9]+", "_", name.lower().removeprefix("nvidia "))
     target = out or f"results/{'ranks' if ranks else 'decode' if decode else 'bench'}_{gpu}.csv"
     outputs.require_writable(target)
+    times_paths = on_gpu() and not ranks and "loop" in chosen_tables()
+    say_without_effect((not times_paths, "only the loop table of a GPU times both paths", "record"))
     if ranks:
         return measure_ranks(target, line)
     groups, ceilings, rows = jobs(), {}, []
@@ -652,6 +680,8 @@ def main():
     with outputs.one_line(target), outputs.whole_file(target.removesuffix(".csv") + ".md") as f:
         tables_of_all = markdown(rows) + bench_models.markdown(rows) + "".join(f"\n{x}\n" for x in lines)
         f.write(f"`{known['command']}`: {line}\n{tables_of_all}\n{outputs.provenance_line(known)}\n")
+    if record and times_paths:
+        print(f"recorded: {record_paths(name, rows)} cases of {name} in {kernels.TABLE.name}")
     missed = sum(row.get("bar", "").count("MISSED") + row["note"].count("MISSED") for row in rows)
     missed += sum(line.count("MISSED") for line in lines)
     failed = sum("WRONG" in row["note"] or "FAILED" in row["note"] for row in rows)

@@ -31,6 +31,7 @@ FONTS = {"font.size": 9, "axes.titlesize": 9.5, "figure.titlesize": 9.5, "legend
          "ytick.labelsize": 8.5, "lines.markersize": 4.5, "lines.linewidth": 1.3, "legend.framealpha": 0.85}
 said_missing = set()  # characters
 STYLE = {"trained": dict(color="k", marker="o", ls="-"), "untrained": dict(color="0.5", marker="s", ls="--")}
+SIDES = {"trained": STYLE["trained"], "beside": dict(color="#2b5fae", marker="^", ls="--")}
 
 
 def guarded(draw):
@@ -522,11 +523,11 @@ def pick(rows, what, weights, group=None):
     return (*map(np.array, columns), [r["class"] for r in found])
 
 
-def draw_curves(ax, rows, what, group=None, name="", **style):
-    """Trained and untrained against the loop, with the interval as a band."""
-    for weights in STYLE:
+def draw_curves(ax, rows, what, group=None, name="", looks=STYLE, **style):
+    """Trained and untrained, or whatever weights `looks` has, against the loop, with the interval as a band."""
+    for weights in looks:
         x, y, low, high, _ = pick(rows, what, weights, group)
-        look = STYLE[weights] | dict(ms=4, markevery=max(1, len(x) // 12), label=f"{name} {weights}".strip()) | style
+        look = looks[weights] | dict(ms=4, markevery=max(1, len(x) // 12), label=f"{name} {weights}".strip()) | style
         ax.plot(x, y, **look)
         step = "mid" if "drawstyle" in style else None
         ax.fill_between(x, low, high, color=look["color"], alpha=0.2, lw=0, step=step)
@@ -636,6 +637,41 @@ def draw_difficulty(rows, s, path):
            "the same at all levels are left out")
 
 
+def draw_pairs(ax, rows, what, weights, title):
+    """A number of each loop of one model (rows) beside each of the other one, in percent; a frame about the largest of
+    a row."""
+    from matplotlib.patches import Rectangle  # as in guarded
+    at, values, _, _, groups = pick(rows, what, weights)
+    other = np.array([int(g.split()[1]) for g in groups])
+    cells = np.full((at.max() - at.min() + 1, other.max() - other.min() + 1), np.nan)
+    cells[at.astype(int) - int(at.min()), other - other.min()] = 100 * values
+    texts = [["" if np.isnan(x) else f"{x:.0f}" for x in line] for line in cells]
+    draw_cells(ax, cells, texts, range(int(at.min()), int(at.max()) + 1), range(other.min(), other.max() + 1), 100)
+    for y, x in enumerate(np.nanargmax(cells, 1)):
+        ax.add_patch(Rectangle((x - 0.45, y - 0.45), 0.9, 0.9, fc="none", ec="k", lw=1))
+    ax.set(xlabel="loop or layer of the other", ylabel="loop or layer of this one", title=title)
+
+
+@guarded
+def draw_beside(rows, s, path):
+    """A model and another one: what each knows after each of its loops, and each loop of one beside each of the other.
+    """
+    labels = [g for g in ("next token", "token read") if g in pick(rows, "probe_accuracy", "beside")[-1]]
+    curves = [("entropy", s.first, "entropy of the guess (nats)"), ("loss", s.first, "loss (nats per token)"),
+              ("delta", s.first, "delta: |change of h| / |h|")]
+    curves += [("lens_accuracy", "next token", "logit lens: next token (share)")] * ("next token" in labels)
+    curves += [("probe_accuracy", g, f"probe: {g} (share)") for g in labels]
+    figure, axes = new_figure(len(curves) + 3)
+    for ax, (what, group, y) in zip(axes, curves, strict=False):
+        draw_curves(ax, rows, what, group, looks=SIDES)
+        label_axes(ax, "loop or layer", y, yscale="log" if what == "delta" else "linear")
+    shown = (("lens_agreement", "trained", "% of tokens with one guess"), ("cka", "trained", "CKA of the states, in %"),
+             ("cka", "untrained", "the same of untrained weights"))
+    for ax, pair in zip(axes[len(curves):], shown, strict=True):
+        draw_pairs(ax, rows, *pair)
+    finish(figure, axes[:len(curves)], path, f"{s.title} (trained); and {s.beside} (beside)")
+
+
 @guarded
 def draw_example(s, decode, path):
     """Validation text, each character dark by the loops of the token that writes it."""
@@ -663,6 +699,8 @@ def draw_analysis(rows, s, folder, decode):
         drawn["probes"] = draw_probes
     if s.difficulty:
         drawn["difficulty"] = draw_difficulty
+    if s.other:
+        drawn["beside"] = draw_beside
     names = [f"{name}.png" for name, draw in drawn.items() if draw(rows, s, os.path.join(folder, f"{name}.png"))]
     if s.first == "all" and s.loops and draw_example(s, decode, os.path.join(folder, "example.png")):
         names.append("example.png")

@@ -264,6 +264,14 @@ class GPT(nn.Module):
         smoothing = self.config.label_smoothing if self.training else 0.0
         return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=-1, label_smoothing=smoothing)
 
+    def states(self, idx, num_loops=None):
+        """The states h_1 ... of tokens idx (B,T), one (B,T,C) after the other: after each layer, or the first num_loops
+        of them, as LoopGPT's after each loop."""
+        h = self.embed(idx)
+        for block in self.transformer.h[:num_loops]:
+            h = block(h)
+            yield h
+
     def forward(self, idx, targets=None):
         """Logits and loss; without targets only the last token's logits (B,1,V), and None."""
         x = self.embed(idx)

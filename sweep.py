@@ -159,7 +159,7 @@ def plan(file, root):
         try:
             if "task" in settings:
                 tasks.use(settings["task"])
-            looped = settings.get("model_type") != "gpt"  # without loops there is nothing for analyze.py to look at
+            looped = settings.get("model_type") != "gpt"  # what analyze.py is told is of loops
             check_model(settings, of_train, entries + [(analysis, of_analyze)] * (looped and bool(analyze)))
         except (SystemExit, ValueError) as e:
             config_error(file, entry, e)

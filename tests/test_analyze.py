@@ -323,6 +323,30 @@ def test_cosine_with_the_input(gen):
     torch.testing.assert_close(got[:, 0, 0].double(), torch.cos(angle * l[1:]), rtol=0, atol=1e-6)
 
 
+def test_cka_knows_no_basis_and_is_that_of_the_gram_matrices(gen):
+    """1 of a state turned, scaled and shifted; otherwise the correlation of two centred Gram matrices, with an interval
+    that leaves out each group in turn."""
+    G, n, C, D = 6, 30, 5, 8
+    mix = torch.randn(C, D, generator=gen, dtype=torch.double)
+    x = torch.randn(G, n, C, generator=gen, dtype=torch.double) * torch.arange(1, C + 1)
+    turn = torch.linalg.qr(torch.randn(C, C, generator=gen, dtype=torch.double))[0]
+    y = x @ mix + 3 * torch.randn(G, n, D, generator=gen, dtype=torch.double)
+    found = analyze.linear_cka({0: list(x)}, {0: list(x), 1: list(7 * x @ turn - 4), 2: list(y),
+                                              3: list(torch.randn(G, n, D, generator=gen))})
+    assert [found[0, k][key] for k in (0, 1) for key in ("value", "low", "high")] == pytest.approx([1] * 6)
+    assert found[0, 3]["value"] < 0.2 < found[0, 2]["value"] < 0.98
+
+    def by_gram(x, y):
+        (a, b) = ((z - m) @ (z - m).T for z, m in ((x, mean_x), (y, mean_y)))
+        return F.cosine_similarity(a.flatten(), b.flatten(), dim=0).item()
+
+    mean_x, mean_y = x.mean((0, 1)), y.mean((0, 1))
+    assert found[0, 2]["value"] == pytest.approx(by_gram(x.flatten(0, 1), y.flatten(0, 1)))
+    left = [by_gram(*(torch.cat([z[:g], z[g + 1:]]).flatten(0, 1) for z in (x, y))) for g in range(G)]
+    assert found[0, 2]["high"] - found[0, 2]["value"] == pytest.approx(1.96 * ((G - 1) * np.var(left)) ** 0.5)
+    assert found[0, 2]["n"] == G * n
+
+
 # ---- probes and labels
 
 def test_who_is_right_to_stay(gen):
@@ -396,8 +420,8 @@ def read(scripts, out_dir):
     assert list(rows[0]) == list(analyze.FIELDS)
     found = {(r["what"], r["weights"], r["loop"], r["class"]): r for r in rows}
     assert len(found) == len(rows)
-    for what in {r["what"] for r in rows}:
-        assert {r["weights"] for r in rows if r["what"] == what} == {"trained", "untrained"}
+    for what in {r["what"] for r in rows if r["weights"] != "beside"}:
+        assert {r["weights"] for r in rows if r["what"] == what} - {"beside"} == {"trained", "untrained"}
     return found
 
 
@@ -530,8 +554,54 @@ def test_run_on_text(scripts):
     assert not any(k[0] == "loops" for k in read(scripts, "an_text"))
 
 
+def test_run_on_a_plain_gpt_beside_a_loop_of_its_layers(scripts):
+    """Layers count as loops; one loop of the same two layers ends where they do, so there everything agrees."""
+    scripts("train.py", *TINY, "--dataset=shakespeare_char", "--block_size=16", "--model_type=gpt", "--n_layer=2",
+            "--max_iters=20", "--out_dir=an_gpt")
+    checkpoint = torch.load(scripts.folder / "an_gpt/ckpt_last.pt", weights_only=True)
+    checkpoint["model_args"]["num_loops"] = 1
+    torch.save(checkpoint, scripts.folder / "an_gpt/looped.pt")
+    run = scripts("analyze.py", "--out_dir=an_gpt", "--beside=an_gpt/looped.pt", *SMALL, "--tokens=600",
+                  "--halting=True")
+    assert "a plain GPT whose 2 layers count as loops" in run.out
+    assert "--halting (a plain GPT has no loops but its layers)" in run.err
+    check_pictures(scripts, "an_gpt", "trajectories", "probes", "fixed_points", "difficulty", "beside")
+    found = read(scripts, "an_gpt")
+    assert {k[2] for k in found if k[0] == "entropy"} == {"1", "2"}
+    last = {k: float(r["value"]) for k, r in found.items() if k[1:3] == ("beside", "1") and k[0] in (
+        "entropy", "loss", "norm", "cosine_x0", "confidence", "lens_accuracy", "probe_accuracy")}
+    assert len(last) == 8  # two probes
+    assert last == pytest.approx({k: value(found, k[0], "trained", 2, k[3]) for k in last}, rel=1e-4)
+    for what in ("cka", "lens_agreement"):
+        assert value(found, what, "trained", 2, "beside 1") == pytest.approx(1)
+        assert value(found, what, "trained", 1, "beside 1") < 1
+        assert value(found, what, "untrained", 2, "beside 1") < 1  # other fresh weights
+    assert value(found, "cka", "trained", 0, "beside 0") == pytest.approx(1)
+    scripts("analyze.py", "--checkpoint=an_gpt/looped.pt", "--beside=an_gpt/ckpt_last.pt", *SMALL, "--tokens=600",
+            "--probes=False", "--out_dir=an_turned")
+    turned = read(scripts, "an_turned")
+    for k in (1, 2):
+        assert value(turned, "cka", "trained", 1, f"beside {k}") == pytest.approx(
+            value(found, "cka", "trained", k, "beside 1"))
+
+
+def test_run_on_a_plain_gpt_that_adds(scripts, adders):
+    """Beside a looped model of the same data, from which it shares no weight; and what does not go together."""
+    name, out, _ = adders["next"]
+    scripts("train.py", f"--dataset={name}", *TINY, "--model_type=gpt", "--n_layer=3", "--max_iters=1",
+            "--out_dir=an_adder")
+    args = ("analyze.py", "--checkpoint=an_adder/ckpt_last.pt", *SMALL, "--tokens=600", "--probes=False")
+    scripts(*args, f"--beside={out}/ckpt_last.pt")
+    found = read(scripts, "an_adder")
+    pairs = {(k[2], k[3]) for k in found if k[:2] == ("cka", "trained")}
+    assert pairs == {(str(l), f"beside {k}") for l in range(4) for k in range(4)}
+    x = analyze.task_sample(dataset.open_dataset(name, scripts.folder / "data").meta, 600 // 12)
+    assert found["cka", "trained", "1", "beside 2"]["n"] == found["entropy", "trained", "1", "answer"]["n"]
+    assert x["groups"]["prompt"].any()
+    other = scripts(*args, f"--beside={adders['slots'][1]}/ckpt_last.pt", status=None).err
+    assert "reads other data" in other
+    assert "track" in other
+
+
 def test_what_cannot_be_analyzed(scripts):
-    scripts("train.py", *TINY, "--dataset=shakespeare_char", "--block_size=16", "--model_type=gpt", "--n_layer=1",
-            "--max_iters=1", "--out_dir=an_gpt")
-    assert "no loops" in scripts("analyze.py", "--out_dir=an_gpt", status=None).err
     assert "does not exist" in scripts("analyze.py", "--out_dir=an_none", status=None).err

@@ -1,5 +1,6 @@
 """bench.py --decode=True: that its tables come together on a CPU, of tiny shapes."""
 import csv
+import json
 import math
 import types
 
@@ -14,7 +15,9 @@ import bench_models
 import bench_ranks
 import figures
 import generate
+from configurator import read_settings
 from dataset import checkpoint_meta, model_facts
+from kernels import paths
 from model_loop import LoopConfig, LoopGPT
 from runtime import load_checkpoint
 
@@ -43,6 +46,60 @@ def test_a_wrong_token_has_a_gap(small):
     assert bench_decode.gap(model, [0], tokens, 1.0, 7) < 1e-5
     tokens[10] = (tokens[10] + 1) % 65
     assert bench_decode.gap(model, [0], tokens, 1.0, 7) > 0.05
+
+
+def of_the_card_measured():
+    """The rows that bench.py wrote of the H200."""
+    with open(ROOT / "results/bench_h200.csv", encoding="utf-8") as f:
+        return [{k: x for k, x in row.items() if x != "" or k == "note"} for row in csv.DictReader(f)]
+
+
+def test_the_table_of_paths_is_that_of_the_rows():
+    found = bench.faster_paths(of_the_card_measured())
+    assert found == json.loads((ROOT / "looplm_kernels.json").read_text())["NVIDIA H200"]
+    lost = [r for r in of_the_card_measured() if r.get("case") != "64x128x16 fixed" or r["path"] != "called: graph"]
+    assert found.keys() - bench.faster_paths(lost).keys() == {"C128 T64 tokens1024 fixed bfloat16"}
+
+
+def test_a_new_card_gets_its_entries_and_its_table(monkeypatch, tmp_path, rng, capsys):
+    """One command, with rows that stand in for measured ones: other cards' entries stay, auto reads the new ones."""
+    slower = {f"{T}x{C}x{B} {mode}": rng.choice(["kernel", "graph"]) for T, C, B in bench.LOOP[:3]
+              for mode in ("fixed", "adaptive")}
+    said = [dict(table="loop", case=name, path=f"called: {way}", microseconds=9.0 if way == slow else 2.0, note="")
+            for name, slow in slower.items() for way in ("auto", "graph", "kernel")]
+    table, card = tmp_path / "looplm_kernels.json", "NVIDIA A Card"
+    old = {"NVIDIA H200": {"x": "graph"}, card: {"y": "kernel", "C128 T64 tokens1024 fixed bfloat16": "?"}, "B": {}}
+    table.write_text(json.dumps(old))
+    monkeypatch.setattr(bench.kernels, "TABLE", table)
+    monkeypatch.setattr(paths, "TABLE", table)
+    for key in ("XDG_CACHE_HOME", "TORCHINDUCTOR_COMPILE_THREADS"):
+        monkeypatch.setenv(key, "1")  # so that what main sets ends with this test
+    monkeypatch.setattr(bench, "on_gpu", lambda: True)
+    monkeypatch.setattr(bench, "machine", lambda: "cpu")
+    monkeypatch.setattr(bench, "versions", lambda: (card, f"{card}, torch"))
+    monkeypatch.setattr(bench, "run_batch", lambda batch, ceilings, emit: [emit(dict(r)) for r in said])
+    monkeypatch.setattr("sys.argv", ["bench.py", "--quick=True", "--record=True"])
+    for key in read_settings((ROOT / "bench.py").read_text()):
+        monkeypatch.setattr(bench, key, getattr(bench, key))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        bench.main()
+    assert not ended.value.code
+    assert f"recorded: 6 cases of {card} in looplm_kernels.json" in capsys.readouterr().out
+    assert "called: graph" in (tmp_path / "results/bench_a_card.csv").read_text()
+    new = json.loads(table.read_text())
+    assert list(new) == sorted(old)
+    assert list(new[card]) == sorted(new[card])
+    assert {k: new[k] for k in new if k != card} == {k: old[k] for k in old if k != card}
+    assert new[card]["y"] == "kernel"
+    paths.path_table.cache_clear()
+    try:
+        for name, way in slower.items():
+            (T, C, B), mode = map(int, name.split()[0].split("x")), name.split()[1]
+            case = paths.loop_case(C, B, T, "confidence" if mode == "adaptive" else "fixed", torch.bfloat16)
+            assert paths.path_table(card)[case] == {"kernel": "graph", "graph": "kernel"}[way], name
+    finally:
+        paths.path_table.cache_clear()
 
 
 def test_what_a_mixture_costs():

@@ -27,6 +27,18 @@ def tokens(B=2, length=T):
     return torch.randint(V, (B, length))
 
 
+def test_states_are_those_after_each_layer():
+    model, idx = make(n_layer=3), tokens()
+    states = list(model.states(idx))
+    assert len(states) == 3
+    torch.testing.assert_close(model.readout(states[-1]), model.logits(idx))
+    for l in (1, 2):
+        shorter = GPT(GPTConfig(**vars(model.config) | dict(n_layer=l))).double().eval()
+        shorter.load_state_dict(model.state_dict(), strict=False)
+        torch.testing.assert_close(list(shorter.states(idx))[-1], states[l - 1], rtol=0, atol=0)
+        assert len(list(model.states(idx, l))) == l
+
+
 def nanogpt_state(n_layer=2, block_size=11, bias=True, tied=True):
     """Random weights under the names and shapes of a nanoGPT checkpoint."""
     shapes = {"transformer.wte": (V, C), "transformer.wpe": (block_size, C), "transformer.ln_f": (C,),
