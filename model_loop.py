@@ -43,6 +43,7 @@ CHOICES = dict(pos=("learned", "none", "rope", "place"), inject=INJECTS,
                supervise=("last", "half", "all"), halt=tuple(RULES), halt_head=("none", "joint", "after"),
                backend=BACKENDS)
 
+NEVER = 1 << 30  # a loop that no training reaches
 MARGIN_WEIGHT = 0.1  # of the hinge in the loss; it is 0 once the gap is there
 # explicit Runge-Kutta: of each stage after the first, how many steps it stands along the slope before it, and how much
 # its own slope weighs, the first one's being 1 (Hairer, Norsett & Wanner 1993, II.1)
@@ -80,7 +81,8 @@ class LoopConfig(GPTConfig):
     halt_threshold: float | None = None  # >= 0: a token halts where its score passes this; None: the rule's own, RULES
     think_threshold: float | None = None  # >= 0: as that, from the think token on ('='); None: as that
     min_loops: int = 1          # >= 1: no rule halts a token earlier
-    prompt_loops: int = 0       # >= 0: tokens before the think token take exactly this many loops; 0: by the rule
+    # In training a list alone matters: a row's prompt stands still after the count that it draws, of 0 not at all.
+    prompt_loops: int | list[int] = 0  # >= 0: that tokens before the think token take, a list's largest; 0: by rule
     think_loops: int = 0        # >= 0: from it on exactly this many, beyond num_loops too; 0: by the rule
     log_scale: int = 0          # 0 or >= 2: keys beyond which attention logits grow with the log of their count; 0: off
     anderson: int = 0           # >= 0: earlier loops that Anderson acceleration mixes in, to settle sooner; 0: off
@@ -92,14 +94,19 @@ class LoopConfig(GPTConfig):
     longest_number: int = 0     # digits of the longest number in training
 
     @property
+    def reading(self):
+        """Loops that tokens before the think token take at inference, 0: by the rule."""
+        return max(loop_counts(self.prompt_loops))
+
+    @property
     def place_ahead(self):
         """Places beyond the end of a number that are told of, 0 or 1: a number needs as many ids more."""
         return int(self.place_end or self.place_next and not self.place_below)
 
 
-def loop_counts(num_loops):
-    """num_loops, one count or several, as a list."""
-    return list(num_loops) if isinstance(num_loops, (list, tuple)) else [num_loops]
+def loop_counts(loops):
+    """num_loops or prompt_loops, one count or several, as a list."""
+    return list(loops) if isinstance(loops, (list, tuple)) else [loops]
 
 
 @functools.cache
@@ -120,8 +127,8 @@ def check(config):
         except ValueError as e:
             raise ValueError(f"{key} {getattr(config, key)!r}: {e}") from None
     counts = loop_counts(config.num_loops)
-    if not counts:
-        raise ValueError("num_loops must be one or more counts")
+    if not counts or not loop_counts(config.prompt_loops):
+        raise ValueError("num_loops and prompt_loops must be one or more counts")
     if isinstance(config.alpha, str) and config.alpha not in ("learned", "gate"):
         raise ValueError(f"alpha {config.alpha!r} must be a number above 0, 'learned' or 'gate'")
     if config.halt == "gate" and config.halt_head == "none":
@@ -132,7 +139,7 @@ def check(config):
     if config.anderson and config.step_encoding != "none":
         raise ValueError(f"anderson looks for a fixed point, which loops that differ by step_encoding "
                          f"{config.step_encoding!r} do not have")
-    if (config.prompt_loops or config.think_loops) and config.think_token is None:
+    if (config.reading or config.think_loops) and config.think_token is None:
         raise ValueError("prompt_loops and think_loops need a dataset with a think token, as '=' of additions")
     if config.pos == "place" and not config.number_tokens:
         raise ValueError("pos 'place' counts digits from the least significant one, which this dataset does not write "
@@ -186,7 +193,7 @@ def idle_settings(config, every_rule=False):
         (none, "halt is none", "halt_threshold", "think_threshold"),
         (c.think_token is None, "the data has no think token", "think_threshold"),
         (c.think_loops, "think_loops says how many loops the answer takes", "think_threshold"),
-        (c.prompt_loops and (c.think_loops or c.think_threshold is not None),
+        (c.reading and (c.think_loops or c.think_threshold is not None),
          "prompt_loops, and think_loops or think_threshold, say when tokens halt", "halt_threshold"),
         (c.pos != "place", f"pos is {c.pos}", "place_ids", "place_subset", "place_runs", "place_scale")]
 
@@ -226,6 +233,8 @@ class LoopGPT(GPT):
         C = config.n_embd
         self.trained_loops = max(loop_counts(config.num_loops))
         self.inject = Inject(config.inject, C)
+        if isinstance(config.prompt_loops, (list, tuple)):  # a tensor made in a step would stall a CUDA graph's capture
+            self.register_buffer("prompt_counts", torch.tensor(config.prompt_loops), persistent=False)
         if config.step_encoding == "learned":
             self.step_bias = nn.Parameter(0.02 * torch.randn(self.trained_loops, C))
         if config.step_encoding == "sinusoid":  # starts as loud as the token embeddings
@@ -437,13 +446,23 @@ class LoopGPT(GPT):
 
     def states(self, idx, num_loops=None, no_grad_loops=0):
         """h_1 ... h_L of tokens idx (B,T), one (B,T,C) after the other; every token takes every loop, the first
-        no_grad_loops ones without a gradient."""
+        no_grad_loops ones without a gradient. In training with a list of prompt_loops prompts stand still early."""
         x0 = h = self.embed(idx)
-        history = []
+        history, moves = [], self.loops_while_training(idx)
         for l in range(1, self.loops_asked(num_loops) + 1):
+            active = None if moves is None else l <= moves
             with torch.set_grad_enabled(torch.is_grad_enabled() and l > no_grad_loops):
-                h = think.accelerate(self, h, self.loop(h, x0, l), l, history)
+                new = think.accelerate(self, h, self.loop(h, x0, l, active), l, history)
+                h = new if active is None else torch.where(active[..., None], new, h)
             yield h
+
+    def loops_while_training(self, idx):
+        """Loops (B,T) after which tokens idx (B,T) of a training step stand still, as a prompt that was read quickly
+        does at inference while its answer is still written; None if none does."""
+        if not self.training or not isinstance(self.config.prompt_loops, (list, tuple)):
+            return None
+        drawn = self.prompt_counts[torch.randint(len(self.prompt_counts), (len(idx), 1), device=idx.device)]
+        return drawn.masked_fill((drawn == 0) | think.thinks(self.config, idx), NEVER)
 
     def last_state(self, idx, num_loops=None):
         """h_L (B,T,C), in one launch where a kernel does it."""
@@ -509,7 +528,7 @@ class LoopGPT(GPT):
     def halts(self):
         """Whether tokens may take different loops."""
         c = self.config
-        return c.halt != "none" or bool(c.prompt_loops or c.think_loops)
+        return c.halt != "none" or bool(c.reading or c.think_loops)
 
     def halting_plan(self, idx, L):
         """think.halting_plan by this model's settings."""

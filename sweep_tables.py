@@ -40,6 +40,7 @@ def columns_of_analysis(table):
 
 def columns_of_evaluation(label, table):
     """uniform_8, equal_8, loops_answer_8, ... from the rows of evaluate.py, each with the label, if any, before it.
+    read_3_write_24_8: read in 3 loops, written in 24, of --waiting=True; write_0 is by the rule.
 
     Loops are those of the uniform problems; loops_solved_8 of the slowest token of solved ones, and loops_chain_3 of
     those of size figures.DIFFICULTY_SIZE, of all kinds, whose difficulty `chain` is 3, where there are ten.
@@ -50,7 +51,8 @@ def columns_of_evaluation(label, table):
     for r in table:
         values, kind = {}, r["kind"]
         if r.get("m") and kind != "grid":
-            values[f"{r['kind']}_{r['n']}"] = r["accuracy"]
+            kind = f"read_{r['read']}_write_{r['write']}".replace(".", "_") if kind == "waiting" else kind
+            values[f"{kind}_{r['n']}"] = r["accuracy"]
         if r["kind"] == "uniform":
             values |= {f"{name}_{r['n']}": r.get(key) for key, name in names.items()}
         if r.get(kind) and int(r["n"]) == figures.DIFFICULTY_SIZE and int(r["problems"]) >= 10:

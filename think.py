@@ -41,7 +41,15 @@ def log_scale(positions, trained_length):
 # when tokens halt ----------------------------------------------------------------------------------------------------
 def most_loops(config, L):
     """The loops that any token may take, of L asked for: prompt_loops and think_loops may ask for more."""
-    return max(config.think_loops or L, config.prompt_loops or L)
+    return max(config.think_loops or L, config.reading or L)
+
+
+def thinks(config, idx, before=False):
+    """Which tokens idx (B,T) write the answer: the think token, which writes the first one of it, and all that follow;
+    before (B,1): whether one stands before idx."""
+    if config.think_token is None:
+        return torch.zeros_like(idx, dtype=torch.bool)
+    return (idx == config.think_token).cumsum(1) + before > 0
 
 
 def halting_plan(config, idx, L, thinks_before=False):
@@ -51,15 +59,14 @@ def halting_plan(config, idx, L, thinks_before=False):
     """
     c = config
     active = torch.ones_like(idx, dtype=torch.bool) if c.pad_token is None else idx != c.pad_token  # (B,T)
-    # the think token itself writes the first token of the answer
-    thinks = torch.zeros_like(active) if c.think_token is None else (idx == c.think_token).cumsum(1) + thinks_before > 0
+    writes = thinks(c, idx, thinks_before)
     never = float("inf") if RULES[c.halt].above else float("-inf")
     usual = RULES[c.halt].threshold if c.halt_threshold is None else c.halt_threshold
-    read = never if c.prompt_loops else usual
+    read = never if c.reading else usual
     write = usual if c.think_threshold is None else c.think_threshold
     write = never if c.think_loops else write
-    threshold = torch.where(thinks, write, read).float()
-    limit = torch.where(thinks, c.think_loops or L, c.prompt_loops or L)
+    threshold = torch.where(writes, write, read).float()
+    limit = torch.where(writes, c.think_loops or L, c.reading or L)
     return HaltingPlan(active, threshold, limit, most_loops(c, L), c.halt)
 
 

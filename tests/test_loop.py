@@ -240,11 +240,14 @@ GRADIENTS = [{"inject": "concat", "step_encoding": "learned", "supervise": "all"
              {"inject": "add", "pos": "rope", "supervise": "half", "tie_weights": False, "bias": True},
              {"inject": "decay", "step_encoding": "sinusoid", "update": "heun", "alpha": "gate", "loop_norm": True},
              {"inject": "concat", "step_encoding": "learned", "update": "rk4", "alpha": "learned", "supervise": "all"}]
+FROZEN = {"think_token": 5, "prompt_loops": [1], "supervise": "half"}
 
 
-@pytest.mark.parametrize("settings", GRADIENTS, ids=[x["inject"] for x in GRADIENTS])
+@pytest.mark.parametrize("settings", [*GRADIENTS, FROZEN], ids=[*(x["inject"] for x in GRADIENTS), "frozen prompt"])
 def test_gradients_through_three_loops(settings):
-    check_gradients(make(**settings), tokens(), tokens())
+    idx = tokens()
+    idx[:, 3] = 5
+    check_gradients(make(**settings), idx, tokens())
 
 
 @pytest.mark.parametrize("settings", GRADIENTS, ids=[x["inject"] for x in GRADIENTS])
@@ -252,8 +255,8 @@ def test_a_cut_between_two_loops_is_found(settings, monkeypatch):
     """The check above fails if the result of loop 2 is detached, as truncated back-propagation would do."""
     whole = LoopGPT.loop
 
-    def cut(self, h, x0, l):
-        new = whole(self, h, x0, l)
+    def cut(self, h, x0, l, active):
+        new = whole(self, h, x0, l, active)
         return new.detach() if l == 2 else new
 
     monkeypatch.setattr(LoopGPT, "loop", cut)
@@ -317,6 +320,97 @@ def test_a_compiled_loop_serves_all_loop_counts(step_encoding):
             found.append([loss, *(p.grad for p in model.parameters())])
         torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-9)
     assert len(graphs) <= 6  # the first loop, the second, any other; with a gradient and without
+
+
+# ---- prompts that stand still early
+
+def problem(B=4):
+    """Rows of a prompt, the think token 5, an answer and a pad, 0; and targets of what writes the answer."""
+    idx = torch.randint(6, V, (B, 10))
+    before = torch.randint(1, 7, (B, 1))
+    idx.scatter_(1, before, 5)
+    idx[:, -1] = 0
+    return idx, torch.where((torch.arange(10) < before) | (idx == 0), -1, torch.randint(V, (B, 10)))
+
+
+def states_by_inference(model, idx, read, loops):
+    """The states (L,B,T,C) after so many loops of the answer, those of the prompt `read` at most; pads left out."""
+    model.eval()
+    prompt = (idx == 5).cumsum(1) == 0
+    states = [model.think(idx, exact_loops=torch.where(prompt, min(read, l), l))[0] for l in range(1, loops + 1)]
+    model.train()
+    return torch.stack(states)[:, :, :-1]
+
+
+@pytest.mark.parametrize("settings", [*GRADIENTS, {"loop_norm": True}], ids=[*(x["inject"] for x in GRADIENTS), "norm"])
+@pytest.mark.parametrize("read", [1, 2, 3])
+def test_a_training_step_with_frozen_prompts_is_inference_with_exact_loops(settings, read):
+    model = make(**settings | {"num_loops": 5, "pad_token": 0, "think_token": 5, "prompt_loops": [read]})
+    idx, targets = problem()
+    first = {"last": 4, "half": 2, "all": 0}[model.config.supervise]
+
+    def loss_by_inference(read):
+        states = states_by_inference(model, idx, read, 5)[first:]
+        return sum(plain_loss(model, h, targets[:, :-1]) for h in states) / len(states), model.readout(states[-1])
+    logits, loss = model.train()(idx, targets)
+    expected = loss_by_inference(read)
+    torch.testing.assert_close((loss, logits[:, :-1]), expected, rtol=1e-8, atol=1e-8)
+    assert (loss - loss_by_inference(9)[0]).abs() > 1e-6  # they were frozen
+
+
+def test_each_row_draws_when_its_prompt_stands_still():
+    model, idx = make(num_loops=5, think_token=5, pad_token=0, prompt_loops=[1, 3, 0]).train(), problem(90)[0]
+    got, drawn = torch.stack(list(model.states(idx)))[:, :, :-1], 0
+    for read in (1, 3, 9):
+        want = states_by_inference(model, idx, read, 5)
+        same = ((got - want).abs() < 1e-8).all(-1).all(-1).all(0)
+        assert same.any()
+        drawn = drawn + same.int()
+    assert (drawn == 1).all()
+
+
+@pytest.mark.parametrize("counts", [[0], [3], [8, 0, 3]])
+def test_prompts_that_never_stand_still_train_as_ever(counts):
+    model, (idx, targets) = make(think_token=5, supervise="all").train(), problem()
+    plain = model(idx, targets)
+    frozen = make(think_token=5, supervise="all", prompt_loops=counts).train()
+    frozen.load_state_dict(model.state_dict())
+    torch.testing.assert_close(frozen(idx, targets), plain, rtol=0, atol=0)
+
+
+def test_out_of_training_a_list_is_its_largest_count():
+    """Nothing is drawn, and what evaluates a training looks at loops that all tokens take."""
+    model, idx = make(num_loops=5, think_token=5, pad_token=0, prompt_loops=[1, 2, 0]), problem()[0]
+    twin = make(num_loops=5, think_token=5, pad_token=0, prompt_loops=2)
+    twin.load_state_dict(model.state_dict())
+    prompt = (idx == 5).cumsum(1) == 0
+    h, record = model.think(idx)
+    assert torch.equal(record["loops"], torch.where(idx == 0, 0, torch.where(prompt, 2, 5)))
+    assert torch.equal(h, twin.think(idx)[0])
+    assert all(map(torch.equal, model.states(idx), twin.states(idx)))
+
+
+def test_a_list_of_prompt_loops_asks_for_a_think_token():
+    with pytest.raises(ValueError, match="prompt_loops and think_loops need a dataset with a think token"):
+        make(prompt_loops=[0, 2])
+    with pytest.raises(ValueError, match="num_loops and prompt_loops must be one or more counts"):
+        make(think_token=5, prompt_loops=[])
+
+
+def test_a_step_with_frozen_prompts_asks_the_host_nothing():
+    """All of it is one graph, whatever is drawn: what the capture of a CUDA graph needs."""
+    model, (idx, targets) = make(think_token=5, pad_token=0, prompt_loops=[1, 2]).train(), problem()
+    torch._dynamo.reset()
+    graphs, losses = [], set()
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+    step = torch.compile(model.training_loss, fullgraph=True, backend=backend)
+    for _ in range(40):
+        losses.add(round(step(idx, targets)[1].item(), 9))
+    assert len(graphs) == 1
+    assert len(losses) > 1
 
 
 def test_loops_without_a_gradient_need_an_injection():
