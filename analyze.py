@@ -15,7 +15,8 @@
                  data, tested on validation data), of the token that is read, too; one for each loop, and that of the
                  trained loops after all; beside them the model's own head after each loop, the logit lens
 5 fixed points   do tokens converge (Huginn 2502.05171, figure on orbits; deep thinking 2202.05826), circle, forget a
-                 push; the spectral radius of one loop, and the largest Lyapunov exponent of all
+                 push; the spectral radius of one loop, and the largest Lyapunov exponent of all; do states that
+                 begin elsewhere, at x0, at zero or at random, meet those that begin as in training
 
 Everything is said twice, of the trained weights and of fresh ones of the same architecture: a residual stream that
 merely grows has a falling delta, and a random network is already a fair feature map for a probe. Of a task the tokens
@@ -512,7 +513,7 @@ def jacobian_rows(name, model, sample):
     x0, L, limit = model.embed(idx), sample.L, sample.limit
     path, rows = [x0, *model.states(idx, sample.total)], []
     gen = torch.Generator().manual_seed(seed % 2**63)
-    growth = tangent_growth(lambda h, k: model.loop(h, x0, k + 1), x0, mask, sample.total, gen)
+    growth = tangent_growth(lambda h, k: model.loop(h, x0, k + 1), model.begin(x0), mask, sample.total, gen)
     rows += [row("tangent_growth", name, clustered_interval(g), l, "one loop") for l, g in enumerate(growth, 1)]
     half = sample.total // 2  # by then the push points where it grows fastest, and loop 1 is another map
     exponent = growth[half:].mean(0)
@@ -528,6 +529,20 @@ def jacobian_rows(name, model, sample):
         rows += [row("spectral_radius", name, clustered_interval(radius), l, f"{iterations} iterations"),
                  row("spectral_radius_highest", name, number(radius.max(), len(radius)), l),
                  row("spectral_radius_residual", name, clustered_interval(residual), l, f"{iterations} iterations")]
+    return rows + (meeting_rows(name, model, x0, path[1:], mask, gen) if model.config.inject != "none" else [])
+
+
+@torch.no_grad()
+def meeting_rows(name, model, x0, path, mask, generator):
+    """5: how far states that begin elsewhere are from the model's own after each loop, those of path, (B,T,C) as x0 is;
+    relative to their norm, mask (B,T) without pads. Leaves the model with another start."""
+    chance = torch.randn(x0.shape, generator=generator, dtype=torch.double).to(x0)
+    rows = []
+    for start, h in dict(x0=x0, zero=torch.zeros_like(x0), random=chance).items():
+        model.config.start = start  # which says what loop 1 reads
+        for l, own in enumerate(path, 1):
+            h = model.loop(h, x0, l)
+            rows.append(row("start_distance", name, clustered_interval(masked(state_delta(h, own), mask)), l, start))
     return rows
 
 

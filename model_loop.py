@@ -1,8 +1,8 @@
 """LoopGPT: one shared Block applied L times to a latent state, each token deciding for itself when to stop.
 
-    h = x0                                        # the embedded input is the state before loop 1
+    h = x0                                        # the embedded input is the state before loop 1; or another start
     for l in 1..L:
-        u = (h if l == 1 else inject(h, x0)) + s_l
+        u = (h if l == 1 else inject(h, x0)) + s_l  (from another start than x0 loop 1 injects, too)
         candidate = Block(u)
         new = candidate                            (update = 'replace')
         new = h + alpha * (candidate - u)          (update = 'euler': a step of dh/dt = G(u), G(u) = Block(u) - u)
@@ -38,7 +38,7 @@ from model import GPT, GPTConfig, rope_angles
 from static import forget_steps
 from think import MASK_FLOOR
 
-CHOICES = dict(pos=("learned", "none", "rope", "place"), inject=INJECTS,
+CHOICES = dict(pos=("learned", "none", "rope", "place"), start=("x0", "zero", "learned", "random"), inject=INJECTS,
                step_encoding=("none", "learned", "sinusoid", "rope"), update=("replace", "euler", "heun", "rk4"),
                supervise=("last", "half", "all"), halt=tuple(RULES), halt_head=("none", "joint", "after"),
                backend=BACKENDS)
@@ -69,6 +69,7 @@ class LoopConfig(GPTConfig):
     place_end: bool = False     # '+' has the place that would follow in the number before it: where it ends is found
     place_margin: float = 0.0   # >= 0: gap in nats that heads learn to keep between all places of the table, in loop 1
     place_scale: float = 0.02   # > 0: standard deviation of the place tables at the start
+    start: str = "x0"           # h before loop 1: x0; zero; learned, a vector; random, drawn per token in training
     inject: str = "add"         # what re-enters from loop 2 on: add h + x0; none h; concat W [h; x0]; decay a*h + b*x0
     step_encoding: str = "none"  # what tells the loops apart: none, learned, sinusoid, rope (rotates the query)
     update: str = "replace"     # replace: h = Block(u); a step of dh/dt = Block(u) - u by: euler, heun (2 x), rk4 (4 x)
@@ -133,6 +134,8 @@ def check(config):
         raise ValueError(f"alpha {config.alpha!r} must be a number above 0, 'learned' or 'gate'")
     if config.halt == "gate" and config.halt_head == "none":
         raise ValueError("halt 'gate' needs a model trained with --halt_head=joint or after")
+    if config.inject == "none" and config.start != "x0":
+        raise ValueError(f"start {config.start!r} needs an injection: with inject 'none' nothing would read the input")
     if config.inject == "none" and 0 < config.grad_loops < max(counts):
         raise ValueError("grad_loops below num_loops needs an injection: inject 'none' reads the input in loop 1 "
                          "alone, and no gradient would reach the embeddings")
@@ -233,6 +236,10 @@ class LoopGPT(GPT):
         C = config.n_embd
         self.trained_loops = max(loop_counts(config.num_loops))
         self.inject = Inject(config.inject, C)
+        if config.start == "learned":
+            self.first_state = nn.Parameter(0.02 * torch.randn(C))
+        if config.start == "random":  # out of training always the same, so that what is written depends on no chance
+            self.register_buffer("first_state", torch.randn(C))
         if isinstance(config.prompt_loops, (list, tuple)):  # a tensor made in a step would stall a CUDA graph's capture
             self.register_buffer("prompt_counts", torch.tensor(config.prompt_loops), persistent=False)
         if config.step_encoding == "learned":
@@ -336,6 +343,7 @@ class LoopGPT(GPT):
         ids, block = torch.arange(1, n + 1, device=self.numbers.device), self.transformer.h[0]
         tokens = self.numbers[torch.randint(len(self.numbers), (2, n), device=ids.device)]
         x, s = self.transformer.wte(tokens) + self.place(ids) + self.place_next(ids + step), self.step_encoding(1)
+        x = self.reads(self.begin(x), x, 1)
         q, k, _ = block.attn.c_attn(block.ln_1(x if s is None else x + s)).view(2, n, 3, c.n_head, -1).unbind(2)
         score = torch.einsum("ihd,jhd->hij", q[0], k[1]).float() / math.sqrt(q.size(-1))  # (nh,n,n)
         loss = 0.0
@@ -390,6 +398,19 @@ class LoopGPT(GPT):
             return self.step_gate(torch.cat((h, x0), -1)).sigmoid()
         return self.config.alpha
 
+    def begin(self, x0):
+        """The states (B,T,C) before loop 1 of embedded tokens x0 (B,T,C). Those of start 'random' are as large as what
+        loop_norm leaves."""
+        if self.config.start == "x0":
+            return x0
+        if self.config.start == "random" and self.training:
+            return torch.randn_like(x0)
+        return torch.zeros_like(x0) if self.config.start == "zero" else self.first_state.to(x0.dtype).expand_as(x0)
+
+    def reads(self, h, x0, l):
+        """What loop l makes of states h and x0 (B,T,C) before it adds s_l."""
+        return h if l == 1 and self.config.start == "x0" else self.inject(h, x0)  # x0 is read once
+
     def run_blocks(self, u, l, cache=None):
         """u + s_l, which is what the blocks read, and what they make of it, for u (B,T,C) in loop l."""
         s = self.step_encoding(l)
@@ -405,7 +426,7 @@ class LoopGPT(GPT):
         Every Runge-Kutta stage evaluates G at that stage's own input u. s_l and alpha are fixed for the whole step.
         Halted tokens do not move between stages: others must see their frozen state.
         """
-        u, candidate = self.run_blocks(h if l == 1 else self.inject(h, x0), l, cache)  # h is x0 in loop 1: read once
+        u, candidate = self.run_blocks(self.reads(h, x0, l), l, cache)
         new = candidate
         if self.config.update != "replace":
             alpha, slope = self.alpha(h, x0), candidate - u
@@ -447,7 +468,8 @@ class LoopGPT(GPT):
     def states(self, idx, num_loops=None, no_grad_loops=0):
         """h_1 ... h_L of tokens idx (B,T), one (B,T,C) after the other; every token takes every loop, the first
         no_grad_loops ones without a gradient. In training with a list of prompt_loops prompts stand still early."""
-        x0 = h = self.embed(idx)
+        x0 = self.embed(idx)
+        h = self.begin(x0)
         history, moves = [], self.loops_while_training(idx)
         for l in range(1, self.loops_asked(num_loops) + 1):
             active = None if moves is None else l <= moves

@@ -460,7 +460,7 @@ def why_not_decode_kernel(spec, R, T, L):
     c, hs = spec.config, spec.config.n_embd // spec.config.n_head
     blocks = R * blocks_per_sequence(c)
     asks = {"n_layer above 1": c.n_layer > 1, "biases": c.bias, "training": spec.training,
-            f"n_embd {c.n_embd}": c.n_embd not in (64, 128, 256, 384),
+            f"start {c.start!r}": c.start != "x0", f"n_embd {c.n_embd}": c.n_embd not in (64, 128, 256, 384),
             f"heads of {hs} channels": hs & (hs - 1) or not 16 <= hs <= 128,
             "rope": "rope" in (c.pos, c.step_encoding), "loops beyond the learned step encoding": L > spec.step_limit,
             f"injection {c.inject!r}": c.inject == "concat", "alpha 'gate'": c.alpha == "gate",

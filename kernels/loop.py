@@ -200,7 +200,7 @@ class LoopSpec(NamedTuple):
 def why_not_loop_kernel(spec, x0, L, rule, trace):
     """What the loop kernel does not do of a model, its input x0 (B,T,C) and L loops, "" if it does all."""
     c, (_, T, C), hs = spec.config, x0.shape, spec.config.n_embd // spec.config.n_head
-    asks = {"n_layer above 1": c.n_layer > 1, "biases": c.bias,
+    asks = {"n_layer above 1": c.n_layer > 1, "biases": c.bias, f"start {c.start!r}": c.start != "x0",
             "more tokens than log_scale": 0 < c.log_scale < T, "rope": "rope" in (c.pos, c.step_encoding),
             f"heads of {hs} channels": hs & (hs - 1) or not 16 <= hs <= 128,
             f"n_embd {C}": C not in (64, 128, 256, 384), "more than 256 tokens": T > 256,

@@ -285,6 +285,7 @@ def test_operator(on_cpu, monkeypatch, T, trace):
     ("rope", dict(step_encoding="rope")), ("256 tokens", dict(T=300)), ("n_embd 96", dict(C=96, n_head=3)),
     ("heads of 8 channels", dict(n_head=8)), ("alpha 'gate'", dict(update="euler", alpha="gate")),
     ("update 'heun'", dict(update="heun", alpha=0.5)), ("update 'rk4'", dict(update="rk4")),
+    ("start 'zero'", dict(start="zero")), ("start 'learned'", dict(start="learned")),
     ("Anderson acceleration", dict(anderson=2)), ("more tokens than log_scale", dict(log_scale=12)),
     ("", dict(log_scale=13)), ("logits of 200 tokens", dict(V=200)),
     ("float64", dict(double=True)), ("", dict(V=200, rule="delta"))],

@@ -96,9 +96,11 @@ def plain_states(model, row, loops):
     c, x0 = model.config, model.transformer.wte.weight[row]
     if c.pos == "learned":
         x0 = x0 + model.transformer.wpe.weight[:len(row)]
-    h, states = x0, []
+    h, states = {"x0": x0, "zero": 0 * x0}.get(c.start), []
+    if h is None:  # learned, or random
+        h = model.first_state.repeat(len(row), 1)
     for l in range(1, loops + 1):
-        u = plain_input(model, h, x0, l, l)
+        u = plain_input(model, h, x0, l if c.start == "x0" else 2, l)
         position = torch.arange(len(row))[:, None] * frequencies(HS) * (c.pos == "rope")
         step = (l - 1) * frequencies(HS) * (c.step_encoding == "rope")
         candidate = plain_blocks(model, u, position + step, position)
@@ -148,6 +150,42 @@ def test_equations(inject, step_encoding, update):
     norm = (INJECT.index(inject) + STEP.index(step_encoding)) % 2 == 0
     model = make(inject=inject, step_encoding=step_encoding, loop_norm=norm, bias=norm, **update)
     assert_equations(model, tokens(), 3)
+
+
+@pytest.mark.parametrize("update", [{}, {"update": "euler", "alpha": "gate"}, {"update": "rk4", "alpha": 0.3}], ids=str)
+@pytest.mark.parametrize("inject", ["add", "concat", "decay"])
+@pytest.mark.parametrize("start", ["zero", "learned", "random"])
+def test_equations_from_other_starts(start, inject, update):
+    assert_equations(make(start=start, inject=inject, step_encoding="sinusoid", **update), tokens(), 3)
+
+
+def test_from_zero_a_loop_that_adds_is_as_from_x0():
+    """To the bit: 0 + x0 is what loop 1 reads of x0."""
+    model, idx = make(start="zero", loop_norm=True), tokens()
+    other = make(loop_norm=True)
+    other.load_state_dict(model.state_dict())
+    assert all(map(torch.equal, model.states(idx), other.states(idx)))
+
+
+def test_a_random_start_is_drawn_for_each_token_in_training_alone():
+    model, idx = make(start="random", n_embd=256), tokens(64)
+    x0, kept = model.embed(idx), model.first_state
+    assert torch.equal(model.begin(x0), kept.expand_as(x0))
+    first, second = model.train().begin(x0), model.begin(x0)
+    for h in (first, second, first - second):
+        h = h / h.std() if h is not first else h
+        assert abs(h.mean()) < 0.02
+        assert abs(h.var() - 1) < 0.03
+        assert abs(h.mean(-1).var() * 256 - 1) < 0.4  # tokens apart
+    saved = make(start="random", n_embd=256)
+    saved.load_state_dict(model.state_dict())
+    assert torch.equal(saved.begin(x0), kept.expand_as(x0))
+
+
+@pytest.mark.parametrize("start", ["zero", "learned", "random"])
+def test_another_start_needs_an_injection(start):
+    with pytest.raises(ValueError, match=f"start '{start}' needs an injection"):
+        make(start=start, inject="none")
 
 
 @pytest.mark.third
@@ -243,7 +281,8 @@ GRADIENTS = [{"inject": "concat", "step_encoding": "learned", "supervise": "all"
 FROZEN = {"think_token": 5, "prompt_loops": [1], "supervise": "half"}
 
 
-@pytest.mark.parametrize("settings", [*GRADIENTS, FROZEN], ids=[*(x["inject"] for x in GRADIENTS), "frozen prompt"])
+@pytest.mark.parametrize("settings", [*GRADIENTS, FROZEN, {"start": "learned", "inject": "concat"}],
+                         ids=[*(x["inject"] for x in GRADIENTS), "frozen prompt", "start"])
 def test_gradients_through_three_loops(settings):
     idx = tokens()
     idx[:, 3] = 5
