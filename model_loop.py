@@ -78,6 +78,7 @@ class LoopConfig(GPTConfig):
     grad_loops: int = 0         # >= 0: loops that gradients go back through, the last ones of a step; 0: all
     supervise: str = "last"     # of those, the loops whose readout is trained: last, half (the second half), all
     halt_head: str = "none"     # learned halting: none, joint (trained along), after (on the frozen model)
+    gate_encoding: bool = False  # that head is told the loop by a sinusoid of its own; else by step_encoding alone
     halt: str = "none"          # halting rule at inference: none, confidence, entropy, delta, kl, gate
     halt_threshold: float | None = None  # >= 0: a token halts where its score passes this; None: the rule's own, RULES
     think_threshold: float | None = None  # >= 0: as that, from the think token on ('='); None: as that
@@ -192,6 +193,7 @@ def idle_settings(config, every_rule=False):
         return []
     c, none = config, config.halt == "none"
     return [
+        (c.halt_head == "none", "halt_head is none", "gate_encoding"),
         (none and not every_rule, "halt is none", "min_loops"),
         (none, "halt is none", "halt_threshold", "think_threshold"),
         (c.think_token is None, "the data has no think token", "think_threshold"),
@@ -370,11 +372,19 @@ class LoopGPT(GPT):
                                  "was trained with; sinusoid, rope and none extend")
             return self.step_bias[l - 1]
         if self.config.step_encoding == "sinusoid":
-            at = torch.full((1,), l, device=self.step_scale.device)  # torch.tensor would stall a CUDA graph's capture
-            angle = rope_angles(at, self.config.n_embd)[0]
-            wave = torch.cat((angle.sin(), angle.cos()))[:self.config.n_embd]
-            return self.step_scale * wave.to(self.step_scale.dtype)
+            return self.step_scale * self.wave(l)
         return None
+
+    def wave(self, l):
+        """Sines and cosines (C) of loop l, in the dtype of the norms, which static.py never lowers."""
+        C, weight = self.config.n_embd, self.transformer.ln_f.weight
+        at = torch.full((1,), l, device=weight.device)  # torch.tensor would stall a CUDA graph's capture
+        angle = rope_angles(at, C)[0]
+        return torch.cat((angle.sin(), angle.cos()))[:C].to(weight.dtype)
+
+    def gate_step(self, l):
+        """What tells the halt head that it reads loop l, (C); None where nothing does."""
+        return self.wave(l) if self.config.gate_encoding else self.step_encoding(l)
 
     def angles(self, u, l, cache=None):
         """Rotations of the queries and the keys of u (B,T,C) in loop l: (T,hs/2), (1,hs/2) or (B,1,T,hs/2) each, or
@@ -527,7 +537,7 @@ class LoopGPT(GPT):
 
     def halt_logits(self, h, l):
         """The halt head on h_l (B,T,C): the log-odds (B,T) that no later loop will change the arg-max."""
-        s = self.step_encoding(l)
+        s = self.gate_step(l)
         s = torch.zeros_like(h) if s is None else s.expand_as(h)
         return self.halt_head(torch.cat((h, s), -1)).squeeze(-1)
 
@@ -563,7 +573,7 @@ class LoopGPT(GPT):
     def loop_tensors(self, L):
         """The weights that L loops read, as they are, for the kernels."""
         c, block, head = self.config, self.transformer.h[0], getattr(self, "halt_head", None)
-        steps = [self.step_encoding(l) for l in range(1, L + 1)]
+        steps, told = ([of(l) for l in range(1, L + 1)] for of in (self.step_encoding, self.gate_step))
         return LoopTensors(
             ln_1=block.ln_1.weight, qkv=block.attn.c_attn.weight, proj=block.attn.c_proj.weight,
             ln_2=block.ln_2.weight, fc=block.mlp.c_fc.weight, out=block.mlp.c_proj.weight,
@@ -573,7 +583,8 @@ class LoopGPT(GPT):
             loop_norm=self.loop_norm.weight if c.loop_norm else None,
             decay=self.inject.a.sigmoid() if c.inject == "decay" else None,
             mix=self.inject.mix.weight if c.inject == "concat" else None,
-            gate=(head[0].weight, head[0].bias, head[2].weight, head[2].bias) if c.halt == "gate" else None)
+            gate=(head[0].weight, head[0].bias, head[2].weight, head[2].bias) if c.halt == "gate" else None,
+            gate_steps=None if told[0] is None else torch.stack(told))
 
     def loop_spec(self):
         """What the kernels are told of this model."""

@@ -1,5 +1,5 @@
 # A thinking state of its own: where h begins, with injection; and do states from other starts meet (start_distance in
-# <name>_states.csv)? From zero a loop that adds x0 is the same as from x0, to the bit, so zero stands beside decay only.
+# <name>_states.csv)? A loop that adds x0 is from zero the same as from x0, to the bit, so zero stands with decay alone.
 # C = 128, 6,000 steps; tracks N and P, accuracy at the trained loops and at 32.
 # Data: python data/addition/prepare.py
 # and:  python data/addition/prepare.py --track=slots --max_places=12 --out_dir=data/addition/padded

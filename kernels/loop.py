@@ -182,6 +182,7 @@ class LoopTensors(NamedTuple):
     decay: Tensor | None      # (C), of the injection 'decay': a of a h + b x0
     mix: Tensor | None        # (C,2C), of the injection 'concat'
     gate: tuple | None        # weight (C,2C), bias (C), weight (1,C) and bias (1) of the halt head
+    gate_steps: Tensor | None  # (L,C) what tells it the loop
 
 
 class LoopSpec(NamedTuple):
@@ -264,7 +265,8 @@ def pack_weights(spec, L, dtype):
         gate, gate_b = (one[None].to(dtype), one[None].clone(), one[None].clone()), 0.0
     else:
         read, bias, out, out_bias = t.gate
-        gate_s = steps.expand(L, C) @ read[:, C:].float().T + bias.float()
+        told = 0 * one[None] if t.gate_steps is None else t.gate_steps.float()
+        gate_s = told.expand(L, C) @ read[:, C:].float().T + bias.float()
         gate, gate_b = (read[:, :C].to(dtype), gate_s, out.float()), out_bias.item()
     made = (wqkv, t.proj.to(dtype), wfc, t.out.to(dtype), torch.stack(vectors), steps, mix[:, :C].to(dtype), head,
             *gate)

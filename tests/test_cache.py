@@ -69,8 +69,8 @@ SETTINGS = dict(
     halt=list(RULES), inject=["add", "none", "concat", "decay"], step_encoding=["none", "learned", "sinusoid", "rope"],
     pos=["learned", "rope", "place", "next", "none"], update=list(STAGES), n_layer=[1, 2],
     start=["x0", "x0", "zero", "learned", "random"],
-    extra=[{}, dict(loop_norm=True), dict(log_scale=3), dict(bias=True), dict(min_loops=2), dict(alpha="gate"),
-           dict(alpha="learned"), dict(prompt_loops=[0, 2]), dict(think_loops=L + 2),
+    extra=[{}, dict(loop_norm=True), dict(log_scale=3), dict(bias=True), dict(min_loops=2), dict(gate_encoding=True),
+           dict(alpha="gate"), dict(alpha="learned"), dict(prompt_loops=[0, 2]), dict(think_loops=L + 2),
            dict(prompt_loops=L, think_loops=1)])
 
 

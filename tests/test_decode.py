@@ -114,7 +114,7 @@ def check(seed, R=1, t=3, temperature=0.0, top_k=None, ends=False, order="forwar
 @pytest.mark.third
 @pytest.mark.parametrize("halt", RULES)
 @pytest.mark.parametrize("more", [dict(), dict(inject="none"), dict(inject="decay", update="euler", alpha=0.5),
-                                  dict(update="euler", loop_norm=True, min_loops=2),
+                                  dict(update="euler", loop_norm=True, min_loops=2, gate_encoding=True),
                                   dict(step_encoding="learned"), dict(step_encoding="sinusoid", inject="none")],
                          ids=str)
 def test_writes_what_the_cache_writes(halt, more, device, rng):

@@ -863,14 +863,17 @@ def plain_head(model, h, l):
     """Probability of the halt head on one state h (C,), as a tensor."""
     first, _, second = model.halt_head
     s = model.step_encoding(l) if model.config.step_encoding != "none" else torch.zeros(C)
+    if model.config.gate_encoding:
+        s = torch.cat(((l * frequencies(C)).sin(), (l * frequencies(C)).cos()))
     u = first.weight @ torch.cat((h, s)) + first.bias
     return sigmoid(second.weight @ (u * 0.5 * (1 + torch.erf(u / math.sqrt(2)))) + second.bias)[0]
 
 
+@pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("step_encoding", ["none", "learned"])
-def test_halt_loss_by_brute_force(step_encoding):
+def test_halt_loss_by_brute_force(step_encoding, own):
     """The target of loop l is 1 if the arg-max of every loop from l on is that of the last."""
-    model, targets = make(halt_head="joint", step_encoding=step_encoding, num_loops=5), tokens(4)
+    model, targets = make(halt_head="joint", step_encoding=step_encoding, gate_encoding=own, num_loops=5), tokens(4)
     targets[:, :2] = -1
     states = torch.randn(5, 4, T, C).double()
     for l in (3, 2, 1, 0):  # some tokens already are where the next loop takes them, some only pass by the last state
@@ -908,6 +911,18 @@ def test_halt_head_after_trains_nothing_else(fresh):
     optimizer.step()
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == trained
+
+
+def test_an_encoding_of_the_gates_own_moves_no_state():
+    """Its odds differ from loop to loop, beyond the trained ones too, where the state is the same."""
+    model, idx = make(halt_head="joint", gate_encoding=True), tokens()
+    plain = make(halt_head="joint")
+    plain.load_state_dict(model.state_dict())
+    assert all(map(torch.equal, model.states(idx), plain.states(idx)))
+    h = torch.randn(2, T, C).double()
+    odds, same = ([m.halt_logits(h, l) for l in (1, 2, 9)] for m in (model, plain))
+    assert all((a - b).abs().min() > 0 for a, b in ((odds[0], odds[1]), (odds[1], odds[2])))
+    assert torch.equal(same[0], same[2])
 
 
 def test_halt_head_joint_trains_everything():
