@@ -112,7 +112,8 @@ TABLES = {
         "read_<i>_write_<j>_<n>": "accuracy by loops for the prompt and for the answer, of evaluate.py --waiting=True",
         "<label>_<column>": "any of these in an evaluation with a label",
         "error": "why the run failed, empty if it did not",
-        "iter": "<name>_curves.csv: the iteration of val_loss",
+        "iter": "<name>_curves.csv: the iteration of train_loss and val_loss",
+        "train_loss": "loss on training data at that iteration, as val_loss",
         "what, weights, loop, class, ...": "<name>_states.csv: as analyze.py --help says",
     }),
 }

@@ -19,6 +19,7 @@ OF_TEXT = {"parameters": ("parameters", "{:,.0f}"), "flops_per_token": ("trainin
 # of the rows of analyze.py those that are kept, after the trained loops and at the end
 STATES = ("delta", "norm", "loss", "converged_by", "push_ratio", "spectral_radius", "spectral_radius_highest",
           "lyapunov_exponent", "lyapunov_exponent_highest", "start_distance", "limit_cycle")
+EVERY = ("delta", "norm", "start_distance")
 
 
 # ---- the columns of a run
@@ -31,10 +32,11 @@ def columns_of_training(folder):
 
 
 def columns_of_analysis(table):
-    """`states`: the rows of analyze.py of which STATES speaks, after the trained loops and at the end."""
+    """`states`: the rows of analyze.py of which STATES speaks, after the trained loops and at the end; those of EVERY
+    after all loops."""
     loops = {r["loop"] for r in table if r["what"] == "spectral_radius"}  # those trained with, and the last
     by_period = re.compile(r"one loop|\d+ loops")
-    return dict(states=[r for r in table if r["what"] in STATES and r["loop"] in loops
+    return dict(states=[r for r in table if r["what"] in STATES and (r["loop"] in loops or r["what"] in EVERY)
                         and not by_period.fullmatch(r["class"])])
 
 
