@@ -8,6 +8,8 @@ overrides = ["--cuda_graph=True --compile=True --eval_interval=16000"]
 rows = [
     "N:",
     "N, frozen prompts: --prompt_loops=[0,0,3,4]",
+    "N, the shipped model trained on: --prompt_loops=[0,0,3,4] --init_from=pretrained/addition_search.pt "
+    "--max_iters=3000 --learning_rate=3e-4",
     "P: config/train_addition_parallel.py",
     "P, frozen prompts: config/train_addition_parallel.py --prompt_loops=[0,0,3,4]",
 ]
