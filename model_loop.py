@@ -415,7 +415,9 @@ class LoopGPT(GPT):
             return x0
         if self.config.start == "random" and self.training:
             return torch.randn_like(x0)
-        return torch.zeros_like(x0) if self.config.start == "zero" else self.first_state.to(x0.dtype).expand_as(x0)
+        if self.config.start == "zero":
+            return torch.zeros_like(x0)
+        return self.first_state.to(x0.dtype).expand_as(x0).contiguous()  # jvp takes no expanded state
 
     def reads(self, h, x0, l):
         """What loop l makes of states h and x0 (B,T,C) before it adds s_l."""

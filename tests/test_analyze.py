@@ -331,6 +331,10 @@ def test_distance_of_states_that_begin_elsewhere(own, inject, gen):
         other.load_state_dict(model.state_dict(), strict=False)
         ends[start] = list(other.states(idx))
     x0 = model.embed(idx)
+    for block in model.transformer.h:
+        block.attn.flash = False
+    growth = analyze.tangent_growth(lambda h, k: model.loop(h, x0, k + 1), model.begin(x0), mask, 3, gen)
+    assert growth.isfinite().all()
     rows = analyze.meeting_rows("trained", model, x0, path, mask, gen)
     assert {(r["class"], r["loop"]) for r in rows} == {(s, l) for s in ("x0", "zero", "random") for l in range(1, 5)}
     for r in rows:
