@@ -16,7 +16,8 @@
                  data, tested on validation data), of the token that is read, too; one for each loop, and that of the
                  trained loops after all; beside them the model's own head after each loop, the logit lens
 5 fixed points   do tokens converge (Huginn 2502.05171, figure on orbits; deep thinking 2202.05826), circle, forget a
-                 push; the spectral radius of one loop, and the largest Lyapunov exponent of all
+                 push; the spectral radius of one loop, and the largest Lyapunov exponent of all; do states that
+                 begin elsewhere, at x0, at zero or at random, meet those that begin as in training
 6 --beside=FILE  another model of the same data on the same tokens, its curves of 1 and 4; and each of its loops beside
                  each of this one's: on how many tokens the logit lenses guess alike, and how alike the states are, in
                  whatever basis (linear CKA)
@@ -560,8 +561,11 @@ def jacobian_rows(name, model, sample):
     x0, L, limit = model.embed(idx), sample.L, sample.limit
     path, rows = [x0, *model.states(idx, sample.total)], []
     gen = torch.Generator().manual_seed(seed % 2**63)
-    step = model.loop if looped(model) else (lambda h, x0, l: model.transformer.h[l - 1](h))
-    growth = tangent_growth(lambda h, k: step(h, x0, k + 1), x0, mask, sample.total, gen)
+    if looped(model):
+        step, begun = model.loop, model.begin(x0)
+    else:
+        step, begun = (lambda h, x0, l: model.transformer.h[l - 1](h)), x0
+    growth = tangent_growth(lambda h, k: step(h, x0, k + 1), begun, mask, sample.total, gen)
     rows += [row("tangent_growth", name, clustered_interval(g), l, "one loop") for l, g in enumerate(growth, 1)]
     half = sample.total // 2  # by then the push points where it grows fastest, and loop 1 is another map
     exponent = growth[half:].mean(0)
@@ -577,6 +581,20 @@ def jacobian_rows(name, model, sample):
         rows += [row("spectral_radius", name, clustered_interval(radius), l, f"{iterations} iterations"),
                  row("spectral_radius_highest", name, number(radius.max(), len(radius)), l),
                  row("spectral_radius_residual", name, clustered_interval(residual), l, f"{iterations} iterations")]
+    return rows + (meeting_rows(name, model, x0, path[1:], mask, gen) if model.config.inject != "none" else [])
+
+
+@torch.no_grad()
+def meeting_rows(name, model, x0, path, mask, generator):
+    """5: how far states that begin elsewhere are from the model's own after each loop, those of path, (B,T,C) as x0 is;
+    relative to their norm, mask (B,T) without pads. Leaves the model with another start."""
+    chance = torch.randn(x0.shape, generator=generator, dtype=torch.double).to(x0)
+    rows = []
+    for start, h in dict(x0=x0, zero=torch.zeros_like(x0), random=chance).items():
+        model.config.start = start  # which says what loop 1 reads
+        for l, own in enumerate(path, 1):
+            h = model.loop(h, x0, l)
+            rows.append(row("start_distance", name, clustered_interval(masked(state_delta(h, own), mask)), l, start))
     return rows
 
 

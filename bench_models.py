@@ -181,7 +181,7 @@ def settings(model, **changed):
 def depth_changes(s, l):
     """Settings by which what a Subject writes takes exactly l loops; the prompt as it was trained."""
     if s.task != "text":
-        return dict(halt="none", think_loops=l, prompt_loops=s.model.config.prompt_loops or s.model.trained_loops)
+        return dict(halt="none", think_loops=l, prompt_loops=s.model.config.reading or s.model.trained_loops)
     return dict(halt="none", think_loops=0, prompt_loops=0)
 
 

@@ -250,7 +250,7 @@ def frontier_row(model, meta, sets, rule, at):
     c.halt, c.halt_threshold = ("none", None) if fixed else (rule, at)
     solved, again, answers, most = [], [], [], []
     for n, X, Y, prompt, answer in sets:
-        right, loops = solve(model, meta, X, Y, torch.where(prompt, c.prompt_loops or at, at) if fixed else None)
+        right, loops = solve(model, meta, X, Y, torch.where(prompt, c.reading or at, at) if fixed else None)
         solved.append(right)
         answers.append(loops_within(loops, answer))
         most.append((loops * answer).amax(1))
@@ -505,7 +505,7 @@ def describe(model, saved, path):
     if is_looped(model):
         c = model.config
         line += f", {model.trained_loops} loops, halting: {c.halt}"
-        line += f", prompt {c.prompt_loops} loops" if c.prompt_loops else ""
+        line += f", prompt {c.reading} loops" if c.reading else ""
     return line
 
 

@@ -50,7 +50,7 @@ def read(model, idx, cache, trace=False):
     if model.config.think_token is not None:
         cache.thinks = cache.thinks | (idx == model.config.think_token).any(1, keepdim=True)
     if trace:
-        h, record = think.traced(model, x0, plan, model.readout(x0).argmax(-1), cache)
+        h, record = think.traced(model, x0, plan, model.readout(model.begin(x0)).argmax(-1), cache)
     elif model.halts and cache.static:
         h, loops = think.all_loops(model, x0, plan._replace(L=cache.loops), cache)
         record = dict(loops=loops)
@@ -71,8 +71,7 @@ def read_whole(model, idx, trace=False, last=False):
 
 def adaptive(model, x0, plan, cache):
     """think.adaptive with a cache. Rows of single tokens that have halted are left out once they are half of them."""
-    history, state, rows = [], think.start(x0, plan), None
-    h, loops = x0, state.loops
+    history, state, rows = [], think.start(model, x0, plan), None
     for l in range(1, plan.L + 1):
         state, _, _ = think.halting_loop(model, x0, plan, l, state, history, cache.backend, cache=cache)
         if l == plan.L or not cache.ends_early:
@@ -83,7 +82,7 @@ def adaptive(model, x0, plan, cache):
             break
         if cache.positions is not None and 2 * going <= len(x0):
             if rows is None:
-                h, loops, rows = state.h.clone(), state.loops.clone(), torch.arange(len(h), device=h.device)
+                h, loops, rows = state.h.clone(), state.loops.clone(), torch.arange(len(x0), device=x0.device)
             h[rows], loops[rows] = state.h, state.loops
             halted, index = ((state.active[:, 0] == on).nonzero()[:, 0] for on in (False, True))
             cache.fill(model, state.h, x0, l, halted)

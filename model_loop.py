@@ -1,8 +1,8 @@
 """LoopGPT: one shared Block applied L times to a latent state, each token deciding for itself when to stop.
 
-    h = x0                                        # the embedded input is the state before loop 1
+    h = x0                                        # the embedded input is the state before loop 1; or another start
     for l in 1..L:
-        u = (h if l == 1 else inject(h, x0)) + s_l
+        u = (h if l == 1 else inject(h, x0)) + s_l  (from another start than x0 loop 1 injects, too)
         candidate = Block(u)                       (tie_loops = False: Block_l(u), one of its own for every loop)
         new = candidate                            (update = 'replace')
         new = h + alpha * (candidate - u)          (update = 'euler': a step of dh/dt = G(u), G(u) = Block(u) - u)
@@ -38,11 +38,12 @@ from model import GPT, GPTConfig, make_norm, rope_angles
 from static import forget_steps
 from think import MASK_FLOOR
 
-CHOICES = dict(pos=("learned", "none", "rope", "place"), inject=INJECTS,
+CHOICES = dict(pos=("learned", "none", "rope", "place"), start=("x0", "zero", "learned", "random"), inject=INJECTS,
                step_encoding=("none", "learned", "sinusoid", "rope"), update=("replace", "euler", "heun", "rk4"),
                keys=("state", "x0"), supervise=("last", "half", "all"), halt=tuple(RULES),
                halt_head=("none", "joint", "after"), backend=BACKENDS)
 
+NEVER = 1 << 30  # a loop that no training reaches
 MARGIN_WEIGHT = 0.1  # of the hinge in the loss; it is 0 once the gap is there
 # explicit Runge-Kutta: of each stage after the first, how many steps it stands along the slope before it, and how much
 # its own slope weighs, the first one's being 1 (Hairer, Norsett & Wanner 1993, II.1)
@@ -69,6 +70,7 @@ class LoopConfig(GPTConfig):
     place_end: bool = False     # '+' has the place that would follow in the number before it: where it ends is found
     place_margin: float = 0.0   # >= 0: gap in nats that heads learn to keep between all places of the table, in loop 1
     place_scale: float = 0.02   # > 0: standard deviation of the place tables at the start
+    start: str = "x0"           # h before loop 1: x0; zero; learned, a vector; random, drawn per token in training
     tie_loops: bool = True      # all loops share their blocks; False: every loop has its own, for early exit of layers
     inject: str = "add"         # what re-enters from loop 2 on: add h + x0; none h; concat W [h; x0]; decay a*h + b*x0
     keys: str = "state"         # keys and values are of: state, what the block reads; x0, others' input, in all loops
@@ -79,11 +81,13 @@ class LoopConfig(GPTConfig):
     grad_loops: int = 0         # >= 0: loops that gradients go back through, the last ones of a step; 0: all
     supervise: str = "last"     # of those, the loops whose readout is trained: last, half (the second half), all
     halt_head: str = "none"     # learned halting: none, joint (trained along), after (on the frozen model)
+    gate_encoding: bool = False  # that head is told the loop by a sinusoid of its own; else by step_encoding alone
     halt: str = "none"          # halting rule at inference: none, confidence, entropy, delta, kl, gate
     halt_threshold: float | None = None  # >= 0: a token halts where its score passes this; None: the rule's own, RULES
     think_threshold: float | None = None  # >= 0: as that, from the think token on ('='); None: as that
     min_loops: int = 1          # >= 1: no rule halts a token earlier
-    prompt_loops: int = 0       # >= 0: tokens before the think token take exactly this many loops; 0: by the rule
+    # In training a list alone matters: a row's prompt stands still after the count that it draws, of 0 not at all.
+    prompt_loops: int | list[int] = 0  # >= 0: that tokens before the think token take, a list's largest; 0: by rule
     think_loops: int = 0        # >= 0: from it on exactly this many, beyond num_loops too; 0: by the rule
     log_scale: int = 0          # 0 or >= 2: keys beyond which attention logits grow with the log of their count; 0: off
     anderson: int = 0           # >= 0: earlier loops that Anderson acceleration mixes in, to settle sooner; 0: off
@@ -95,14 +99,19 @@ class LoopConfig(GPTConfig):
     longest_number: int = 0     # digits of the longest number in training
 
     @property
+    def reading(self):
+        """Loops that tokens before the think token take at inference, 0: by the rule."""
+        return max(loop_counts(self.prompt_loops))
+
+    @property
     def place_ahead(self):
         """Places beyond the end of a number that are told of, 0 or 1: a number needs as many ids more."""
         return int(self.place_end or self.place_next and not self.place_below)
 
 
-def loop_counts(num_loops):
-    """num_loops, one count or several, as a list."""
-    return list(num_loops) if isinstance(num_loops, (list, tuple)) else [num_loops]
+def loop_counts(loops):
+    """num_loops or prompt_loops, one count or several, as a list."""
+    return list(loops) if isinstance(loops, (list, tuple)) else [loops]
 
 
 @functools.cache
@@ -123,12 +132,14 @@ def check(config):
         except ValueError as e:
             raise ValueError(f"{key} {getattr(config, key)!r}: {e}") from None
     counts = loop_counts(config.num_loops)
-    if not counts:
-        raise ValueError("num_loops must be one or more counts")
+    if not counts or not loop_counts(config.prompt_loops):
+        raise ValueError("num_loops and prompt_loops must be one or more counts")
     if isinstance(config.alpha, str) and config.alpha not in ("learned", "gate"):
         raise ValueError(f"alpha {config.alpha!r} must be a number above 0, 'learned' or 'gate'")
     if config.halt == "gate" and config.halt_head == "none":
         raise ValueError("halt 'gate' needs a model trained with --halt_head=joint or after")
+    if config.inject == "none" and config.start != "x0":
+        raise ValueError(f"start {config.start!r} needs an injection: with inject 'none' nothing would read the input")
     if config.inject == "none" and 0 < config.grad_loops < max(counts):
         raise ValueError("grad_loops below num_loops needs an injection: inject 'none' reads the input in loop 1 "
                          "alone, and no gradient would reach the embeddings")
@@ -138,7 +149,7 @@ def check(config):
     if not config.tie_loops and (isinstance(config.num_loops, (list, tuple)) or config.grad_loops or config.anderson):
         raise ValueError("tie_loops False has blocks of its own for every loop: num_loops must be one number, "
                          "grad_loops 0, so that every step trains all of them, and anderson 0")
-    if (config.prompt_loops or config.think_loops) and config.think_token is None:
+    if (config.reading or config.think_loops) and config.think_token is None:
         raise ValueError("prompt_loops and think_loops need a dataset with a think token, as '=' of additions")
     if config.pos == "place" and not config.number_tokens:
         raise ValueError("pos 'place' counts digits from the least significant one, which this dataset does not write "
@@ -151,6 +162,9 @@ def check(config):
     if config.pack > 1 and not (config.pos == "place" and 0 < config.pack * config.place_subset <= config.place_ids):
         raise ValueError(f"pack {config.pack} gives each problem of a row place ids of its own: it needs pos 'place', "
                          f"and place_ids {config.place_ids} of at least pack times place_subset {config.place_subset}")
+    if config.pack > 1 and isinstance(config.prompt_loops, (list, tuple)):
+        raise ValueError("a list of prompt_loops lets the prompt of a training row stand still, and the rows of "
+                         f"pack {config.pack} have several")
     if config.place_next and config.pos != "place":
         raise ValueError(f"place_next tells the next of the places of pos 'place', not of {config.pos!r}")
     if (config.place_below or config.place_end or config.place_margin) and not config.place_next:
@@ -191,11 +205,12 @@ def idle_settings(config, every_rule=False):
         return []
     c, none = config, config.halt == "none"
     return [
+        (c.halt_head == "none", "halt_head is none", "gate_encoding"),
         (none and not every_rule, "halt is none", "min_loops"),
         (none, "halt is none", "halt_threshold", "think_threshold"),
         (c.think_token is None, "the data has no think token", "think_threshold"),
         (c.think_loops, "think_loops says how many loops the answer takes", "think_threshold"),
-        (c.prompt_loops and (c.think_loops or c.think_threshold is not None),
+        (c.reading and (c.think_loops or c.think_threshold is not None),
          "prompt_loops, and think_loops or think_threshold, say when tokens halt", "halt_threshold"),
         (c.pos != "place", f"pos is {c.pos}", "place_ids", "place_subset", "place_runs", "place_scale")]
 
@@ -236,6 +251,12 @@ class LoopGPT(GPT):
         self.trained_loops = max(loop_counts(config.num_loops))
         self.check_loops()
         self.inject = Inject(config.inject, C)
+        if config.start == "learned":
+            self.first_state = nn.Parameter(0.02 * torch.randn(C))
+        if config.start == "random":  # out of training always the same, so that what is written depends on no chance
+            self.register_buffer("first_state", torch.randn(C))
+        if isinstance(config.prompt_loops, (list, tuple)):  # a tensor made in a step would stall a CUDA graph's capture
+            self.register_buffer("prompt_counts", torch.tensor(config.prompt_loops), persistent=False)
         if config.step_encoding == "learned":
             self.step_bias = nn.Parameter(0.02 * torch.randn(self.trained_loops, C))
         if config.step_encoding == "sinusoid":  # starts as loud as the token embeddings
@@ -373,6 +394,7 @@ class LoopGPT(GPT):
         tokens = self.numbers[torch.randint(len(self.numbers), (2, n), device=ids.device)]
         x, s = self.transformer.wte(tokens) + self.place(ids) + self.place_next(ids + step), self.step_encoding(1)
         source = block.ln_1(x) if c.keys == "x0" else None
+        x = self.reads(self.begin(x), x, 1)
         q, k, _ = split_heads(block.attn.project(block.ln_1(x if s is None else x + s), source), c.n_head, c.kv_heads)
         k = k.repeat_interleave(c.n_head // c.kv_heads, 1)  # (2,nh,n,hs), as q
         score = torch.einsum("hid,hjd->hij", q[0], k[1]).float() / math.sqrt(q.size(-1))  # (nh,n,n)
@@ -400,11 +422,19 @@ class LoopGPT(GPT):
                                  "was trained with; sinusoid, rope and none extend")
             return self.step_bias[l - 1]
         if self.config.step_encoding == "sinusoid":
-            at = torch.full((1,), l, device=self.step_scale.device)  # torch.tensor would stall a CUDA graph's capture
-            angle = rope_angles(at, self.config.n_embd)[0]
-            wave = torch.cat((angle.sin(), angle.cos()))[:self.config.n_embd]
-            return self.step_scale * wave.to(self.step_scale.dtype)
+            return self.step_scale * self.wave(l)
         return None
+
+    def wave(self, l):
+        """Sines and cosines (C) of loop l, in the dtype of the norms, which static.py never lowers."""
+        C, weight = self.config.n_embd, self.transformer.ln_f.weight
+        at = torch.full((1,), l, device=weight.device)  # torch.tensor would stall a CUDA graph's capture
+        angle = rope_angles(at, C)[0]
+        return torch.cat((angle.sin(), angle.cos()))[:C].to(weight.dtype)
+
+    def gate_step(self, l):
+        """What tells the halt head that it reads loop l, (C); None where nothing does."""
+        return self.wave(l) if self.config.gate_encoding else self.step_encoding(l)
 
     def angles(self, u, l, cache=None):
         """Rotations of the queries and the keys of u (B,T,C) in loop l: (T,hs/2), (1,hs/2) or (B,1,T,hs/2) each, or
@@ -427,6 +457,21 @@ class LoopGPT(GPT):
         if self.config.alpha == "gate":
             return self.step_gate(torch.cat((h, x0), -1)).sigmoid()
         return self.config.alpha
+
+    def begin(self, x0):
+        """The states (B,T,C) before loop 1 of embedded tokens x0 (B,T,C). Those of start 'random' are as large as what
+        loop_norm leaves."""
+        if self.config.start == "x0":
+            return x0
+        if self.config.start == "random" and self.training:
+            return torch.randn_like(x0)
+        if self.config.start == "zero":
+            return torch.zeros_like(x0)
+        return self.first_state.to(x0.dtype).expand_as(x0).contiguous()  # jvp takes no expanded state
+
+    def reads(self, h, x0, l):
+        """What loop l makes of states h and x0 (B,T,C) before it adds s_l."""
+        return h if l == 1 and self.config.start == "x0" else self.inject(h, x0)  # x0 is read once
 
     def blocks(self, l):
         """The blocks of loop l. ValueError beyond the last one, where each loop has its own."""
@@ -451,8 +496,7 @@ class LoopGPT(GPT):
         Every Runge-Kutta stage evaluates G at that stage's own input u. s_l and alpha are fixed for the whole step.
         Halted tokens do not move between stages: others must see their frozen state.
         """
-        read = h if l == 1 else self.inject(h, x0)  # h is x0 in loop 1: read once
-        u, candidate = self.run_blocks(read, x0, l, cache)
+        u, candidate = self.run_blocks(self.reads(h, x0, l), x0, l, cache)
         new = candidate
         if self.config.update != "replace":
             alpha, slope = self.alpha(h, x0), candidate - u
@@ -496,13 +540,24 @@ class LoopGPT(GPT):
 
     def states(self, idx, num_loops=None, no_grad_loops=0):
         """h_1 ... h_L of tokens idx (B,T), one (B,T,C) after the other; every token takes every loop, the first
-        no_grad_loops ones without a gradient."""
-        x0 = h = self.embed(idx)
-        history = []
+        no_grad_loops ones without a gradient. In training with a list of prompt_loops prompts stand still early."""
+        x0 = self.embed(idx)
+        h = self.begin(x0)
+        history, moves = [], self.loops_while_training(idx)
         for l in range(1, self.loops_asked(num_loops) + 1):
+            active = None if moves is None else l <= moves
             with torch.set_grad_enabled(torch.is_grad_enabled() and l > no_grad_loops):
-                h = think.accelerate(self, h, self.loop(h, x0, l), l, history)
+                new = think.accelerate(self, h, self.loop(h, x0, l, active), l, history)
+                h = new if active is None else torch.where(active[..., None], new, h)
             yield h
+
+    def loops_while_training(self, idx):
+        """Loops (B,T) after which tokens idx (B,T) of a training step stand still, as a prompt that was read quickly
+        does at inference while its answer is still written; None if none does."""
+        if not self.training or not isinstance(self.config.prompt_loops, (list, tuple)):
+            return None
+        drawn = self.prompt_counts[torch.randint(len(self.prompt_counts), (len(idx), 1), device=idx.device)]
+        return drawn.masked_fill((drawn == 0) | think.thinks(self.config, idx), NEVER)
 
     def last_state(self, idx, num_loops=None):
         """h_L (B,T,C), in one launch where a kernel does it."""
@@ -545,7 +600,7 @@ class LoopGPT(GPT):
 
     def halt_logits(self, h, l):
         """The halt head on h_l (B,T,C): the log-odds (B,T) that no later loop will change the arg-max."""
-        s = self.step_encoding(l)
+        s = self.gate_step(l)
         s = torch.zeros_like(h) if s is None else s.expand_as(h)
         return self.halt_head(torch.cat((h, s), -1)).squeeze(-1)
 
@@ -568,7 +623,7 @@ class LoopGPT(GPT):
     def halts(self):
         """Whether tokens may take different loops."""
         c = self.config
-        return c.halt != "none" or bool(c.prompt_loops or c.think_loops)
+        return c.halt != "none" or bool(c.reading or c.think_loops)
 
     def halting_plan(self, idx, L):
         """think.halting_plan by this model's settings."""
@@ -581,7 +636,7 @@ class LoopGPT(GPT):
     def loop_tensors(self, L):
         """The weights that L loops read, as they are, for the kernels."""
         c, block, head = self.config, self.transformer.h[0], getattr(self, "halt_head", None)
-        steps = [self.step_encoding(l) for l in range(1, L + 1)]
+        steps, told = ([of(l) for l in range(1, L + 1)] for of in (self.step_encoding, self.gate_step))
         return LoopTensors(
             ln_1=block.ln_1.weight, qkv=block.attn.c_attn.weight, proj=block.attn.c_proj.weight,
             ln_2=block.ln_2.weight, fc=block.mlp.c_fc.weight, out=block.mlp.c_proj.weight,
@@ -591,7 +646,8 @@ class LoopGPT(GPT):
             loop_norm=self.loop_norm.weight if c.loop_norm else None,
             decay=self.inject.a.sigmoid() if c.inject == "decay" else None,
             mix=self.inject.mix.weight if c.inject == "concat" else None,
-            gate=(head[0].weight, head[0].bias, head[2].weight, head[2].bias) if c.halt == "gate" else None)
+            gate=(head[0].weight, head[0].bias, head[2].weight, head[2].bias) if c.halt == "gate" else None,
+            gate_steps=None if told[0] is None else torch.stack(told))
 
     def loop_spec(self):
         """What the kernels are told of this model."""

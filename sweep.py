@@ -319,12 +319,13 @@ def collect_run(run):
     return row, ""
 
 
-def curves(runs):
-    """The validation losses of runs, from their log.csv: {row: {seed: {iteration: loss}}}."""
+def curves(runs, of="val_loss"):
+    """The validation losses of runs, or those on training data, of="train_loss", from their log.csv: {row: {seed:
+    {iteration: loss}}}."""
     found = {}
     for run in runs:
         log, _ = outputs.read_log(f"{run['folder']}/log.csv")
-        losses = {int(r["iter"]): float(r["val_loss"]) for r in log if r.get("val_loss")}
+        losses = {int(r["iter"]): float(r[of]) for r in log if r.get(of)}
         if losses:
             found.setdefault(run["row"], {})[run["seed"]] = losses
     return found
@@ -411,10 +412,10 @@ def run_at(places, function, runs, target):
 
 def finish(runs, found, target):
     """The validation losses over the iterations, and the figure."""
-    losses = curves(runs)
-    outputs.write_csv(f"{target}_curves.csv", ("row", "seed", "iter", "val_loss"), [
-        dict(row=name, seed=seed, iter=it, val_loss=loss) for name, own in losses.items()
-        for seed, curve in own.items() for it, loss in curve.items()])
+    losses, trained = curves(runs), curves(runs, "train_loss")
+    outputs.write_csv(f"{target}_curves.csv", ("row", "seed", "iter", "train_loss", "val_loss"), [
+        dict(row=name, seed=seed, iter=it, train_loss=trained[name][seed][it], val_loss=loss)
+        for name, own in losses.items() for seed, curve in own.items() for it, loss in curve.items()])
     draw(runs, found, losses, target)
 
 

@@ -18,7 +18,8 @@ OF_TEXT = {"parameters": ("parameters", "{:,.0f}"), "flops_per_token": ("trainin
            "ms": ("ms a step", "{:.1f}")}  # columns of the Markdown where nothing is added up
 # of the rows of analyze.py those that are kept, after the trained loops and at the end
 STATES = ("delta", "norm", "loss", "converged_by", "push_ratio", "spectral_radius", "spectral_radius_highest",
-          "lyapunov_exponent", "lyapunov_exponent_highest", "limit_cycle")
+          "lyapunov_exponent", "lyapunov_exponent_highest", "start_distance", "limit_cycle")
+EVERY = ("delta", "norm", "start_distance")
 
 
 # ---- the columns of a run
@@ -31,15 +32,17 @@ def columns_of_training(folder):
 
 
 def columns_of_analysis(table):
-    """`states`: the rows of analyze.py of which STATES speaks, after the trained loops and at the end."""
+    """`states`: the rows of analyze.py of which STATES speaks, after the trained loops and at the end; those of EVERY
+    after all loops."""
     loops = {r["loop"] for r in table if r["what"] == "spectral_radius"}  # those trained with, and the last
     by_period = re.compile(r"one loop|\d+ loops")
-    return dict(states=[r for r in table if r["what"] in STATES and r["loop"] in loops
+    return dict(states=[r for r in table if r["what"] in STATES and (r["loop"] in loops or r["what"] in EVERY)
                         and not by_period.fullmatch(r["class"])])
 
 
 def columns_of_evaluation(label, table):
     """uniform_8, equal_8, loops_answer_8, ... from the rows of evaluate.py, each with the label, if any, before it.
+    read_3_write_24_8: read in 3 loops, written in 24, of --waiting=True; write_0 is by the rule.
 
     Loops are those of the uniform problems; loops_solved_8 of the slowest token of solved ones, and loops_chain_3 of
     those of size figures.DIFFICULTY_SIZE, of all kinds, whose difficulty `chain` is 3, where there are ten.
@@ -50,7 +53,8 @@ def columns_of_evaluation(label, table):
     for r in table:
         values, kind = {}, r["kind"]
         if r.get("m") and kind != "grid":
-            values[f"{r['kind']}_{r['n']}"] = r["accuracy"]
+            kind = f"read_{r['read']}_write_{r['write']}".replace(".", "_") if kind == "waiting" else kind
+            values[f"{kind}_{r['n']}"] = r["accuracy"]
         if r["kind"] == "uniform":
             values |= {f"{name}_{r['n']}": r.get(key) for key, name in names.items()}
         if r.get(kind) and int(r["n"]) == figures.DIFFICULTY_SIZE and int(r["problems"]) >= 10:

@@ -4,6 +4,7 @@ Functions over a model that is given to them; this file imports none. What a loo
 
     config                  the settings of LoopConfig
     embed(idx)              tokens (B,T) -> x0 (B,T,C)
+    begin(x0)               the states (B,T,C) before loop 1
     loop(h, x0, l, active, cache)  states (B,T,C) before loop l -> after it
     readout(h)              states (...,C) -> logits (...,V)
     halt_logits(h, l)       the halt head's log-odds (B,T), for rule gate
@@ -41,7 +42,15 @@ def log_scale(positions, trained_length):
 # when tokens halt ----------------------------------------------------------------------------------------------------
 def most_loops(config, L):
     """The loops that any token may take, of L asked for: prompt_loops and think_loops may ask for more."""
-    return max(config.think_loops or L, config.prompt_loops or L)
+    return max(config.think_loops or L, config.reading or L)
+
+
+def thinks(config, idx, before=False):
+    """Which tokens idx (B,T) write the answer: the think token, which writes the first one of it, and all that follow;
+    before (B,1): whether one stands before idx."""
+    if config.think_token is None:
+        return torch.zeros_like(idx, dtype=torch.bool)
+    return (idx == config.think_token).cumsum(1) + before > 0
 
 
 def halting_plan(config, idx, L, thinks_before=False):
@@ -51,15 +60,14 @@ def halting_plan(config, idx, L, thinks_before=False):
     """
     c = config
     active = torch.ones_like(idx, dtype=torch.bool) if c.pad_token is None else idx != c.pad_token  # (B,T)
-    # the think token itself writes the first token of the answer
-    thinks = torch.zeros_like(active) if c.think_token is None else (idx == c.think_token).cumsum(1) + thinks_before > 0
+    writes = thinks(c, idx, thinks_before)
     never = float("inf") if RULES[c.halt].above else float("-inf")
     usual = RULES[c.halt].threshold if c.halt_threshold is None else c.halt_threshold
-    read = never if c.prompt_loops else usual
+    read = never if c.reading else usual
     write = usual if c.think_threshold is None else c.think_threshold
     write = never if c.think_loops else write
-    threshold = torch.where(thinks, write, read).float()
-    limit = torch.where(thinks, c.think_loops or L, c.prompt_loops or L)
+    threshold = torch.where(writes, write, read).float()
+    limit = torch.where(writes, c.think_loops or L, c.reading or L)
     return HaltingPlan(active, threshold, limit, most_loops(c, L), c.halt)
 
 
@@ -78,9 +86,9 @@ class State(NamedTuple):
     logits: Tensor | None  # (B,T,V) the readout of the loop's result, where it was needed
 
 
-def start(x0, plan):
+def start(model, x0, plan):
     """The State before loop 1."""
-    return State(x0, plan.active, torch.zeros_like(plan.active, dtype=torch.long), None)
+    return State(model.begin(x0), plan.active, torch.zeros_like(plan.active, dtype=torch.long), None)
 
 
 def accelerate(model, h, new, l, history):
@@ -94,7 +102,7 @@ def accelerate(model, h, new, l, history):
 
 def fixed_depth(model, x0, L, cache=None):
     """The states (B,T,C) after L loops from x0 (B,T,C) on, no token halting."""
-    h, history = x0, []
+    h, history = model.begin(x0), []
     for l in range(1, L + 1):
         h = accelerate(model, h, model.loop(h, x0, l, None, cache), l, history)
     return h
@@ -133,7 +141,7 @@ def halting_loop_without_logits(model, x0, plan, l, state, history):
 
 def adaptive(model, x0, plan):
     """The states (B,T,C) from x0 (B,T,C) on and the loops taken (B,T); ends with the last active token."""
-    c, head, history, state = model.config, model.lm_head.weight, [], start(x0, plan)
+    c, head, history, state = model.config, model.lm_head.weight, [], start(model, x0, plan)
     fused = (plan.rule in ("confidence", "entropy") and product_dtype(head) != torch.float32 and "rms" not in c.parts
              and choose_backend(c.backend, x0.device) == "cutile")
     for l in range(1, plan.L + 1):
@@ -151,7 +159,7 @@ def all_loops(model, x0, plan, cache=None):
     loops are None at a fixed depth. cache: as LoopGPT.loop takes it."""
     if plan.fixed:
         return fixed_depth(model, x0, plan.L, cache), None
-    history, state = [], start(x0, plan)
+    history, state = [], start(model, x0, plan)
     for l in range(1, plan.L + 1):
         state, _, _ = halting_loop(model, x0, plan, l, state, history, "torch", cache=cache)
     return state.h, state.loops
@@ -170,10 +178,10 @@ def trace_row(h, new, logits, active, score, last):
 def traced(model, x0, plan, last, cache=None):
     """As adaptive, with the whole trace: the states (B,T,C) and the dict of `think`.
 
-    last (B,T): the arg-max of x0. Pads never run a loop, so the trace shows it for them.
+    last (B,T): the arg-max of what they begin with. Pads never run a loop, so the trace shows it for them.
     cache: as LoopGPT.loop takes it.
     """
-    history, rows, state = [], [], start(x0, plan)
+    history, rows, state = [], [], start(model, x0, plan)
     for l in range(1, plan.L + 1):
         before = state
         state, new, score = halting_loop(model, x0, plan, l, before, history, readout=True, cache=cache,
@@ -221,7 +229,7 @@ def think(model, idx, L, trace=True, exact_loops=None):
 def follow(model, idx, plan, trace):
     """think by a HaltingPlan of tokens idx (B,T)."""
     x0 = model.embed(idx)
-    last = model.readout(x0).argmax(-1) if trace else None
+    last = model.readout(model.begin(x0)).argmax(-1) if trace else None
     done = adaptive_loop(model.loop_spec(), x0, plan, last, trace, model.config.backend)
     if done is not None:
         return done[0], dict(done[2] or {}, loops=done[1])

@@ -84,7 +84,8 @@ deterministic = False           # bit-exact on CUDA too, slower; a CPU is in any
 
 OF_THIS_RUN = {"out_dir", "init_from", "eval_only", "device", "dtype", "compile", "cuda_graph", "wandb_log",
                "wandb_project", "wandb_run_name", "task"}  # what a resumed run does not take from its checkpoint
-MAY_CHANGE_ON_RESUME = set(INFERENCE_SETTINGS) - {"num_loops"}  # model settings that a resumed run may change
+# model settings that a resumed run may change: those that training does not read
+MAY_CHANGE_ON_RESUME = set(INFERENCE_SETTINGS) - {"num_loops", "prompt_loops"}
 FIRST_LOG = 10                  # the iteration after which a line is logged early: it tells how long all will take
 COLUMNS = tuple(columns.TABLES["train.py"][1])  # of log.csv
 

@@ -2,7 +2,7 @@
 # and what does the solver cost? C = 128; accuracy at the trained loops, at 32, and there with Anderson acceleration.
 # Data: python data/addition/prepare.py
 base = "config/train_addition.py"
-seeds = [1]
+seeds = [1, 2, 3, 4, 5]
 overrides = ["--n_embd=128 --n_head=4 --max_iters=6000 --num_loops=8 --grad_loops=0 --halt=none "
              "--prompt_loops=0 --cuda_graph=True --compile=True"]
 rows = [

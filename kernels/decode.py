@@ -461,9 +461,8 @@ def why_not_decode_kernel(spec, R, T, L):
     blocks = R * blocks_per_sequence(c)
     asks = {"n_layer above 1": c.n_layer > 1, "blocks of their own": not c.tie_loops, "biases": c.bias,
             f"block {c.block!r}": c.block != "nanogpt", "heads that share keys": c.kv_heads < c.n_head,
-            "keys of x0": c.keys != "state",
-            "training": spec.training,
-            f"n_embd {c.n_embd}": c.n_embd not in (64, 128, 256, 384),
+            "keys of x0": c.keys != "state", f"start {c.start!r}": c.start != "x0",
+            "training": spec.training, f"n_embd {c.n_embd}": c.n_embd not in (64, 128, 256, 384),
             f"heads of {hs} channels": hs & (hs - 1) or not 16 <= hs <= 128,
             "rope": "rope" in (c.pos, c.step_encoding), "loops beyond the learned step encoding": L > spec.step_limit,
             f"injection {c.inject!r}": c.inject == "concat", "alpha 'gate'": c.alpha == "gate",

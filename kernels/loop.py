@@ -182,6 +182,7 @@ class LoopTensors(NamedTuple):
     decay: Tensor | None      # (C), of the injection 'decay': a of a h + b x0
     mix: Tensor | None        # (C,2C), of the injection 'concat'
     gate: tuple | None        # weight (C,2C), bias (C), weight (1,C) and bias (1) of the halt head
+    gate_steps: Tensor | None  # (L,C) what tells it the loop
 
 
 class LoopSpec(NamedTuple):
@@ -202,7 +203,7 @@ def why_not_loop_kernel(spec, x0, L, rule, trace):
     c, (_, T, C), hs = spec.config, x0.shape, spec.config.n_embd // spec.config.n_head
     asks = {"n_layer above 1": c.n_layer > 1, "blocks of their own": not c.tie_loops, "biases": c.bias,
             f"block {c.block!r}": c.block != "nanogpt", "heads that share keys": c.kv_heads < c.n_head,
-            "keys of x0": c.keys != "state",
+            "keys of x0": c.keys != "state", f"start {c.start!r}": c.start != "x0",
             "more tokens than log_scale": 0 < c.log_scale < T, "rope": "rope" in (c.pos, c.step_encoding),
             f"heads of {hs} channels": hs & (hs - 1) or not 16 <= hs <= 128,
             f"n_embd {C}": C not in (64, 128, 256, 384), "more than 256 tokens": T > 256,
@@ -266,7 +267,8 @@ def pack_weights(spec, L, dtype):
         gate, gate_b = (one[None].to(dtype), one[None].clone(), one[None].clone()), 0.0
     else:
         read, bias, out, out_bias = t.gate
-        gate_s = steps.expand(L, C) @ read[:, C:].float().T + bias.float()
+        told = 0 * one[None] if t.gate_steps is None else t.gate_steps.float()
+        gate_s = told.expand(L, C) @ read[:, C:].float().T + bias.float()
         gate, gate_b = (read[:, :C].to(dtype), gate_s, out.float()), out_bias.item()
     made = (wqkv, t.proj.to(dtype), wfc, t.out.to(dtype), torch.stack(vectors), steps, mix[:, :C].to(dtype), head,
             *gate)

@@ -315,6 +315,37 @@ def test_growth_of_a_push_is_the_lyapunov_exponent(gen):
     assert again[100:].mean().item() == pytest.approx(math.log(0.7), abs=0.03)
 
 
+@pytest.mark.parametrize("inject", ["add", "concat", "decay"])
+@pytest.mark.parametrize("own", ["x0", "zero", "learned"])
+def test_distance_of_states_that_begin_elsewhere(own, inject, gen):
+    """Against models of the same weights that are made to begin there."""
+    settings = dict(vocab_size=9, block_size=8, n_head=2, n_embd=16, num_loops=4, inject=inject, loop_norm=True)
+    model = LoopGPT(LoopConfig(**settings, start=own)).double().eval()
+    for p in model.parameters():
+        p.data += 0.2 * torch.randn(p.shape, generator=gen)
+    idx, mask = torch.randint(9, (3, 8), generator=gen), torch.rand(3, 8, generator=gen) < 0.8
+    path = list(model.states(idx))
+    ends = {}
+    for start in ("x0", "zero"):
+        other = LoopGPT(LoopConfig(**settings, start=start)).double().eval()
+        other.load_state_dict(model.state_dict(), strict=False)
+        ends[start] = list(other.states(idx))
+    x0 = model.embed(idx)
+    for block in model.transformer.h:
+        block.attn.flash = False
+    growth = analyze.tangent_growth(lambda h, k: model.loop(h, x0, k + 1), model.begin(x0), mask, 3, gen)
+    assert growth.isfinite().all()
+    rows = analyze.meeting_rows("trained", model, x0, path, mask, gen)
+    assert {(r["class"], r["loop"]) for r in rows} == {(s, l) for s in ("x0", "zero", "random") for l in range(1, 5)}
+    for r in rows:
+        if r["class"] != "random":
+            far = ends[r["class"]][r["loop"] - 1] - path[r["loop"] - 1]
+            far = (far.norm(dim=-1) / path[r["loop"] - 1].norm(dim=-1))[mask].mean().item()
+            assert r["value"] == pytest.approx(far, abs=1e-9)
+        else:
+            assert r["value"] > 1e-6
+
+
 def test_cosine_with_the_input(gen):
     """A state that turns by a known angle per loop, whatever its length."""
     angle, l = 0.4, torch.arange(9, dtype=torch.double)

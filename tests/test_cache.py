@@ -69,15 +69,18 @@ SETTINGS = dict(
     halt=list(RULES), inject=["add", "none", "concat", "decay"], step_encoding=["none", "learned", "sinusoid", "rope"],
     pos=["learned", "rope", "place", "next", "none"], update=list(STAGES), n_layer=[1, 2],
     tie_loops=[True, False], block=["nanogpt", "modern", "geglu+after"], n_kv_head=[0, 1],
-    keys=["state", "x0"],
-    extra=[{}, dict(loop_norm=True), dict(log_scale=3), dict(bias=True), dict(min_loops=2), dict(alpha="gate"),
-           dict(alpha="learned"), dict(prompt_loops=2), dict(think_loops=L + 2), dict(prompt_loops=L, think_loops=1)])
+    keys=["state", "x0"], start=["x0", "x0", "zero", "learned", "random"],
+    extra=[{}, dict(loop_norm=True), dict(log_scale=3), dict(bias=True), dict(min_loops=2), dict(gate_encoding=True),
+           dict(alpha="gate"), dict(alpha="learned"), dict(prompt_loops=[0, 2]), dict(think_loops=L + 2),
+           dict(prompt_loops=L, think_loops=1)])
 
 
 def drawn(**fixed):
     """Settings of a model: those that are fixed, all others at random."""
     one = {k: v[int(torch.randint(len(v), ()))] for k, v in SETTINGS.items()} | fixed
     extra, pos = one.pop("extra"), one["pos"]
+    if one["inject"] == "none":
+        one["start"] = "x0"
     ends = one["step_encoding"] == "learned" or not one["tie_loops"]
     if one["update"] == "replace" and "alpha" in extra or ends and extra.get("think_loops", 0) > L:
         extra = {}

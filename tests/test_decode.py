@@ -1,5 +1,6 @@
 """Writing in one launch (kernels/decode.py), against the cache in torch: on the stand-in, and on a GPU."""
 import itertools
+from types import SimpleNamespace
 
 import cutile_cpu
 import pytest
@@ -113,7 +114,7 @@ def check(seed, R=1, t=3, temperature=0.0, top_k=None, ends=False, order="forwar
 @pytest.mark.third
 @pytest.mark.parametrize("halt", RULES)
 @pytest.mark.parametrize("more", [dict(), dict(inject="none"), dict(inject="decay", update="euler", alpha=0.5),
-                                  dict(update="euler", loop_norm=True, min_loops=2),
+                                  dict(update="euler", loop_norm=True, min_loops=2, gate_encoding=True),
                                   dict(step_encoding="learned"), dict(step_encoding="sinusoid", inject="none")],
                          ids=str)
 def test_writes_what_the_cache_writes(halt, more, device, rng):
@@ -139,6 +140,15 @@ def test_sequences_side_by_side_draw_and_end(device, rng):
 def test_waits_to_think(rng):
     """Prompt and answer take loops of their own."""
     check(int(rng.integers(2 ** 20)), think_token=3, prompt_loops=1, think_loops=2)
+
+
+@pytest.mark.parametrize("start", ["zero", "learned", "random"])
+def test_another_start_is_left_to_torch(start, monkeypatch):
+    """why_not_decode_kernel names it; of the same model that starts at x0 it has nothing to say on that."""
+    monkeypatch.setattr(kernels.decode.tile, "gpu", lambda device: SimpleNamespace(major=9, multi_processor_count=132))
+    for kind in (start, "x0"):
+        why = kernels.decode.why_not_decode_kernel(loop_model(start=kind).loop_spec(), 1, 32, 4)
+        assert (f"start '{start}'" in why) == (kind == start)
 
 
 def test_who_waits_in_vain_gives_up(monkeypatch):

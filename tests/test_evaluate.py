@@ -358,6 +358,10 @@ def test_waiting_to_think_of_a_model_with_a_known_law(run, monkeypatch, capsys):
         assert (r["loops_prompt"], r["loops_answer"]) == (read, write)
         assert r["accuracy"] == (write <= read + 3)
         assert 0 <= r["low"] <= r["accuracy"] <= r["high"] <= 1
+    columns = sweep_tables.columns_of_evaluation("", outputs.read_csv("fake.csv"))
+    assert {k: v for k, v in columns.items() if k.startswith("read_")} == {
+        f"read_{'0_9' if read == 0.9 else read}_write_{write}_{n}": round(r["accuracy"], 6)
+        for (read, write, n), r in rows.items()}
     assert {x[:3] for x in asked if x[3]} == {("entropy", 0.1, None)}
     assert {x[:3] for x in asked if not x[3]} == {("confidence", 0.9, 0.1)}
     assert (model.config.halt, model.config.prompt_loops, model.config.think_loops) == ("entropy", PROMPT, 0)

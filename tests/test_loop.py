@@ -98,9 +98,11 @@ def plain_states(model, row, loops):
     c, x0 = model.config, model.transformer.wte.weight[row]
     if c.pos == "learned":
         x0 = x0 + model.transformer.wpe.weight[:len(row)]
-    h, states = x0, []
+    h, states = {"x0": x0, "zero": 0 * x0}.get(c.start), []
+    if h is None:  # learned, or random
+        h = model.first_state.repeat(len(row), 1)
     for l in range(1, loops + 1):
-        u = plain_input(model, h, x0, l, l)
+        u = plain_input(model, h, x0, l if c.start == "x0" else 2, l)
         position = torch.arange(len(row))[:, None] * frequencies(HS) * (c.pos == "rope")
         step = (l - 1) * frequencies(HS) * (c.step_encoding == "rope")
         candidate = plain_blocks(model, u, position + step, position, l, x0)
@@ -150,6 +152,42 @@ def test_equations(inject, step_encoding, update):
     norm = (INJECT.index(inject) + STEP.index(step_encoding)) % 2 == 0
     model = make(inject=inject, step_encoding=step_encoding, loop_norm=norm, bias=norm, **update)
     assert_equations(model, tokens(), 3)
+
+
+@pytest.mark.parametrize("update", [{}, {"update": "euler", "alpha": "gate"}, {"update": "rk4", "alpha": 0.3}], ids=str)
+@pytest.mark.parametrize("inject", ["add", "concat", "decay"])
+@pytest.mark.parametrize("start", ["zero", "learned", "random"])
+def test_equations_from_other_starts(start, inject, update):
+    assert_equations(make(start=start, inject=inject, step_encoding="sinusoid", **update), tokens(), 3)
+
+
+def test_from_zero_a_loop_that_adds_is_as_from_x0():
+    """To the bit: 0 + x0 is what loop 1 reads of x0."""
+    model, idx = make(start="zero", loop_norm=True), tokens()
+    other = make(loop_norm=True)
+    other.load_state_dict(model.state_dict())
+    assert all(map(torch.equal, model.states(idx), other.states(idx)))
+
+
+def test_a_random_start_is_drawn_for_each_token_in_training_alone():
+    model, idx = make(start="random", n_embd=256), tokens(64)
+    x0, kept = model.embed(idx), model.first_state
+    assert torch.equal(model.begin(x0), kept.expand_as(x0))
+    first, second = model.train().begin(x0), model.begin(x0)
+    for h in (first, second, first - second):
+        h = h / h.std() if h is not first else h
+        assert abs(h.mean()) < 0.02
+        assert abs(h.var() - 1) < 0.03
+        assert abs(h.mean(-1).var() * 256 - 1) < 0.4  # tokens apart
+    saved = make(start="random", n_embd=256)
+    saved.load_state_dict(model.state_dict())
+    assert torch.equal(saved.begin(x0), kept.expand_as(x0))
+
+
+@pytest.mark.parametrize("start", ["zero", "learned", "random"])
+def test_another_start_needs_an_injection(start):
+    with pytest.raises(ValueError, match=f"start '{start}' needs an injection"):
+        make(start=start, inject="none")
 
 
 @pytest.mark.third
@@ -316,11 +354,15 @@ GRADIENTS = [{"inject": "concat", "step_encoding": "learned", "supervise": "all"
              {"inject": "add", "block": "geglu", "tie_loops": False, "supervise": "all"},
              {"inject": "decay", "step_encoding": "sinusoid", "update": "heun", "alpha": "gate", "loop_norm": True},
              {"inject": "concat", "step_encoding": "learned", "update": "rk4", "alpha": "learned", "supervise": "all"}]
+FROZEN = {"think_token": 5, "prompt_loops": [1], "supervise": "half"}
 
 
-@pytest.mark.parametrize("settings", GRADIENTS, ids=[x["inject"] for x in GRADIENTS])
+@pytest.mark.parametrize("settings", [*GRADIENTS, FROZEN, {"start": "learned", "inject": "concat"}],
+                         ids=[*(x["inject"] for x in GRADIENTS), "frozen prompt", "start"])
 def test_gradients_through_three_loops(settings):
-    check_gradients(make(**settings), tokens(), tokens())
+    idx = tokens()
+    idx[:, 3] = 5
+    check_gradients(make(**settings), idx, tokens())
 
 
 @pytest.mark.parametrize("settings", GRADIENTS, ids=[x["inject"] for x in GRADIENTS])
@@ -328,8 +370,8 @@ def test_a_cut_between_two_loops_is_found(settings, monkeypatch):
     """The check above fails if the result of loop 2 is detached, as truncated back-propagation would do."""
     whole = LoopGPT.loop
 
-    def cut(self, h, x0, l):
-        new = whole(self, h, x0, l)
+    def cut(self, h, x0, l, active):
+        new = whole(self, h, x0, l, active)
         return new.detach() if l == 2 else new
 
     monkeypatch.setattr(LoopGPT, "loop", cut)
@@ -393,6 +435,97 @@ def test_a_compiled_loop_serves_all_loop_counts(step_encoding):
             found.append([loss, *(p.grad for p in model.parameters())])
         torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-9)
     assert len(graphs) <= 6  # the first loop, the second, any other; with a gradient and without
+
+
+# ---- prompts that stand still early
+
+def problem(B=4):
+    """Rows of a prompt, the think token 5, an answer and a pad, 0; and targets of what writes the answer."""
+    idx = torch.randint(6, V, (B, 10))
+    before = torch.randint(1, 7, (B, 1))
+    idx.scatter_(1, before, 5)
+    idx[:, -1] = 0
+    return idx, torch.where((torch.arange(10) < before) | (idx == 0), -1, torch.randint(V, (B, 10)))
+
+
+def states_by_inference(model, idx, read, loops):
+    """The states (L,B,T,C) after so many loops of the answer, those of the prompt `read` at most; pads left out."""
+    model.eval()
+    prompt = (idx == 5).cumsum(1) == 0
+    states = [model.think(idx, exact_loops=torch.where(prompt, min(read, l), l))[0] for l in range(1, loops + 1)]
+    model.train()
+    return torch.stack(states)[:, :, :-1]
+
+
+@pytest.mark.parametrize("settings", [*GRADIENTS, {"loop_norm": True}], ids=[*(x["inject"] for x in GRADIENTS), "norm"])
+@pytest.mark.parametrize("read", [1, 2, 3])
+def test_a_training_step_with_frozen_prompts_is_inference_with_exact_loops(settings, read):
+    model = make(**settings | {"num_loops": 5, "pad_token": 0, "think_token": 5, "prompt_loops": [read]})
+    idx, targets = problem()
+    first = {"last": 4, "half": 2, "all": 0}[model.config.supervise]
+
+    def loss_by_inference(read):
+        states = states_by_inference(model, idx, read, 5)[first:]
+        return sum(plain_loss(model, h, targets[:, :-1]) for h in states) / len(states), model.readout(states[-1])
+    logits, loss = model.train()(idx, targets)
+    expected = loss_by_inference(read)
+    torch.testing.assert_close((loss, logits[:, :-1]), expected, rtol=1e-8, atol=1e-8)
+    assert (loss - loss_by_inference(9)[0]).abs() > 1e-6  # they were frozen
+
+
+def test_each_row_draws_when_its_prompt_stands_still():
+    model, idx = make(num_loops=5, think_token=5, pad_token=0, prompt_loops=[1, 3, 0]).train(), problem(90)[0]
+    got, drawn = torch.stack(list(model.states(idx)))[:, :, :-1], 0
+    for read in (1, 3, 9):
+        want = states_by_inference(model, idx, read, 5)
+        same = ((got - want).abs() < 1e-8).all(-1).all(-1).all(0)
+        assert same.any()
+        drawn = drawn + same.int()
+    assert (drawn == 1).all()
+
+
+@pytest.mark.parametrize("counts", [[0], [3], [8, 0, 3]])
+def test_prompts_that_never_stand_still_train_as_ever(counts):
+    model, (idx, targets) = make(think_token=5, supervise="all").train(), problem()
+    plain = model(idx, targets)
+    frozen = make(think_token=5, supervise="all", prompt_loops=counts).train()
+    frozen.load_state_dict(model.state_dict())
+    torch.testing.assert_close(frozen(idx, targets), plain, rtol=0, atol=0)
+
+
+def test_out_of_training_a_list_is_its_largest_count():
+    """Nothing is drawn, and what evaluates a training looks at loops that all tokens take."""
+    model, idx = make(num_loops=5, think_token=5, pad_token=0, prompt_loops=[1, 2, 0]), problem()[0]
+    twin = make(num_loops=5, think_token=5, pad_token=0, prompt_loops=2)
+    twin.load_state_dict(model.state_dict())
+    prompt = (idx == 5).cumsum(1) == 0
+    h, record = model.think(idx)
+    assert torch.equal(record["loops"], torch.where(idx == 0, 0, torch.where(prompt, 2, 5)))
+    assert torch.equal(h, twin.think(idx)[0])
+    assert all(map(torch.equal, model.states(idx), twin.states(idx)))
+
+
+def test_a_list_of_prompt_loops_asks_for_a_think_token():
+    with pytest.raises(ValueError, match="prompt_loops and think_loops need a dataset with a think token"):
+        make(prompt_loops=[0, 2])
+    with pytest.raises(ValueError, match="num_loops and prompt_loops must be one or more counts"):
+        make(think_token=5, prompt_loops=[])
+
+
+def test_a_step_with_frozen_prompts_asks_the_host_nothing():
+    """All of it is one graph, whatever is drawn: what the capture of a CUDA graph needs."""
+    model, (idx, targets) = make(think_token=5, pad_token=0, prompt_loops=[1, 2]).train(), problem()
+    torch._dynamo.reset()
+    graphs, losses = [], set()
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+    step = torch.compile(model.training_loss, fullgraph=True, backend=backend)
+    for _ in range(40):
+        losses.add(round(step(idx, targets)[1].item(), 9))
+    assert len(graphs) == 1
+    assert len(losses) > 1
 
 
 def test_loops_without_a_gradient_need_an_injection():
@@ -642,6 +775,11 @@ def test_a_row_of_one_problem_is_placed_alike_whatever_pack_is_at_test():
         assert torch.equal(seen, plain)
 
 
+def test_pack_takes_no_prompts_that_stand_still():
+    with pytest.raises(ValueError, match=r"several"):
+        make(**PLACE | {"pack": 2, "prompt_loops": [0, 2]})
+
+
 @pytest.mark.parametrize("settings", [dict(pos="rope"), dict(place_subset=0), dict(place_subset=5)])
 def test_pack_needs_place_ids_for_all_problems(settings):
     with pytest.raises(ValueError, match=r"pack 3 gives each problem.*place_ids 12"):
@@ -868,14 +1006,17 @@ def plain_head(model, h, l):
     """Probability of the halt head on one state h (C,), as a tensor."""
     first, _, second = model.halt_head
     s = model.step_encoding(l) if model.config.step_encoding != "none" else torch.zeros(C)
+    if model.config.gate_encoding:
+        s = torch.cat(((l * frequencies(C)).sin(), (l * frequencies(C)).cos()))
     u = first.weight @ torch.cat((h, s)) + first.bias
     return sigmoid(second.weight @ (u * 0.5 * (1 + torch.erf(u / math.sqrt(2)))) + second.bias)[0]
 
 
+@pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("step_encoding", ["none", "learned"])
-def test_halt_loss_by_brute_force(step_encoding):
+def test_halt_loss_by_brute_force(step_encoding, own):
     """The target of loop l is 1 if the arg-max of every loop from l on is that of the last."""
-    model, targets = make(halt_head="joint", step_encoding=step_encoding, num_loops=5), tokens(4)
+    model, targets = make(halt_head="joint", step_encoding=step_encoding, gate_encoding=own, num_loops=5), tokens(4)
     targets[:, :2] = -1
     states = torch.randn(5, 4, T, C).double()
     for l in (3, 2, 1, 0):  # some tokens already are where the next loop takes them, some only pass by the last state
@@ -913,6 +1054,18 @@ def test_halt_head_after_trains_nothing_else(fresh):
     optimizer.step()
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == trained
+
+
+def test_an_encoding_of_the_gates_own_moves_no_state():
+    """Its odds differ from loop to loop, beyond the trained ones too, where the state is the same."""
+    model, idx = make(halt_head="joint", gate_encoding=True), tokens()
+    plain = make(halt_head="joint")
+    plain.load_state_dict(model.state_dict())
+    assert all(map(torch.equal, model.states(idx), plain.states(idx)))
+    h = torch.randn(2, T, C).double()
+    odds, same = ([m.halt_logits(h, l) for l in (1, 2, 9)] for m in (model, plain))
+    assert all((a - b).abs().min() > 0 for a, b in ((odds[0], odds[1]), (odds[1], odds[2])))
+    assert torch.equal(same[0], same[2])
 
 
 def test_halt_head_joint_trains_everything():
