@@ -581,7 +581,8 @@ def jacobian_rows(name, model, sample):
         rows += [row("spectral_radius", name, clustered_interval(radius), l, f"{iterations} iterations"),
                  row("spectral_radius_highest", name, number(radius.max(), len(radius)), l),
                  row("spectral_radius_residual", name, clustered_interval(residual), l, f"{iterations} iterations")]
-    return rows + (meeting_rows(name, model, x0, path[1:], mask, gen) if model.config.inject != "none" else [])
+    elsewhere = looped(model) and model.config.inject != "none"
+    return rows + (meeting_rows(name, model, x0, path[1:], mask, gen) if elsewhere else [])
 
 
 @torch.no_grad()
