@@ -214,6 +214,14 @@ def test_place_below(label, row):
         agree(cell, seeds("sweep_track_p_below", row, column))
 
 
+def test_packed_rows():
+    head, rows = table("docs/addition.md", "All digits at once: the carry in latent space", 3)
+    for digits, cell, best in list(zip(head, *rows, strict=True))[1:]:
+        known = values("sweep_demo_parallel", "4 problems per row", f"uniform_{digits}")
+        agree(cell, [statistics.median(known), min(known)])
+        agree(best, [max(known)])
+
+
 @pytest.mark.parametrize("model", ["1 x 12", "12 layers"])
 def test_ranks(model):
     """docs/scale.md: the step on one GPU and on two, and the README's tokens per second."""
