@@ -104,6 +104,7 @@ TABLES = {
         "ms": "milliseconds per step, median, beside the other runs",
         "seconds": "of the training; empty where it was resumed",
         "device": "where it ran",
+        "ran_on": "which of the GPUs it had, GPU 0 or GPU 0+1",
         "torch": "version",
         "<kind>_<n>": "accuracy on problems of that kind and size, 0 to 1, by evaluate.py",
         "loops_answer_<n>": "mean loops per token of the answer, uniform problems",
