@@ -32,6 +32,17 @@ def test_links_resolve(page):
         assert not anchor or anchor in anchors(target), link
 
 
+def test_links_by_name_are_defined():
+    """Each [name] of the open questions has a line of its own that says where it leads, and each such line is used."""
+    text = (ROOT / "docs/open.md").read_text(encoding="utf-8")
+    defined = re.findall(r"^\[([^\]]+)\]: \S+$", text, re.M)
+    body = re.sub(r"^\[[^\]]+\]:.*$", "", text, flags=re.M)
+    used = {" ".join(name.split()) for name in re.findall(r"\[([^\]]+)\](?!\()", body)}
+    assert used == set(defined)
+    assert len(defined) == len(set(defined))
+    assert "]:" not in body
+
+
 def test_links_are_found_and_headings_are_told_apart():
     assert links('a [b](c.md#d-e), [f](https://g.h) ![i](j.png) <img src="k.png"> [l\nm](n)\n[o]: p.md') == [
         "c.md#d-e", "j.png", "n", "k.png", "p.md"]
