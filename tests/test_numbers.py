@@ -216,7 +216,8 @@ def test_place_below(label, row):
 
 def test_packed_rows():
     head, rows = table("docs/addition.md", "All digits at once: the carry in latent space", 3)
-    for digits, cell, best in list(zip(head, *rows, strict=True))[1:]:
+    for digits, cell, best, alone in list(zip(head, *rows, strict=True))[1:]:
+        agree(alone, values("sweep_demo_parallel", "one problem per row", f"uniform_{digits}"))
         known = values("sweep_demo_parallel", "4 problems per row", f"uniform_{digits}")
         agree(cell, [statistics.median(known), min(known)])
         agree(best, [max(known)])
