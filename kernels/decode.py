@@ -38,7 +38,7 @@ from kernels.exchange import (
     slices_of_mlp,
 )
 from kernels.halt import CONFIDENCE, DELTA, ENTROPY, GATE, KL, NUMBER, halts_on_tiles
-from kernels.loop import LOOP_VOCABULARY, pack_weights
+from kernels.loop import LOOP_VOCABULARY, beyond_kernels, pack_weights
 from kernels.tile import FLOOR, LN2, LOG2E, NAN, ZERO, Const, constants, ct, finite, gelu, next_power_of_2, pair_sum
 
 ROLES = MLP, KEY, VALUE, PAST, JUDGE = range(5)
@@ -457,20 +457,13 @@ def blocks_per_sequence(c):
 
 def why_not_decode_kernel(spec, R, T, L):
     """What the decode kernel does not do of a model and R sequences of T tokens in L loops, "" if it does all."""
-    c, hs = spec.config, spec.config.n_embd // spec.config.n_head
-    blocks = R * blocks_per_sequence(c)
-    asks = {"n_layer above 1": c.n_layer > 1, "blocks of their own": not c.tie_loops, "biases": c.bias,
-            f"block {c.block!r}": c.block != "nanogpt", "heads that share keys": c.kv_heads < c.n_head,
-            "keys of x0": c.keys != "state", f"start {c.start!r}": c.start != "x0",
-            "training": spec.training, f"n_embd {c.n_embd}": c.n_embd not in (64, 128, 256, 384),
-            f"heads of {hs} channels": hs & (hs - 1) or not 16 <= hs <= 128,
-            "rope": "rope" in (c.pos, c.step_encoding), "loops beyond the learned step encoding": L > spec.step_limit,
-            f"injection {c.inject!r}": c.inject == "concat", "alpha 'gate'": c.alpha == "gate",
-            f"update {c.update!r}": c.update not in ("replace", "euler"), "Anderson acceleration": c.anderson > 0,
-            f"a vocabulary of {c.vocab_size}": c.vocab_size > LOOP_VOCABULARY, "more than 256 tokens": T > 256,
-            f"weights in {str(product_dtype(spec.head))[6:]}": product_dtype(spec.head) != torch.bfloat16,
-            f"{R} sequences at once": blocks > tile.gpu(spec.head.device).multi_processor_count,
-            "GPUs other than Hopper": tile.gpu(spec.head.device).major != 9}
+    c, blocks = spec.config, R * blocks_per_sequence(spec.config)
+    asks = beyond_kernels(spec, T, L) | {
+        f"injection {c.inject!r}": c.inject == "concat",
+        f"a vocabulary of {c.vocab_size}": c.vocab_size > LOOP_VOCABULARY,
+        f"weights in {str(product_dtype(spec.head))[6:]}": product_dtype(spec.head) != torch.bfloat16,
+        f"{R} sequences at once": blocks > tile.gpu(spec.head.device).multi_processor_count,
+        "GPUs other than Hopper": tile.gpu(spec.head.device).major != 9}
     what = next((what for what, asked in asks.items() if asked), "")
     return f"the decode kernel does not do {what}" if what else why_not_tensors(spec.head)
 

@@ -198,22 +198,27 @@ class LoopSpec(NamedTuple):
     in_torch: Callable        # (x0, HaltingPlan) -> h, loops (None at a fixed depth): all L loops in torch
 
 
-def why_not_loop_kernel(spec, x0, L, rule, trace):
-    """What the loop kernel does not do of a model, its input x0 (B,T,C) and L loops, "" if it does all."""
-    c, (_, T, C), hs = spec.config, x0.shape, spec.config.n_embd // spec.config.n_head
-    asks = {"n_layer above 1": c.n_layer > 1, "blocks of their own": not c.tie_loops, "biases": c.bias,
+def beyond_kernels(spec, T, L):
+    """{what no kernel of whole loops does: whether a model, T tokens and L loops ask for it}."""
+    c, hs = spec.config, spec.config.n_embd // spec.config.n_head
+    return {"n_layer above 1": c.n_layer > 1, "blocks of their own": not c.tie_loops, "biases": c.bias,
             f"block {c.block!r}": c.block != "nanogpt", "heads that share keys": c.kv_heads < c.n_head,
             "keys of x0": c.keys != "state", f"start {c.start!r}": c.start != "x0",
-            "more tokens than log_scale": 0 < c.log_scale < T, "rope": "rope" in (c.pos, c.step_encoding),
+            "training": spec.training, "rope": "rope" in (c.pos, c.step_encoding),
             f"heads of {hs} channels": hs & (hs - 1) or not 16 <= hs <= 128,
-            f"n_embd {C}": C not in (64, 128, 256, 384), "more than 256 tokens": T > 256,
-            "float16": torch.float16 in (x0.dtype, spec.head.dtype),
+            f"n_embd {c.n_embd}": c.n_embd not in (64, 128, 256, 384), "more than 256 tokens": T > 256,
             f"update {c.update!r}": c.update not in ("replace", "euler"), "Anderson acceleration": c.anderson > 0,
-            "alpha 'gate'": c.alpha == "gate", "loops beyond the learned step encoding": L > spec.step_limit,
-            "training": spec.training,
-            "gradients": torch.is_grad_enabled() and any(p.requires_grad for p in spec.parameters()),
-            f"halting by the logits of {c.vocab_size} tokens": (
-                (trace or RULES[rule].needs_logits) and c.vocab_size > LOOP_VOCABULARY)}
+            "alpha 'gate'": c.alpha == "gate", "loops beyond the learned step encoding": L > spec.step_limit}
+
+
+def why_not_loop_kernel(spec, x0, L, rule, trace):
+    """What the loop kernel does not do of a model, its input x0 (B,T,C) and L loops, "" if it does all."""
+    c, T = spec.config, x0.size(1)
+    asks = beyond_kernels(spec, T, L) | {
+        "more tokens than log_scale": 0 < c.log_scale < T, "float16": torch.float16 in (x0.dtype, spec.head.dtype),
+        "gradients": torch.is_grad_enabled() and any(p.requires_grad for p in spec.parameters()),
+        f"halting by the logits of {c.vocab_size} tokens": (
+            (trace or RULES[rule].needs_logits) and c.vocab_size > LOOP_VOCABULARY)}
     what = next((what for what, asked in asks.items() if asked), "")
     return f"the loop kernel does not do {what}" if what else why_not_tensors(x0)
 
