@@ -212,9 +212,12 @@ def draw_cells(ax, values, texts, rows, columns, most):
     shades = LinearSegmentedColormap.from_list("", ["w", "0.6"])  # black letters can be read on all of them
     image = ax.imshow(values, cmap=shades, vmin=0, vmax=most, aspect="auto")
     ax.patch.set(hatch="////", edgecolor="0.75", fc="w")
-    for (i, j), text in np.ndenumerate(np.array(texts, object)):
+    texts = np.array(texts, object)
+    cell = ax.bbox.width / ax.figure.dpi * 72 / values.shape[1]  # points; a letter takes 0.7 of its size, room included
+    size = min(8.5, cell / (0.7 * max(1, *(len(text or "") for text in texts.flat))))
+    for (i, j), text in np.ndenumerate(texts):
         if text and not np.isnan(values[i, j]):
-            ax.text(j, i, text, ha="center", va="center", fontsize=8.5, fontfamily=["monospace"])
+            ax.text(j, i, text, ha="center", va="center", fontsize=size, fontfamily=["monospace"])
     ax.set_xticks(range(len(columns)), columns)
     ax.set_yticks(range(len(rows)), rows)
     return image

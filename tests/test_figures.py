@@ -91,6 +91,16 @@ def test_more_lines_than_can_be_told_apart_become_a_table(drawn, rng, tmp_path):
     assert {t.get_text()[-1] == "+" for t in drawn[0].axes[1].texts if t.get_position()[0] < 2} == {False}
 
 
+@pytest.mark.parametrize(("letters", "columns", "name"), [(3, 4, "a"), (11, 10, "one problem per row, confidence")])
+def test_numbers_of_a_table_stay_in_their_cells(letters, columns, name):
+    figure, (ax,) = figures.new_figure(1, 1)
+    figures.draw_cells(ax, np.zeros((2, columns)), [["8" * letters] * columns] * 2, [name] * 2, range(columns), 100)
+    figure.draw_without_rendering()
+    cell = ax.transData.transform((1, 0))[0] - ax.transData.transform((0, 0))[0]
+    assert len(ax.texts) == 2 * columns
+    assert max(text.get_window_extent().width for text in ax.texts) < cell
+
+
 def test_losses_are_a_table_and_the_lines_that_matter(drawn, rng, tmp_path):
     """A dot per seed of every row, and of each size of model the best row of the most seeds, four at most."""
     found = [dict(row=f"row {i}", seed=seed, parameters=f"{10 ** (6 + i % 6)}", flops_per_token="2e6",

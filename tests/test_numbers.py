@@ -80,15 +80,16 @@ def agree(cell, values, least=1):
 CLAIMS = {
     "100 digits": (("sweep_digits", "the recipe", "uniform_100"),
                    ("sweep_digits", "without end and margin", "uniform_100")),
-    "24 digits": (("sweep_track_n", "16 of 64 ids", "uniform_24"), ("sweep_track_n", "16 of 64 ids", "32_uniform_24")),
+    "24 digits; track N": (("sweep_track_n", "16 of 64 ids", "uniform_24"),
+                           ("sweep_track_n", "16 of 64 ids", "32_uniform_24")),
     "8 digits, beside 12": (("sweep_baselines", "1 block x 8 loops", "uniform_8"),
                             ("sweep_baselines", "12 untied layers", "uniform_8")),
     "8 digits, beside one": (("sweep_baselines", "1 block x 8 loops", "uniform_8"),
                              ("sweep_baselines", "1 layer", "uniform_8")),
     "5 digits": (("sweep_baselines", "looped, learned positions", "uniform_5"),
                  ("sweep_baselines", "nanoGPT, 6 layers of 384", "uniform_5")),
-    "12 digits": (("sweep_track_p", "leading zeros", "uniform_12"),
-                  ("sweep_track_p", "leading zeros", "56_uniform_12")),
+    "24 digits, all at once": (("sweep_track_p_packed", "8 problems per row", "uniform_24"),
+                               ("sweep_track_p_packed", "one problem per row", "uniform_24")),
     "text, beside 12": (("sweep_text", "1 x 12", "best_val_loss"), ("sweep_text", "12 layers", "best_val_loss")),
     "text, beside one": (("sweep_text", "1 x 12", "best_val_loss"), ("sweep_text", "1 layer", "best_val_loss"))}
 
@@ -97,10 +98,12 @@ CLAIMS = {
 def test_claims(label):
     """The README's results: the numbers, of how many seeds, on which GPU, of how many parameters."""
     what, ours, beside, count, card, _ = line(table("README.md", "Results")[1], label)
-    for cell, size, (name, row, column) in zip((ours, beside), (what, beside), CLAIMS[label], strict=True):
+    counts = count.split(" and ")  # ours, and where it differs what stands beside it
+    for cell, size, seen, (name, row, column) in zip((ours, beside), (what, beside), (counts[0], counts[-1]),
+                                                     CLAIMS[label], strict=True):
         agree(cell, spread(values(name, row, column, 1 if "loss" in column else 100)))
         runs = found(name, row=row)
-        assert str(len(runs)) == count
+        assert str(len(runs)) == seen
         assert all(card in r["device"] for r in runs)
         for millions in re.findall(r"[\d.]+(?= M\b)", size):
             agree(millions, [float(runs[0]["parameters"]) / 1e6])
@@ -149,9 +152,10 @@ ADDITIONS = {  # label in docs/addition.md: table, row, columns
     "search**": ("sweep_track_n", "16 of 64 ids", "uniform_{}"),
     "search, long": ("sweep_track_n", "16 of 64 ids", "hard_{}"),
     "search, 32": ("sweep_track_n", "16 of 64 ids", "32_uniform_{}"),
-    "all digits at once": ("sweep_track_p", "leading zeros", "uniform_{}"),
-    "all at once, 28": ("sweep_track_p", "leading zeros", "28_uniform_{}"),
-    "all at once, 56": ("sweep_track_p", "leading zeros", "56_uniform_{}"),
+    "all digits at once": ("sweep_track_p_packed", "8 problems per row", "uniform_{}"),
+    "all at once, address": ("sweep_track_p_packed", "8 problems per row", "56_uniform_{}"),
+    "all at once, search:": ("sweep_track_p", "leading zeros", "uniform_{}"),
+    "all at once, search, 56": ("sweep_track_p", "leading zeros", "56_uniform_{}"),
     "baseline: 1 block": ("sweep_baselines", "1 block x 8 loops", "uniform_{}"),
     "baseline: 12 untied": ("sweep_baselines", "12 untied layers", "uniform_{}"),
     "baseline: 1 layer": ("sweep_baselines", "1 layer", "uniform_{}"),
@@ -205,17 +209,43 @@ def test_one_loop_in_the_readme():
     assert int(shown[1]) == len(known)
 
 
-@pytest.mark.parametrize(("label", "row"), [("the place below", "the place below"), ("and the end",
-    "the same with end and margin"), ("and no longer", "no longer rows")])
-def test_place_below(label, row):
-    columns = *(f"uniform_{n}" for n in (4, 8, 12, 24)), "56_uniform_12"
-    for column, cell in zip(columns, line(table("docs/addition.md", "All digits at once: the carry in latent space",
-                                                2)[1], label)[1:], strict=True):
-        agree(cell, seeds("sweep_track_p_below", row, column))
+AT_ONCE = "All digits at once: the carry in latent space"
+
+
+@pytest.mark.parametrize(("nth", "label", "name", "row"), [
+    (1, "eight", "sweep_track_p_packed", "8 problems per row"),
+    (1, "four", "sweep_track_p_packed", "4 problems per row"),
+    (1, "one", "sweep_track_p_packed", "one problem per row"),
+    (4, "the place below", "sweep_track_p_below", "the place below"),
+    (4, "and the end", "sweep_track_p_below", "the same with end and margin"),
+    (4, "and no longer", "sweep_track_p_below", "no longer rows")])
+def test_all_digits_at_once(nth, label, name, row):
+    """Columns are named by digits, and by loops where these are not the 14 of training."""
+    head, rows = table("docs/addition.md", AT_ONCE, nth)
+    for title, cell in list(zip(head, line(rows, label), strict=True))[1:]:
+        if title == "seeds":
+            assert cell == str(len(found(name, row=row)))
+        else:
+            digits, loops = re.fullmatch(r"(\d+)(?: digits)?(?:, (\d+) loops)?", title).groups()
+            agree(cell, seeds(name, row, f"{loops + '_' if loops else ''}uniform_{digits}"))
+
+
+@pytest.mark.parametrize(("label", "name", "row"), [
+    ("eight", "sweep_track_p_packed", "8 problems per row"), ("one", "sweep_track_p_packed", "one problem per row"),
+    ("without the place below", "sweep_track_p", "leading zeros")])
+def test_how_loops_grow(label, name, row):
+    head, rows = table("docs/addition.md", AT_ONCE, 3)
+    titles = [re.match(r"`\w+`", title)[0].strip("`") for title in head[1::2]]
+    for (rule, digits), cell in zip(((r, n) for r in titles for n in (12, 24)), line(rows, label)[1:], strict=True):
+        if cell:
+            known = found(name, row=row)
+            grown = [float(r[f"{rule}_loops_solved_{digits}"]) / float(r[f"{rule}_loops_solved_4"]) for r in known]
+            agree(cell.split(", ")[0], [statistics.median(grown)], least=2)
+            agree(cell, seeds(name, row, f"{rule}_uniform_{digits}")[:1])
 
 
 def test_packed_rows():
-    head, rows = table("docs/addition.md", "All digits at once: the carry in latent space", 3)
+    head, rows = table("docs/addition.md", AT_ONCE, 5)
     for digits, cell, best, alone in list(zip(head, *rows, strict=True))[1:]:
         agree(alone, values("sweep_demo_parallel", "one problem per row", f"uniform_{digits}"))
         known = values("sweep_demo_parallel", "4 problems per row", f"uniform_{digits}")

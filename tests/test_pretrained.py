@@ -18,7 +18,9 @@ from tasks import addition
 
 PROBLEMS = 200
 ADDERBOARD = runpy.run_path(str(ROOT / "data/addition/adderboard.py"))
-NAMES = ["addition", "addition_search", "addition_parallel"]
+NAMES = {  # and the recipe that its card names
+    "addition": "train_addition_long", "addition_search": "train_addition",
+    "addition_parallel": "train_addition_parallel_long", "addition_parallel_search": "train_addition_parallel"}
 
 
 def fresh_problems(rng, n, count, track):
@@ -51,6 +53,15 @@ def test_claims(name, n, rng):
     right = round(float(claim["accuracy"]) * int(claim["problems"]))
     table = [[solved, PROBLEMS - solved], [right, int(claim["problems"]) - right]]
     assert stats.fisher_exact(table).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipe(name):
+    """A checkpoint was trained with the settings of its recipe."""
+    saved = runtime.load_checkpoint(ROOT / "pretrained" / f"{name}.pt")["config"]
+    recipe = runpy.run_path(str(ROOT / "config" / f"{NAMES[name]}.py"))
+    recipe = {k: v for k, v in recipe.items() if not k.startswith("__") and k != "eval_interval"}
+    assert {k: saved[k] for k in recipe} == recipe
 
 
 def test_claims_of_text(rng):
