@@ -216,9 +216,9 @@ AT_ONCE = "All digits at once: the carry in latent space"
     (1, "eight", "sweep_track_p_packed", "8 problems per row"),
     (1, "four", "sweep_track_p_packed", "4 problems per row"),
     (1, "one", "sweep_track_p_packed", "one problem per row"),
-    (4, "the place below", "sweep_track_p_below", "the place below"),
-    (4, "and the end", "sweep_track_p_below", "the same with end and margin"),
-    (4, "and no longer", "sweep_track_p_below", "no longer rows")])
+    (5, "the place below", "sweep_track_p_below", "the place below"),
+    (5, "and the end", "sweep_track_p_below", "the same with end and margin"),
+    (5, "and no longer", "sweep_track_p_below", "no longer rows")])
 def test_all_digits_at_once(nth, label, name, row):
     """Columns are named by digits, and by loops where these are not the 14 of training."""
     head, rows = table("docs/addition.md", AT_ONCE, nth)
@@ -230,11 +230,28 @@ def test_all_digits_at_once(nth, label, name, row):
             agree(cell, seeds(name, row, f"{loops + '_' if loops else ''}uniform_{digits}"))
 
 
+def test_digits_after_so_many_loops():
+    head, rows = table("docs/addition.md", AT_ONCE, 2)
+    for digits, *shown in rows:
+        for loops, cell in zip(head[1:], shown, strict=True):
+            (row,) = found("track_p_loops", loops=loops.split()[0], kind="uniform", n=digits)
+            agree(cell, [100 * float(row["accuracy"])])
+
+
+@pytest.mark.parametrize(("label", "name", "row"), [
+    ("one", "sweep_demo_parallel_depth", "one loop"), ("two", "sweep_demo_parallel_depth", "two loops"),
+    ("6 to 10", "sweep_demo_parallel", "4 problems per row")])
+def test_trained_with_fewer_loops(label, name, row):
+    head, rows = table("docs/addition.md", AT_ONCE, 3)
+    for digits, cell in list(zip(head, line(rows, label), strict=True))[1:]:
+        agree(cell, values(name, row, f"uniform_{digits}")[:1])
+
+
 @pytest.mark.parametrize(("label", "name", "row"), [
     ("eight", "sweep_track_p_packed", "8 problems per row"), ("one", "sweep_track_p_packed", "one problem per row"),
     ("without the place below", "sweep_track_p", "leading zeros")])
 def test_how_loops_grow(label, name, row):
-    head, rows = table("docs/addition.md", AT_ONCE, 3)
+    head, rows = table("docs/addition.md", AT_ONCE, 4)
     titles = [re.match(r"`\w+`", title)[0].strip("`") for title in head[1::2]]
     for (rule, digits), cell in zip(((r, n) for r in titles for n in (12, 24)), line(rows, label)[1:], strict=True):
         if cell:
@@ -245,7 +262,7 @@ def test_how_loops_grow(label, name, row):
 
 
 def test_packed_rows():
-    head, rows = table("docs/addition.md", AT_ONCE, 5)
+    head, rows = table("docs/addition.md", AT_ONCE, 6)
     for digits, cell, best, alone in list(zip(head, *rows, strict=True))[1:]:
         agree(alone, values("sweep_demo_parallel", "one problem per row", f"uniform_{digits}"))
         known = values("sweep_demo_parallel", "4 problems per row", f"uniform_{digits}")
