@@ -1,4 +1,5 @@
-"""What writing costs, for bench.py --decode=True: a token by every way of writing, and a user's time.
+"""What writing costs, for bench.py --decode=True: a token by every way of writing, of models of two widths or of the
+rows of a tuning file; and a user's time.
 
 C width, B sequences, T tokens of each, V vocabulary, L loops.
 """
@@ -17,7 +18,9 @@ import torch
 import generate
 import outputs
 import runtime
+import sweep
 from bench_models import DIGITS, TOKENS, V, fresh_text
+from cache import looped
 from model_loop import LoopConfig, LoopGPT
 
 MICRO = [(384, 1), (384, 16), (384, 64), (384, 256), (128, 1), (128, 16), (128, 256)]  # C, B
@@ -55,8 +58,21 @@ def gap(exact, prompt, tokens, temperature, seed):
     return (score.amax(1) - score.gather(1, torch.tensor(tokens, device=place)[:, None])[:, 0]).mean()
 
 
-def micro_shapes(gpu):
-    """The groups of shapes (C, B, mode) that a process takes."""
+def rows_that_write(file):
+    """Those rows of a tuning file whose models write token by token. SystemExit where their data are not prepared."""
+    for row, make in sweep.models(file).items():
+        with torch.device("meta"):
+            meta = make()[1]
+        if meta is None:
+            raise SystemExit(f"{file}: the data of '{row}' are not there; its first lines say how they are prepared")
+        if getattr(meta, "track", "") != "slots":  # whose answers are read out at once
+            yield row
+
+
+def micro_shapes(gpu, files=()):
+    """The groups of shapes (C, B, mode) that a process takes; of tuning files (file, row) instead."""
+    if files:
+        return [[(file, row)] for file in files for row in rows_that_write(file)]
     return [[(C, B, mode) for mode in MODES.get(B, ("whole",))]
             for C, B in (MICRO if gpu else [(32, 1), (32, 4)])]
 
@@ -66,12 +82,11 @@ def micro_ways(model, B, T):
     return ["kernel"] * (not generate.KernelWriter.why_not(model, B, T)) + ["compiled", "graph", "eager", "auto"]
 
 
-def micro_case(prepare, Case, device, C, B, mode):
-    """The Case of bench.py for one way of taking loops: paths write until T tokens are there, a token is a call."""
-    gpu = device.startswith("cuda")
-    L, T = (12, TOKENS) if gpu else (3, 24)
+def written(prepare, exact, B, T, ways, asked=None, against=()):
+    """Paths of bench.py by which a model writes T tokens of B sequences, one for each of the ways; and the
+    model as it writes, on a GPU in bfloat16. A token is a call. asked: {way: its bars}."""
+    gpu, right = exact.lm_head.weight.is_cuda, (torch.ones((), device=exact.lm_head.weight.device),)
     generate.CACHE_BYTES = max(generate.CACHE_BYTES, 2 ** 32)  # so that all B are written together
-    exact = micro_model(C, L, T, mode).to(device)
     model = copy.deepcopy(exact).bfloat16() if gpu else exact
     wrote = {}
 
@@ -80,7 +95,7 @@ def micro_case(prepare, Case, device, C, B, mode):
         for burst in generate.write(model, [[0]] * B, T - 1, seed=7, way=way):
             for row, tokens in zip(burst.rows, burst.tokens, strict=True):
                 wrote[way][0][row] += tokens
-            wrote[way][1].extend(burst.loops[0])
+            wrote[way][1].extend(burst.loops[0] if burst.loops else ())
 
     def make(way):
         for _ in range(2 if way == "auto" else 1):  # the second time it knows which is fast
@@ -89,8 +104,21 @@ def micro_case(prepare, Case, device, C, B, mode):
         if not took >= {way} - {"auto", "eager"}:
             raise RuntimeError(f"written by {', '.join(took)}")
         return functools.partial(write, way), (1 + gap(exact, [0], wrote[way][0][0], 1.0, 7),)
-    paths, right = [], (torch.ones((), device=device),)
-    ways = micro_ways(model, B, T)
+    paths = [prepare(f"called: {way}", functools.partial(make, way), right, calls=T - 1, against=against,
+                     times=2 if way == "eager" else 5, bars=(asked or {}).get(way, [])) for way in ways]
+    loops, pace = wrote["auto"][1] if "auto" in wrote else [], generate.kept_for(model).pace
+    for p in paths:
+        p.note += f", {statistics.mean(loops):.2f} loops" if loops else ""
+    if pace:
+        paths[-1].note += f", by {min(pace, key=lambda way: pace[way][1])[0]}"
+    return paths, model
+
+
+def micro_case(prepare, Case, device, C, B, mode):
+    """The Case of bench.py for one way of taking loops: paths write until T tokens are there."""
+    L, T = (12, TOKENS) if device.startswith("cuda") else (3, 24)
+    exact = micro_model(C, L, T, mode).to(device)
+    ways = micro_ways(exact, B, T)
     own = "kernel" if B == 1 and ways[0] == "kernel" else "compiled"  # what the others are held against
     against, asked = (f"C{C} B{B} whole", f"called: {own}"), {"auto": [("best called", "<=", 1.05)]}
     if B == 1 and mode == "whole":
@@ -100,21 +128,32 @@ def micro_case(prepare, Case, device, C, B, mode):
         asked |= {"kernel": [("ratio", "<=", 0.6)]}
     elif B == 16:
         asked["auto"].append(("ratio", "<=", 0.5))
-    for way in ways:
-        if way == "compiled" and mode != "whole":
-            continue  # it takes all loops in any case
-        paths.append(prepare(f"called: {way}", functools.partial(make, way), right, calls=T - 1,
-                             times=2 if way == "eager" else 5, against=against, bars=asked.get(way, [])))
+    if mode != "whole":
+        ways.remove("compiled")  # it takes all loops in any case
+    paths, model = written(prepare, exact, B, T, ways, asked, against)
     if B == 1 and mode == "whole":
         def reread():
             for _ in generate.write(model, [[0]], T - 1, seed=7, reread=True):
                 pass
+        right = (torch.ones((), device=device),)
         paths.append(prepare("eager, re-reading", lambda: (reread, right), right, calls=T - 1, times=1,
                              against=against))
-    loops = wrote["auto"][1] if "auto" in wrote else []
-    for p in paths:
-        p.note += f", {statistics.mean(loops):.2f} loops" if loops else ""
     return Case("decode", f"C{C} B{B} {mode}", paths)
+
+
+def row_case(prepare, Case, device, file, row):
+    """The Case of bench.py for a row of a tuning file: its model, the weights as they are drawn, writes one sequence,
+    each token by all loops."""
+    torch.manual_seed(0)
+    model, meta = sweep.models(file)[row]()
+    model, c, gpu = model.to(device).eval().requires_grad_(False), model.config, device.startswith("cuda")
+    if looped(model):
+        c.halt, c.prompt_loops, c.think_loops = "none", 0, 0
+    T = min(TOKENS, c.block_size) if meta.kind == "text" else 3 * DIGITS + 4  # A+B=C and its end
+    paths, _ = written(prepare, model, 1, T, micro_ways(model, 1, T) if gpu else ["eager"])
+    why_not = generate.KernelWriter.why_not(model, 1, T)
+    paths[-1].note += f", no kernel: {why_not}" if why_not else ""
+    return Case("decode", row, paths)
 
 
 def mixture_lines(rows):
