@@ -7,6 +7,7 @@ import copy
 import functools
 import os
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -58,9 +59,12 @@ def gap(exact, prompt, tokens, temperature, seed):
     return (score.amax(1) - score.gather(1, torch.tensor(tokens, device=place)[:, None])[:, 0]).mean()
 
 
+models_of = functools.cache(sweep.models)
+
+
 def rows_that_write(file):
     """Those rows of a tuning file whose models write token by token. SystemExit where their data are not prepared."""
-    for row, make in sweep.models(file).items():
+    for row, make in models_of(file).items():
         with torch.device("meta"):
             meta = make()[1]
         if meta is None:
@@ -72,7 +76,8 @@ def rows_that_write(file):
 def micro_shapes(gpu, files=()):
     """The groups of shapes (C, B, mode) that a process takes; of tuning files (file, row) instead."""
     if files:
-        return [[(file, row)] for file in files for row in rows_that_write(file)]
+        found = [(file, row) for file in files for row in rows_that_write(file)]
+        return [[shape] for shape in found] if gpu else [found]  # where nothing is compiled, one process is faster
     return [[(C, B, mode) for mode in MODES.get(B, ("whole",))]
             for C, B in (MICRO if gpu else [(32, 1), (32, 4)])]
 
@@ -82,9 +87,9 @@ def micro_ways(model, B, T):
     return ["kernel"] * (not generate.KernelWriter.why_not(model, B, T)) + ["compiled", "graph", "eager", "auto"]
 
 
-def written(prepare, exact, B, T, ways, asked=None, against=()):
-    """Paths of bench.py by which a model writes T tokens of B sequences, one for each of the ways; and the
-    model as it writes, on a GPU in bfloat16. A token is a call. asked: {way: its bars}."""
+def written(prepare, exact, B, T, ways, asked=None, against=(), reread=False):
+    """Paths of bench.py by which a model writes T tokens of B sequences, on a GPU in bfloat16: one for each of the ways
+    of generate.py, the last one auto or the only one, and reread. A token is a call. asked: {way: its bars}."""
     gpu, right = exact.lm_head.weight.is_cuda, (torch.ones((), device=exact.lm_head.weight.device),)
     generate.CACHE_BYTES = max(generate.CACHE_BYTES, 2 ** 32)  # so that all B are written together
     model = copy.deepcopy(exact).bfloat16() if gpu else exact
@@ -105,13 +110,17 @@ def written(prepare, exact, B, T, ways, asked=None, against=()):
             raise RuntimeError(f"written by {', '.join(took)}")
         return functools.partial(write, way), (1 + gap(exact, [0], wrote[way][0][0], 1.0, 7),)
     paths = [prepare(f"called: {way}", functools.partial(make, way), right, calls=T - 1, against=against,
-                     times=2 if way == "eager" else 5, bars=(asked or {}).get(way, [])) for way in ways]
-    loops, pace = wrote["auto"][1] if "auto" in wrote else [], generate.kept_for(model).pace
+                     times=2 if way == "eager" and gpu else 5, bars=(asked or {}).get(way, [])) for way in ways]
+    last, loops, pace = paths[-1], wrote.get(ways[-1], ((), ()))[1], generate.kept_for(model).pace
+    if reread:
+        def again():
+            for _ in generate.write(model, [[0]], T - 1, seed=7, reread=True):
+                pass
+        paths.append(prepare("eager, re-reading", lambda: (again, right), right, calls=T - 1, times=1, against=against))
     for p in paths:
         p.note += f", {statistics.mean(loops):.2f} loops" if loops else ""
-    if pace:
-        paths[-1].note += f", by {min(pace, key=lambda way: pace[way][1])[0]}"
-    return paths, model
+    last.note += f", by {min(pace, key=lambda way: pace[way][1])[0]}" if pace else ""
+    return paths
 
 
 def micro_case(prepare, Case, device, C, B, mode):
@@ -130,14 +139,7 @@ def micro_case(prepare, Case, device, C, B, mode):
         asked["auto"].append(("ratio", "<=", 0.5))
     if mode != "whole":
         ways.remove("compiled")  # it takes all loops in any case
-    paths, model = written(prepare, exact, B, T, ways, asked, against)
-    if B == 1 and mode == "whole":
-        def reread():
-            for _ in generate.write(model, [[0]], T - 1, seed=7, reread=True):
-                pass
-        right = (torch.ones((), device=device),)
-        paths.append(prepare("eager, re-reading", lambda: (reread, right), right, calls=T - 1, times=1,
-                             against=against))
+    paths = written(prepare, exact, B, T, ways, asked, against, reread=B == 1 and mode == "whole")
     return Case("decode", f"C{C} B{B} {mode}", paths)
 
 
@@ -145,14 +147,14 @@ def row_case(prepare, Case, device, file, row):
     """The Case of bench.py for a row of a tuning file: its model, the weights as they are drawn, writes one sequence,
     each token by all loops."""
     torch.manual_seed(0)
-    model, meta = sweep.models(file)[row]()
+    model, meta = models_of(file)[row]()
     model, c, gpu = model.to(device).eval().requires_grad_(False), model.config, device.startswith("cuda")
     if looped(model):
         c.halt, c.prompt_loops, c.think_loops = "none", 0, 0
-    T = min(TOKENS, c.block_size) if meta.kind == "text" else 3 * DIGITS + 4  # A+B=C and its end
-    paths, _ = written(prepare, model, 1, T, micro_ways(model, 1, T) if gpu else ["eager"])
+    T = min(TOKENS if gpu else 64, c.block_size) if meta.kind == "text" else 3 * DIGITS + 4  # A+B=C and its end
+    paths = written(prepare, model, 1, T, micro_ways(model, 1, T) if gpu else ["eager"])
     why_not = generate.KernelWriter.why_not(model, 1, T)
-    paths[-1].note += f", no kernel: {why_not}" if why_not else ""
+    paths[-1].note += f", {T} tokens" + f", no kernel: {why_not}" * bool(why_not)
     return Case("decode", row, paths)
 
 
@@ -164,7 +166,7 @@ def mixture_lines(rows):
             three = [seen.get((f"C{C} B1 {mode}", path), {}) for mode in MODES[1]]
             if all(r.get("microseconds") for r in three):
                 whole, half, own = (float(r["microseconds"]) for r in three)
-                mean = float(three[2]["note"].rpartition(", ")[2].split()[0])
+                mean = float(re.search(r"([\d.]+) loops", three[2]["note"])[1])
                 ratio = own / (half + (whole - half) * (mean - 6) / 6)
                 lines.append(f"C{C} mixture, {path}: {ratio:.2f} of what {mean:.2f} loops would cost, at most 1.15: "
                              + ("met" if ratio <= 1.15 else "MISSED"))
