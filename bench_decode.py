@@ -87,12 +87,16 @@ def micro_ways(model, B, T):
     return ["kernel"] * (not generate.KernelWriter.why_not(model, B, T)) + ["compiled", "graph", "eager", "auto"]
 
 
-def written(prepare, exact, B, T, ways, asked=None, against=(), reread=False):
-    """Paths of bench.py by which a model writes T tokens of B sequences, on a GPU in bfloat16: one for each of the ways
-    of generate.py, the last one auto or the only one, and reread. A token is a call. asked: {way: its bars}."""
+def as_it_writes(exact):
+    """A model of float32 in bfloat16, where it is on a GPU."""
+    return copy.deepcopy(exact).bfloat16() if exact.lm_head.weight.is_cuda else exact
+
+
+def written(prepare, exact, model, B, T, ways, asked=None, against=(), reread=False):
+    """Paths of bench.py by which a model, exact or as it writes, writes T tokens of B sequences: one for each of the
+    ways of generate.py, the last one auto or the only one, and reread. A token is a call. asked: {way: its bars}."""
     gpu, right = exact.lm_head.weight.is_cuda, (torch.ones((), device=exact.lm_head.weight.device),)
     generate.CACHE_BYTES = max(generate.CACHE_BYTES, 2 ** 32)  # so that all B are written together
-    model = copy.deepcopy(exact).bfloat16() if gpu else exact
     wrote = {}
 
     def write(way):
@@ -127,7 +131,8 @@ def micro_case(prepare, Case, device, C, B, mode):
     """The Case of bench.py for one way of taking loops: paths write until T tokens are there."""
     L, T = (12, TOKENS) if device.startswith("cuda") else (3, 24)
     exact = micro_model(C, L, T, mode).to(device)
-    ways = micro_ways(exact, B, T)
+    model = as_it_writes(exact)
+    ways = micro_ways(model, B, T)
     own = "kernel" if B == 1 and ways[0] == "kernel" else "compiled"  # what the others are held against
     against, asked = (f"C{C} B{B} whole", f"called: {own}"), {"auto": [("best called", "<=", 1.05)]}
     if B == 1 and mode == "whole":
@@ -139,7 +144,7 @@ def micro_case(prepare, Case, device, C, B, mode):
         asked["auto"].append(("ratio", "<=", 0.5))
     if mode != "whole":
         ways.remove("compiled")  # it takes all loops in any case
-    paths = written(prepare, exact, B, T, ways, asked, against, reread=B == 1 and mode == "whole")
+    paths = written(prepare, exact, model, B, T, ways, asked, against, reread=B == 1 and mode == "whole")
     return Case("decode", f"C{C} B{B} {mode}", paths)
 
 
@@ -147,13 +152,14 @@ def row_case(prepare, Case, device, file, row):
     """The Case of bench.py for a row of a tuning file: its model, the weights as they are drawn, writes one sequence,
     each token by all loops."""
     torch.manual_seed(0)
-    model, meta = models_of(file)[row]()
-    model, c, gpu = model.to(device).eval().requires_grad_(False), model.config, device.startswith("cuda")
-    if looped(model):
+    exact, meta = models_of(file)[row]()
+    exact, c, gpu = exact.to(device).eval().requires_grad_(False), exact.config, device.startswith("cuda")
+    if looped(exact):
         c.halt, c.prompt_loops, c.think_loops = "none", 0, 0
     T = min(TOKENS if gpu else 64, c.block_size) if meta.kind == "text" else 3 * DIGITS + 4  # A+B=C and its end
-    paths = written(prepare, model, 1, T, micro_ways(model, 1, T) if gpu else ["eager"])
-    why_not = generate.KernelWriter.why_not(model, 1, T)
+    model = as_it_writes(exact)
+    paths = written(prepare, exact, model, 1, T, micro_ways(model, 1, T) if gpu else ["eager"])
+    why_not = generate.KernelWriter.why_not(copy.deepcopy(exact).bfloat16(), 1, T)  # of a GPU, whatever this device is
     paths[-1].note += f", {T} tokens" + f", no kernel: {why_not}" * bool(why_not)
     return Case("decode", row, paths)
 
