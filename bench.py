@@ -13,12 +13,13 @@
     python bench.py --decode=True --device=cpu --tables=addition --checkpoints=pretrained/addition.pt
                                                         checkpoints that are given are measured in full there, too
 
-A time is the median over replays of a CUDA graph where the path can be one, in microseconds per call; a ratio is that
-time over the time of the path named beside it, for most rows the kernel's. Paths named "called" are calls from Python,
-as a model makes them: what backend auto takes is held against both of its paths, called alike. Inputs that would fit in
-the L2 cache are rotated, but for the loop table, whose states and weights live there in use as well. Each group of
-cases has a process of its own: all get ready side by side (compilers take longest), then one after the other times, so
-that a group that fails or hangs costs its own rows only. Rows go to the CSV as they come.
+A time is the median over replays of a CUDA graph where the path can be one, in microseconds per call, on a CPU those of
+the processor (OMP_NUM_THREADS=1 counts one core's); a ratio is that time over the time of the path named beside it, for
+most rows the kernel's. Paths named "called" are calls from Python, as a model makes them: what backend auto takes is
+held against both of its paths, called alike. Inputs that would fit in the L2 cache are rotated, but for the loop table,
+whose states and weights live there in use as well. Each group of cases has a process of its own: all get ready side by
+side (compilers take longest), then one after the other times, so that a group that fails or hangs costs its own rows
+only. Rows go to the CSV as they come.
 
 Tables of writing: decode, a token by every way; addition and text, the models of checkpoints, each written by the
 fastest way, with quality (exact match, loss), and its joules above and with idle power; start, a user's time.
