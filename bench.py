@@ -6,17 +6,20 @@
     python bench.py --tables=loop --only=64x128x16      some of it
     python bench.py --decode=True                       writing instead, into results/decode_<gpu>.csv, .md and .png
     python bench.py --decode=True --tables=text --checkpoints=out/a,out/b/ckpt_last.pt
+    python bench.py --decode=True --tables=decode --checkpoints=config/sweep_block.py --out=results/block_decode.csv
+                                                        a token of each row's model, which nobody has trained
     python bench.py --ranks=2                           training on two GPUs beside one, results/ranks_<gpu>.csv, .md
     python bench.py --device=cpu                        tiny shapes in torch: that the script works, nothing else;
     python bench.py --decode=True --device=cpu --tables=addition --checkpoints=pretrained/addition.pt
                                                         checkpoints that are given are measured in full there, too
 
-A time is the median over replays of a CUDA graph where the path can be one, in microseconds per call; a ratio is that
-time over the time of the path named beside it, for most rows the kernel's. Paths named "called" are calls from Python,
-as a model makes them: what backend auto takes is held against both of its paths, called alike. Inputs that would fit in
-the L2 cache are rotated, but for the loop table, whose states and weights live there in use as well. Each group of
-cases has a process of its own: all get ready side by side (compilers take longest), then one after the other times, so
-that a group that fails or hangs costs its own rows only. Rows go to the CSV as they come.
+A time is the median over replays of a CUDA graph where the path can be one, in microseconds per call, on a CPU those of
+the processor (OMP_NUM_THREADS=1 counts one core's); a ratio is that time over the time of the path named beside it, for
+most rows the kernel's. Paths named "called" are calls from Python, as a model makes them: what backend auto takes is
+held against both of its paths, called alike. Inputs that would fit in the L2 cache are rotated, but for the loop table,
+whose states and weights live there in use as well. Each group of cases has a process of its own: all get ready side by
+side (compilers take longest), then one after the other times, so that a group that fails or hangs costs its own rows
+only. Rows go to the CSV as they come.
 
 Tables of writing: decode, a token by every way; addition and text, the models of checkpoints, each written by the
 fastest way, with quality (exact match, loss), and its joules above and with idle power; start, a user's time.
@@ -55,7 +58,7 @@ quick = False                   # fewer shapes
 record = False                  # which path of the loop is faster goes into looplm_kernels.json, too, under this card
 decode = False                  # writing instead of kernels
 ranks = 0                       # 0 or >= 2: training on so many GPUs instead of kernels; quick: without compiler
-checkpoints = ""                # writing: checkpoints or folders of runs, with commas; empty: those there are
+checkpoints = ""                # writing: checkpoints, folders of runs, tuning files, with commas; empty: what there is
 span = 10.0                     # >= 0: writing: seconds of each point of energy
 out = ""                        # the CSV; empty: results/bench_<gpu>.csv, results/decode_<gpu>.csv
 device = "auto"                 # auto, cuda; cpu: a dry run, but for checkpoints that are given
@@ -400,8 +403,9 @@ def loop_case(T, C, B, mode):
     return Case("loop", f"{T}x{C}x{B} {mode}", paths)
 
 
-def decode_case(C, B, mode):
-    return bench_decode.micro_case(prepare, Case, machine(), C, B, mode)
+def decode_case(*shape):
+    make = bench_decode.row_case if len(shape) == 2 else bench_decode.micro_case
+    return make(prepare, Case, machine(), *shape)
 
 
 CASES = dict(halt=halt_case, head=head_case, attention=attention_case, loop=loop_case,
@@ -419,9 +423,9 @@ def clock(run, times):
     if not on_gpu():
         spans = []
         for _ in range(times):
-            start = time.perf_counter()
+            start = time.process_time()  # others use a CPU, too
             run()
-            spans.append(1e6 * (time.perf_counter() - start))
+            spans.append(1e6 * (time.process_time() - start))
         return statistics.median(spans)
     return 1e3 * kernels.gpu_milliseconds(run, times, warm_up=0)
 
@@ -483,6 +487,11 @@ def chosen_tables():
     return chosen
 
 
+def given():
+    """The paths that the setting checkpoints has."""
+    return list(filter(None, checkpoints.split(",")))
+
+
 def jobs():
     """Groups (table, shapes), the ceilings first."""
     halt, head, attention, loop = HALT, HEAD, ATTENTION[:3] if quick else ATTENTION, LOOP[:3] if quick else LOOP
@@ -492,7 +501,8 @@ def jobs():
     groups = [("halt", halt), ("head", head), ("attention", attention)]
     groups += [("loop", [(*shape, mode)]) for shape in loop for mode in ("fixed", "adaptive")]
     if decode:
-        groups = [("decode", shapes) for shapes in bench_decode.micro_shapes(on_gpu())]
+        files = [path for path in given() if path.endswith(".py")]
+        groups = [("decode", shapes) for shapes in bench_decode.micro_shapes(on_gpu(), files)]
     chosen = chosen_tables()
     groups = [(table, [s for s in shapes if only in "x".join(map(str, s))]) for table, shapes in groups
               if table in chosen]
@@ -568,7 +578,7 @@ def markdown(rows):
         lines += ["", f"| {' | '.join((table, first + ', us', *others))} | bars |", "| --- " * (len(others) + 3) + "|"]
         for case, found in cases.items():
             seen = {row.get("path"): row for row in found}
-            own = seen.get(first, found[0])
+            own = seen.get(first, dict(note="") if any(seen) else found[0])
             cells = [f"{own['microseconds']:.1f}" + (f", {own['per_loop']:.1f} a loop" if own.get("per_loop") else "")
                      if own.get("microseconds") else own["note"]]
             if table == "decode":  # whose ratios are to other cases
@@ -671,7 +681,7 @@ def main():
     if decode:
         lines = bench_decode.mixture_lines(rows)
         print(*lines, sep="\n")
-        bench_models.model_rows(list(filter(None, checkpoints.split(","))), machine(),
+        bench_models.model_rows([path for path in given() if not path.endswith(".py")], machine(),
                                 runtime.choose_dtype("auto", machine()), chosen_tables(), only, span, emit)
         if "start" in chosen_tables():
             bench_decode.start_rows(machine(), emit)

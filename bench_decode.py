@@ -1,4 +1,5 @@
-"""What writing costs, for bench.py --decode=True: a token by every way of writing, and a user's time.
+"""What writing costs, for bench.py --decode=True: a token by every way of writing, of models of two widths or of the
+rows of a tuning file; and a user's time.
 
 C width, B sequences, T tokens of each, V vocabulary, L loops.
 """
@@ -6,6 +7,7 @@ import copy
 import functools
 import os
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -17,7 +19,9 @@ import torch
 import generate
 import outputs
 import runtime
+import sweep
 from bench_models import DIGITS, TOKENS, V, fresh_text
+from cache import looped
 from model_loop import LoopConfig, LoopGPT
 
 MICRO = [(384, 1), (384, 16), (384, 64), (384, 256), (128, 1), (128, 16), (128, 256)]  # C, B
@@ -55,8 +59,25 @@ def gap(exact, prompt, tokens, temperature, seed):
     return (score.amax(1) - score.gather(1, torch.tensor(tokens, device=place)[:, None])[:, 0]).mean()
 
 
-def micro_shapes(gpu):
-    """The groups of shapes (C, B, mode) that a process takes."""
+models_of = functools.cache(sweep.models)
+
+
+def rows_that_write(file):
+    """Those rows of a tuning file whose models write token by token. SystemExit where their data are not prepared."""
+    for row, make in models_of(file).items():
+        with torch.device("meta"):
+            meta = make()[1]
+        if meta is None:
+            raise SystemExit(f"{file}: the data of '{row}' are not there; its first lines say how they are prepared")
+        if getattr(meta, "track", "") != "slots":  # whose answers are read out at once
+            yield row
+
+
+def micro_shapes(gpu, files=()):
+    """The groups of shapes (C, B, mode) that a process takes; of tuning files (file, row) instead."""
+    if files:
+        found = [(file, row) for file in files for row in rows_that_write(file)]
+        return [[shape] for shape in found] if gpu else [found]  # where nothing is compiled, one process is faster
     return [[(C, B, mode) for mode in MODES.get(B, ("whole",))]
             for C, B in (MICRO if gpu else [(32, 1), (32, 4)])]
 
@@ -66,13 +87,16 @@ def micro_ways(model, B, T):
     return ["kernel"] * (not generate.KernelWriter.why_not(model, B, T)) + ["compiled", "graph", "eager", "auto"]
 
 
-def micro_case(prepare, Case, device, C, B, mode):
-    """The Case of bench.py for one way of taking loops: paths write until T tokens are there, a token is a call."""
-    gpu = device.startswith("cuda")
-    L, T = (12, TOKENS) if gpu else (3, 24)
+def as_it_writes(exact):
+    """A model of float32 in bfloat16, where it is on a GPU."""
+    return copy.deepcopy(exact).bfloat16() if exact.lm_head.weight.is_cuda else exact
+
+
+def written(prepare, exact, model, B, T, ways, asked=None, against=(), reread=False):
+    """Paths of bench.py by which a model, exact or as it writes, writes T tokens of B sequences: one for each of the
+    ways of generate.py, the last one auto or the only one, and reread. A token is a call. asked: {way: its bars}."""
+    gpu, right = exact.lm_head.weight.is_cuda, (torch.ones((), device=exact.lm_head.weight.device),)
     generate.CACHE_BYTES = max(generate.CACHE_BYTES, 2 ** 32)  # so that all B are written together
-    exact = micro_model(C, L, T, mode).to(device)
-    model = copy.deepcopy(exact).bfloat16() if gpu else exact
     wrote = {}
 
     def write(way):
@@ -80,7 +104,7 @@ def micro_case(prepare, Case, device, C, B, mode):
         for burst in generate.write(model, [[0]] * B, T - 1, seed=7, way=way):
             for row, tokens in zip(burst.rows, burst.tokens, strict=True):
                 wrote[way][0][row] += tokens
-            wrote[way][1].extend(burst.loops[0])
+            wrote[way][1].extend(burst.loops[0] if burst.loops else ())
 
     def make(way):
         for _ in range(2 if way == "auto" else 1):  # the second time it knows which is fast
@@ -89,7 +113,25 @@ def micro_case(prepare, Case, device, C, B, mode):
         if not took >= {way} - {"auto", "eager"}:
             raise RuntimeError(f"written by {', '.join(took)}")
         return functools.partial(write, way), (1 + gap(exact, [0], wrote[way][0][0], 1.0, 7),)
-    paths, right = [], (torch.ones((), device=device),)
+    paths = [prepare(f"called: {way}", functools.partial(make, way), right, calls=T - 1, against=against,
+                     times=2 if way == "eager" and gpu else 5, bars=(asked or {}).get(way, [])) for way in ways]
+    last, loops, pace = paths[-1], wrote.get(ways[-1], ((), ()))[1], generate.kept_for(model).pace
+    if reread:
+        def again():
+            for _ in generate.write(model, [[0]], T - 1, seed=7, reread=True):
+                pass
+        paths.append(prepare("eager, re-reading", lambda: (again, right), right, calls=T - 1, times=1, against=against))
+    for p in paths:
+        p.note += f", {statistics.mean(loops):.2f} loops" if loops else ""
+    last.note += f", by {min(pace, key=lambda way: pace[way][1])[0]}" if pace else ""
+    return paths
+
+
+def micro_case(prepare, Case, device, C, B, mode):
+    """The Case of bench.py for one way of taking loops: paths write until T tokens are there."""
+    L, T = (12, TOKENS) if device.startswith("cuda") else (3, 24)
+    exact = micro_model(C, L, T, mode).to(device)
+    model = as_it_writes(exact)
     ways = micro_ways(model, B, T)
     own = "kernel" if B == 1 and ways[0] == "kernel" else "compiled"  # what the others are held against
     against, asked = (f"C{C} B{B} whole", f"called: {own}"), {"auto": [("best called", "<=", 1.05)]}
@@ -100,21 +142,26 @@ def micro_case(prepare, Case, device, C, B, mode):
         asked |= {"kernel": [("ratio", "<=", 0.6)]}
     elif B == 16:
         asked["auto"].append(("ratio", "<=", 0.5))
-    for way in ways:
-        if way == "compiled" and mode != "whole":
-            continue  # it takes all loops in any case
-        paths.append(prepare(f"called: {way}", functools.partial(make, way), right, calls=T - 1,
-                             times=2 if way == "eager" else 5, against=against, bars=asked.get(way, [])))
-    if B == 1 and mode == "whole":
-        def reread():
-            for _ in generate.write(model, [[0]], T - 1, seed=7, reread=True):
-                pass
-        paths.append(prepare("eager, re-reading", lambda: (reread, right), right, calls=T - 1, times=1,
-                             against=against))
-    loops = wrote["auto"][1] if "auto" in wrote else []
-    for p in paths:
-        p.note += f", {statistics.mean(loops):.2f} loops" if loops else ""
+    if mode != "whole":
+        ways.remove("compiled")  # it takes all loops in any case
+    paths = written(prepare, exact, model, B, T, ways, asked, against, reread=B == 1 and mode == "whole")
     return Case("decode", f"C{C} B{B} {mode}", paths)
+
+
+def row_case(prepare, Case, device, file, row):
+    """The Case of bench.py for a row of a tuning file: its model, the weights as they are drawn, writes one sequence,
+    each token by all loops."""
+    torch.manual_seed(0)
+    exact, meta = models_of(file)[row]()
+    exact, c, gpu = exact.to(device).eval().requires_grad_(False), exact.config, device.startswith("cuda")
+    if looped(exact):
+        c.halt, c.prompt_loops, c.think_loops = "none", 0, 0
+    T = min(TOKENS if gpu else 64, c.block_size) if meta.kind == "text" else 3 * DIGITS + 4  # A+B=C and its end
+    model = as_it_writes(exact)
+    paths = written(prepare, exact, model, 1, T, micro_ways(model, 1, T) if gpu else ["eager"])
+    why_not = generate.KernelWriter.why_not(copy.deepcopy(exact).bfloat16(), 1, T)  # of a GPU, whatever this device is
+    paths[-1].note += f", {T} tokens" + f", no kernel: {why_not}" * bool(why_not)
+    return Case("decode", row, paths)
 
 
 def mixture_lines(rows):
@@ -125,7 +172,7 @@ def mixture_lines(rows):
             three = [seen.get((f"C{C} B1 {mode}", path), {}) for mode in MODES[1]]
             if all(r.get("microseconds") for r in three):
                 whole, half, own = (float(r["microseconds"]) for r in three)
-                mean = float(three[2]["note"].rpartition(", ")[2].split()[0])
+                mean = float(re.search(r"([\d.]+) loops", three[2]["note"])[1])
                 ratio = own / (half + (whole - half) * (mean - 6) / 6)
                 lines.append(f"C{C} mixture, {path}: {ratio:.2f} of what {mean:.2f} loops would cost, at most 1.15: "
                              + ("met" if ratio <= 1.15 else "MISSED"))

@@ -455,6 +455,20 @@ def draw_losses(found, curves, path):
 
 
 @guarded
+def draw_parts(rows, panels, path):
+    """A dot per seed and a stroke at their median for each of the rows, a list of names; a panel per column, {what it
+    measures: {row: values of the seeds}}."""
+    figure, axes = new_figure(len(panels), height=0.5 + 0.2 * len(rows))
+    for ax, (name, known) in zip(axes, panels.items(), strict=True):
+        for y, values in ((y, known[row]) for y, row in enumerate(rows) if row in known):
+            ax.plot(values, [y] * len(values), "o", color="0.6")
+            ax.plot(np.median(values), y, "k|", ms=10)
+        ax.set(xlabel=name, ylim=(len(rows) - 0.5, -0.5))
+        ax.set_yticks(range(len(rows)), rows if ax is axes[0] else [""] * len(rows))
+    finish(figure, axes, path, "A dot per seed, a stroke at their median")
+
+
+@guarded
 def draw_loops(table, ceiling, path):
     """Loops of solved problems against the size, for the first two kinds, and against each difficulty with a line per
     size; ceiling: num_loops."""

@@ -19,6 +19,7 @@ import ast
 import collections
 import contextlib
 import copy
+import functools
 import json
 import os
 import re
@@ -106,19 +107,25 @@ def read_evaluations(file, known):
     return tests
 
 
+def model_of(settings, given):
+    """The model that train.py would make of a row's settings, those of the names `given` not by default, its weights as
+    they are drawn; and the meta of its dataset, None where that is not there. ValueError, SystemExit."""
+    try:
+        meta = read_meta(os.path.join("data", settings["dataset"]))
+        facts = model_facts(meta)
+    except SystemExit:  # its data may still be to come: what it would have to say is left out
+        meta, facts = None, dict(think_token=0, number_tokens=(0,))
+    return build(model_settings(settings, given, facts)), meta
+
+
 def check_model(given, of_train, entries):
     """ValueError or SystemExit for settings of a row, given, of which train.py could make no model, and for entries
     [(words, settings of their script)] that this model could not be measured by."""
     settings = {k: s.default for k, s in of_train.items()} | given
     if settings["init_from"] != "scratch":
         return  # then the rest is in a checkpoint
-    try:
-        meta = read_meta(os.path.join("data", settings["dataset"]))
-        facts = model_facts(meta)
-    except SystemExit:  # its data may still be to come: what it would have to say is left out
-        meta, facts = None, dict(think_token=0, number_tokens=(0,))
     with torch.device("meta"):  # no weights, no time
-        model = build(model_settings(settings, set(given), facts))
+        model, meta = model_of(settings, set(given))
     if settings["model_type"] == "loop":
         check_halting(model.config, set(given))
     for words, known in entries:
@@ -176,6 +183,15 @@ def plan(file, root):
             runs.append(dict(row=name, seed=seed, ranks=int(ranks or 1), folder=folder, steps=steps, settings=own))
     # all rows with the first seed come first, so that a sweep cut short still compares them
     return sorted(runs, key=lambda run: seeds.index(run["seed"]))
+
+
+def models(file):
+    """Of each row of a tuning file its name, and a function that makes its model and the meta of its dataset, as
+    `model_of` does. The settings of this module become those of the file."""
+    globals().update(configure(__file__, argv=[file])[0])
+    defaults = {k: s.default for k, s in settings_of("train.py").items()}
+    return {run["row"]: functools.partial(model_of, defaults | run["settings"], set(run["settings"]))
+            for run in plan(file, "out")}
 
 
 # ---- a run

@@ -1,5 +1,8 @@
 """The tables of sweep.py: which columns a finished step of a run gives, the CSV and the Markdown of all runs, and the
-comparison of two rows."""
+comparison of two rows. And a table of several sweeps beside each other, results/block.md with its figure, anew by
+
+    python -c "import sweep_tables; sweep_tables.write_block()"
+"""
 import json
 import os
 import re
@@ -181,3 +184,51 @@ def print_comparison(path, compare):
         print(f"{column:<28} {x:>12.6g} {y:>12.6g} {mean['mean']:>+12.6g}  {span:<26} {', '.join(shared)}")
     outside = sum(m["mean_low"] > 0 or m["mean_high"] < 0 for *_, shared, m in found.values() if len(shared) > 1)
     print(f"\nwith no true difference an interval leaves 0 out once in 20; {outside} of {len(found)} do here")
+
+
+# ---- several sweeps beside each other
+
+# rows on text, track N and track P, and how their blocks are called
+TEXT, TRACK_N, TRACK_P = r"(?:1 x 12(?:, |$)|(?=12 layers))(.*)", r"(?!1 x 12|12 layers|P, )(.*)", r"P, (.*)"
+# title: table in results/, the rows and what they are called, column, scale, form
+BLOCK = {"text, nats": ("sweep_block", TEXT, "best_val_loss", 1, "{:.3f}"),
+         "N, 12 digits, %": ("sweep_block_digits", TRACK_N, "uniform_12", 100, "{:.1f}"),
+         "N, 24 digits, %": ("sweep_block_digits", TRACK_N, "uniform_24", 100, "{:.1f}"),
+         "P, 12 digits, %": ("sweep_block_digits", TRACK_P, "uniform_12", 100, "{:.1f}"),
+         "parameters of text": ("sweep_block", TEXT, "parameters", 1, "{:,.0f}"),
+         "of N": ("sweep_block_digits", TRACK_N, "parameters", 1, "{:,.0f}"),
+         "ms a step, text": ("sweep_block", TEXT, "ms", 1, "{:.1f}"),
+         "ms a token, text": ("block_decode_cpu", TEXT, "microseconds", 1e-3, "{:.2f}"),
+         "ms a token, N": ("block_decode_cpu", TRACK_N, "microseconds", 1e-3, "{:.2f}")}
+BLOCK_HEAD = """The block of today beside nanoGPT's: best validation loss of a text, exact match of additions on tracks
+N and P, and what they cost; median (lowest-highest) of the seeds, those of text, of additions. From
+[sweep_block.csv](sweep_block.csv), [sweep_block_digits.csv](sweep_block_digits.csv) and
+[block_decode_cpu.csv](block_decode_cpu.csv). A training step is one of 24 trainings that shared two H100: its
+milliseconds order the rows of a column, no more. Tokens are written by PyTorch with the cache on one core of a CPU."""
+
+
+def named(table, pattern):
+    """{what a block is called: its runs} of rows of a table in results/ that match; of ways to write the last one."""
+    found = {}
+    for r in outputs.read_csv(f"results/{table}.csv"):
+        match = re.fullmatch(pattern, r.get("row", r.get("case")))
+        if match and not r.get("error"):
+            runs = found.setdefault(match[1] or "nanogpt", [])
+            runs[:] = [*runs, r] if "seed" in r else [r]
+    return found
+
+
+def write_block(target="results/block"):
+    """The Markdown and the figure of what BLOCK says, of the tables in results/."""
+    known = {title: named(*of[:2]) for title, of in BLOCK.items()}
+    text, digits = ({name: len(runs) for name, runs in known[title].items()} for title in ("text, nats", "of N"))
+    lines = [["block", "seeds", *BLOCK], ["---"] * (2 + len(BLOCK))]
+    for name in dict.fromkeys([*text, *digits]):
+        counts = ", ".join(str(n[name]) for n in (text, digits) if name in n)
+        lines.append([name, counts, *(cell(known[title].get(name, []), column, form, scale)
+                                      for title, (_, _, column, scale, form) in BLOCK.items())])
+    with outputs.whole_file(f"{target}.md") as f:
+        f.write(BLOCK_HEAD + "\n\n" + "".join(f"| {' | '.join(x)} |\n" for x in lines))
+    panels = {title: {name: [BLOCK[title][3] * float(r[BLOCK[title][2]]) for r in runs]
+                      for name, runs in known[title].items()} for title in [*BLOCK][:4] if "N, 12" not in title}
+    figures.draw_parts([x[0] for x in lines[2:]], panels, f"{target}.png")

@@ -125,6 +125,22 @@ def frontier(rng, depth=8, rules=("confidence", "kl")):
                         **spread) for rule in rules for i, t in enumerate((0.5, 0.9, 0.99))]
 
 
+def test_parts_have_a_dot_per_seed_and_a_stroke_at_their_median(drawn, rng, tmp_path):
+    rows = [f"part {i}" for i in range(12)]
+    panels = {name: {row: rng.random(n) for row in own} for name, own, n in (
+        ("text", rows[:8], 3), ("N", rows[2:], 1), ("P", rows[5:6], 2))}
+    assert figures.draw_parts(rows, panels, str(tmp_path / "x.png"))
+    for ax, (name, known) in zip(drawn[0].axes, panels.items(), strict=True):
+        assert ax.get_xlabel() == name
+        dots, strokes = ([line for line in ax.lines if line.get_marker() == mark] for mark in "o|")
+        assert [line.get_ydata()[0] for line in dots] == [rows.index(row) for row in known]
+        for line, stroke, values in zip(dots, strokes, known.values(), strict=True):
+            np.testing.assert_allclose(line.get_xdata(), values)
+            np.testing.assert_allclose(stroke.get_xdata(), np.median(values))
+            assert stroke.get_ydata()[0] == line.get_ydata()[0]
+    assert [t.get_text() for t in drawn[0].axes[0].get_yticklabels()] == rows
+
+
 def test_points_of_a_frontier_name_rule_and_threshold(drawn, rng, tmp_path):
     assert figures.draw_frontier(frontier(rng), 16, str(tmp_path / "x.png"))
     (figure,) = drawn

@@ -8,6 +8,7 @@ import pytest
 from conftest import ROOT
 from scipy import stats
 
+import sweep_tables
 from looplm_kernels import RULES
 
 NUMBER = r"(?<![\d.])-?\d[\d,]*(?:\.\d+)?"  # 1.4-1.5 are two, none of them negative
@@ -485,3 +486,59 @@ def test_the_table_of_reading_and_writing():
             if cell != "no rule for both":
                 known = [100 * float(found(f"waiting_{name}", **at, n=n)[0]["accuracy"]) for n in ("4", "8", "12")]
                 assert [float(x) for x in cell.split(", ")] == pytest.approx(known, abs=0.051)
+
+
+def on_text(name):
+    """The row of a block in the sweep of text."""
+    return name if name.startswith("12 layers") else f"1 x 12, {name}".removesuffix(", nanogpt")
+
+
+def of_block(name, column):
+    """The seeds of a block: values on text, on track N and on track P, [] where it has none; column: of additions."""
+    kinds = ("sweep_block", on_text(name), "best_val_loss", 1), *(
+        ("sweep_block_digits", f"{track}{name}", column, 100) for track in ("", "P, "))
+    return [[scale * float(r[of]) for r in rows_of(table) if r["row"] == row] for table, row, of, scale in kinds]
+
+
+def test_the_table_of_blocks(tmp_path, monkeypatch):
+    """results/block.md is what its command writes of the tables as they are, and says what they say."""
+    monkeypatch.chdir(ROOT)
+    sweep_tables.write_block(str(tmp_path / "block"))
+    assert (tmp_path / "block.md").read_text(encoding="utf-8") == page("results/block.md")
+    assert (tmp_path / "block.png").exists()
+    head, _, *rows = [cells(x) for x in page("results/block.md").splitlines() if x.startswith("|")]
+    names = {re.sub("^(1 x 12, |P, )", "", r["row"]) for t in ("sweep_block", "sweep_block_digits") for r in rows_of(t)}
+    assert {row[0] for row in rows} == names - {"1 x 12"}
+    for name, _, *shown in rows:
+        at = dict(zip(head[2:], shown, strict=True))
+        for n in (12, 24):
+            known = dict(zip(("text, nats", f"N, {n} digits, %", f"P, {n} digits, %"), of_block(name, f"uniform_{n}"),
+                             strict=True))
+            for title, values_of in known.items():
+                if values_of and title in at:
+                    agree(at[title], spread(values_of))
+                else:
+                    assert not at.get(title)
+        for title, case in (("text", on_text(name)), ("N", "" if name.startswith("12 layers") else name)):
+            title = f"ms a token, {title}"
+            took = [float(r["microseconds"]) / 1000 for r in rows_of("block_decode_cpu") if r["case"] == case != ""]
+            assert bool(took) == bool(at[title])
+            if took:
+                agree(at[title], took)
+
+
+def test_the_page_of_the_block():
+    """docs/block.md: the median and the worst seed of each block, of a loss the highest one."""
+    head, rows = table("docs/block.md", "The block of today")
+    assert [title[:1] for title in head[2:]] == ["N", "N", "P", "t"]
+    for name, _, twelve, far, at_once, text in rows:
+        (losses, n, p), (_, long, _) = of_block(name.strip("*"), "uniform_12"), of_block(name.strip("*"), "uniform_24")
+        for cell, known in ((twelve, n), (far, long), (at_once, p)):
+            agree(cell, [statistics.median(known), min(known)]) if cell else None
+            assert bool(cell) == bool(known)
+        if text:
+            shown, count = text.split(", ")
+            assert count.split()[0] == str(len(losses))
+            agree(shown, [statistics.median(losses), max(losses)][:len(losses)])
+        else:
+            assert not losses
