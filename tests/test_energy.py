@@ -8,8 +8,8 @@ from models import EASY, NEVER, halfway, random_weights
 from test_cache import assert_same, prompts
 from test_halting import assert_same_tokens
 from test_static import assert_same as assert_same_steps
-from torch.func import jacrev, vmap
 
+import analyze
 import energy
 from model import Block
 from model_loop import LoopConfig, LoopGPT, rules_of
@@ -266,15 +266,54 @@ def test_steps_of_one_shape_equal_the_cache():
         assert_same_steps(model, prompts(3, 10), 20, temperature=0)
 
 
-# ---- forward mode, of which the Jacobian in analyze.py is made
-
 def test_a_loop_has_a_symmetric_jacobian_at_a_frozen_past():
     """The Hessian of E is symmetric; a Block's Jacobian is not."""
     model = make(alpha=1.0)
     block, (h, x0, of) = model.transformer.h[0], drawn(model, 1, 3)
     past = block.past(of)
 
-    def of_token(x, t):
-        return block.gradient(h.index_copy(1, t[None], x[None, None]), x0, past)[0, t]
-    hessian = vmap(jacrev(of_token), in_dims=(0, 0))(h[0], torch.arange(3))
-    torch.testing.assert_close(hessian, hessian.mT)
+    hessian = torch.autograd.functional.jacobian(lambda x: block.gradient(x, x0, past), h)[0, :, :, 0]  # (3,C,3,C)
+    for t in range(3):
+        torch.testing.assert_close(hessian[t, :, t], hessian[t, :, t].mT)
+        assert not hessian[t, :, :t].any()  # another token's state is no part of it
+
+
+# ---- what analyze.py says of it
+
+def test_area_under_the_curve(rng):
+    """Of all pairs, by a plain loop; ties count half."""
+    score, wrong = torch.from_numpy(rng.integers(0, 6, 40)).double(), torch.from_numpy(rng.random(40) < 0.4)
+    pairs = [(score[i] > score[j]).item() + 0.5 * (score[i] == score[j]).item()
+             for i in wrong.nonzero()[:, 0] for j in (~wrong).nonzero()[:, 0]]
+    assert analyze.area_under_curve(score, wrong) == pytest.approx(sum(pairs) / len(pairs))
+    assert math.isnan(analyze.area_under_curve(score, torch.zeros(40, dtype=torch.bool)))
+
+
+@pytest.mark.parametrize("keys", ["state", "x0"])
+def test_energies_along_the_loops(keys):
+    """Those of `energies`, by the states of `states`; ends of the line are states; with keys of x0 a backtracked E
+    falls in every loop, the past moving or not, since it does not move."""
+    model, idx = make(alpha="backtrack", keys=keys), tokens(5)
+    E, still, line, lifted = analyze.observe_energy(model, analyze.OwnEnergy(model), idx, 2 * L, L)
+    with torch.no_grad():
+        x0 = model.embed(idx)
+        path = [x0, *model.states(idx, 2 * L)]
+        for l, h in enumerate(path):
+            torch.testing.assert_close(E[l], model.energies(x0, h, h)[0])
+        for l in range(2 * L):
+            before, after = model.energies(x0, path[l], path[l], path[l + 1])
+            torch.testing.assert_close(still[l], before - after)
+        at = [analyze.LINE.index(s) for s in (0, 1)]
+        torch.testing.assert_close(line[at], torch.stack(model.energies(x0, path[L], path[0], path[L])))
+    assert (still >= 0).all()
+    assert ((lifted >= 0) & (lifted <= 1)).all()
+    assert keys == "state" or (E[1:] <= E[:-1]).all()
+
+
+def test_a_taught_head_falls_along_the_loops_that_it_learned_from():
+    model, idx = LoopGPT(LoopConfig(vocab_size=V, block_size=24, n_head=NH, n_embd=C, num_loops=L)).eval(), tokens(40)
+    of = analyze.TaughtEnergy(model, idx, idx != PAD, L)
+    E = analyze.observe_energy(model, of, idx, L, L)[0]
+    falls = (E[1:] < E[:-1])[:, idx != PAD].float().mean()
+    assert falls > 0.9
+    assert (E >= 0).all()
