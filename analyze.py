@@ -575,7 +575,7 @@ class TaughtEnergy:
     """
 
     def __init__(self, model, X, counts, L):
-        """X, counts (N,T): tokens to learn from, and which of them count."""
+        """X, counts (N,T): tokens to learn from in L loops, and which of them count."""
         c, device = model.config, model.lm_head.weight.device
         runtime.seed_torch(seed)
         self.net = torch.nn.Sequential(torch.nn.Linear(2 * c.n_embd, 2 * c.n_embd), torch.nn.GELU(),
@@ -642,7 +642,7 @@ def observe_energy(model, of, X, loops, L):
 def energy_rows(name, model, seen, sample):
     """7: the energy along the loops and along a line, and what it tells."""
     own = model.config.update == "energy"
-    of = OwnEnergy(model) if own else TaughtEnergy(model, sample.train_X, sample.train_main, sample.L)
+    of = OwnEnergy(model) if own else TaughtEnergy(model, sample.train_X, sample.train_main, sample.total)
     E, still, line, lifted = observe_energy(model, of, sample.X, sample.total, sample.L)
     what, main, rows = "" if own else "taught_", sample.main, []
     right = seen["prediction"][sample.L - 1] == sample.Y

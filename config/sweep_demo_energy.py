@@ -12,3 +12,4 @@ rows = [
     "--inject=none --alpha=0.5",
 ]
 evaluate = ["--digits=[2,4,8,12] --kinds=uniform --problems=500 --eval_iters=0 --device=cpu"]
+analyze = "--energy=True --probes=False --tokens=4000 --sequences=2 --iterations=10"
