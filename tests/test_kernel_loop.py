@@ -288,6 +288,7 @@ def test_operator(on_cpu, monkeypatch, T, trace):
     ("blocks of their own", dict(tie_loops=False)), ("block 'modern'", dict(block="modern")),
     ("heads that share keys", dict(n_kv_head=1)), ("keys of x0", dict(keys="x0")),
     ("heads of 8 channels", dict(n_head=8)), ("alpha 'gate'", dict(update="euler", alpha="gate")),
+    ("update 'energy'", dict(update="energy", inject="none", alpha=0.5)),
     ("update 'heun'", dict(update="heun", alpha=0.5)), ("update 'rk4'", dict(update="rk4")),
     ("start 'zero'", dict(start="zero")), ("start 'learned'", dict(start="learned")),
     ("Anderson acceleration", dict(anderson=2)), ("more tokens than log_scale", dict(log_scale=12)),
