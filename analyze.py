@@ -22,6 +22,12 @@
                  each of this one's: on how many tokens the logit lenses guess alike, and how alike the states are, in
                  whatever basis (linear CKA)
 
+7 --energy=True  of update 'energy' its energy after each loop, of right and wrong tokens, easy and hard ones; how often
+                 it falls, with the past as it was and as it becomes; its course along the line from the first state
+                 to the last; what it tells of wrong tokens beside entropy and delta. Of any other looped model the
+                 same of a head that is taught to fall along its loops on training data. Of both whether a push from a
+                 state raises it, as it does from a minimum
+
 Of a plain GPT a layer counts as a loop, and there are as many as it has layers.
 
 Everything is said twice, of the trained weights and of fresh ones of the same architecture: a residual stream that
@@ -66,6 +72,7 @@ sizes: list[int] = []           # >= 1: of a task: hard problems of exactly thes
 loop_multiple = 4               # >= 1: loops to take, in multiples of those trained with
 converged = 3e-2                # > 0: delta below it is convergence, where one number is asked for; Huginn's exit
 halting = False                 # also the diagnosis of halting by confidence
+energy = False                  # also the energy of a loop, its own or that of a head which is taught to fall
 probes = True                   # also the linear probes, the slowest part
 sequences = 8                   # >= 1: sequences for the perturbation and the Jacobian, in float64
 iterations = 200                # >= 1: steps of the power iteration
@@ -75,6 +82,9 @@ seed = 1337                     # >= 0: of the untrained weights, of problems an
 EPSILONS = (1e-1, 3e-2, 1e-2, 1e-3, 1e-4)  # the grid of thresholds of delta
 PERIODS = range(2, 9)
 PUSH, PUSHED_LOOPS = 1e-3, 4    # relative size of the perturbation, and the loops it is followed for
+LINE = tuple(i / 4 for i in range(-2, 7))  # where the line between two states is looked at: 0 one of them, 1 the other
+LIFTS, LIFT = 8, 0.1            # pushes of a state that may raise its energy, their size relative to it
+LESSONS = 500                   # steps in which a head is taught
 PAGE = 512                      # tokens that thinking.html shows, or one sequence if that is longer
 PLACES = 12                     # of an answer at which probes read its symbols, where the task has no labels
 CHUNK = 2048                    # tokens per forward pass: states of all loops and logits of one must fit in memory
@@ -550,13 +560,123 @@ def beside_rows(name, model, seen, sample):
     return rows + [row("cka", name, x, l, f"beside {k}") for (l, k), x in linear_cka(*states).items()]
 
 
+def area_under_curve(score, positive):
+    """The chance that of two tokens the positive one has the higher score; score, positive (n,). NaN without pairs."""
+    from scipy import stats  # as in intervals.py
+    n, m = int(positive.sum()), int((~positive).sum())
+    ranks = torch.from_numpy(stats.rankdata(score.double().numpy()))
+    return (float(ranks[positive].sum()) - n * (n + 1) / 2) / (n * m) if n and m else math.nan
+
+
+class TaughtEnergy:
+    """A function V >= 0 of a state and its input that is taught to fall along the loops of a model.
+
+    In every loop it shall fall by the length of the step, so that nothing is asked of a state at rest.
+    """
+
+    def __init__(self, model, X, counts, L):
+        """X, counts (N,T): tokens to learn from in L loops, and which of them count."""
+        c, device = model.config, model.lm_head.weight.device
+        runtime.seed_torch(seed)
+        self.net = torch.nn.Sequential(torch.nn.Linear(2 * c.n_embd, 2 * c.n_embd), torch.nn.GELU(),
+                                       torch.nn.Linear(2 * c.n_embd, c.n_embd)).to(device)
+        with torch.no_grad():
+            parts = [torch.stack([model.embed(x), model.begin(model.embed(x)), *model.states(x, L)])[:, m]
+                     for x, m in chunks(model, X, counts)]
+        x0, *path = torch.cat(parts, 1)  # (n,C) each
+        path = torch.stack(path)
+        self.size = path.square().mean().sqrt()
+        length = (path[1:] - path[:-1]).norm(dim=-1) / self.size
+        optimizer = torch.optim.Adam(self.net.parameters(), 1e-3)
+        for _ in range(LESSONS):
+            i = torch.randint(path.size(1), (256,), device=device)
+            v = self(path[:, i], x0[i], None)
+            loss = F.relu(length[:, i] + v[1:] - v[:-1]).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    def __call__(self, h, x0, past):
+        """V (...) of states h (...,C) and inputs x0; there is no past in it."""
+        return self.net(torch.cat((h, x0.expand_as(h)), -1) / self.size).square().sum(-1)
+
+    def past(self, x0, h):
+        return None
+
+
+class OwnEnergy:
+    """That of a model of update 'energy', called as a TaughtEnergy."""
+
+    def __init__(self, model):
+        self.block, self.of_input = model.transformer.h[0], model.config.keys == "x0"
+
+    def __call__(self, h, x0, past):
+        return self.block.energy(h, x0, past)
+
+    def past(self, x0, h):
+        return self.block.past(x0 if self.of_input else h)
+
+
+@torch.no_grad()
+def observe_energy(model, of, X, loops, L):
+    """Along loops 0 to `loops` of tokens X (N,T), on the CPU: E (1+loops,N,T), each state with the past of its own
+    loop; still (loops,N,T), how much each loop lowered it with the past before it; line, at loop L (LINE,N,T); lifted
+    (3,N,T), the share of pushes from the states after loops 1, L and all that raise it."""
+    found, generator = [], torch.Generator(model.lm_head.weight.device).manual_seed(seed % 2**63)
+    for (x,) in chunks(model, X):
+        x0 = model.embed(x)
+        path = [model.begin(x0), *model.states(x, loops)]
+        pasts = [of.past(x0, h) for h in path]
+        E = torch.stack([of(h, x0, p) for h, p in zip(path, pasts, strict=True)])
+        still = E[:-1] - torch.stack([of(h, x0, p) for h, p in zip(path[1:], pasts, strict=False)])
+        line = torch.stack([of(torch.lerp(path[0], path[L], s), x0, pasts[L]) for s in LINE])
+        lifted = []
+        for l in (1, L, loops):
+            pushes = torch.randn(LIFTS, *x0.shape, generator=generator, device=x0.device)
+            pushes *= LIFT * path[l].norm(dim=-1, keepdim=True) / pushes.norm(dim=-1, keepdim=True)
+            lifted.append(torch.stack([of(path[l] + p, x0, pasts[l]) > E[l] for p in pushes]).double().mean(0))
+        found.append([y.cpu() for y in (E, still, line, torch.stack(lifted))])
+    return [torch.cat(parts, 1) for parts in zip(*found, strict=True)]
+
+
+def energy_rows(name, model, seen, sample):
+    """7: the energy along the loops and along a line, and what it tells."""
+    own = model.config.update == "energy"
+    of = OwnEnergy(model) if own else TaughtEnergy(model, sample.train_X, sample.train_main, sample.total)
+    E, still, line, lifted = observe_energy(model, of, sample.X, sample.total, sample.L)
+    what, main, rows = "" if own else "taught_", sample.main, []
+    right = seen["prediction"][sample.L - 1] == sample.Y
+    groups = {sample.first: main, "right": main & right, "wrong": main & ~right}
+    groups |= {f"{key} {v:.6g}": main & mask for key, x in sample.difficulty.items()
+               for v, mask in levels(masked(x, main))}
+    for group, mask in groups.items():
+        rows += [mean_row(f"{what}energy", name, x, mask, l, group) for l, x in enumerate(E)]
+    falls = dict(energy_falls=E[1:] < E[:-1])
+    falls |= dict(energy_falls_past_still=still > 0, energy_rises_past_still=still < 0) if own else {}
+    for key, fell in falls.items():
+        rows += [mean_row(what + key, name, x, main, l, sample.first) for l, x in enumerate(fell, 1)]
+        rows += [mean_row(f"{what}{key}_until", name, fell[:l].double().mean(0), main, l, sample.first)
+                 for l in (sample.L, sample.total)]
+    for group in ("right", "wrong"):
+        rows += [mean_row(f"{what}energy_on_line", name, x, groups[group], sample.L, f"{group} {s:g}")
+                 for s, x in zip(LINE, line, strict=True)]
+    rows += [mean_row(f"{what}energy_lifted", name, x, main, l, sample.first)
+             for l, x in zip((1, sample.L, sample.total), lifted, strict=True)]
+    scores = dict(entropy=seen["entropy"], delta=seen["delta"]) | {f"{what}energy": E[1:]}
+    scores |= {f"{what}energy's fall": E[:-1] - E[1:]}
+    rows += [row("wrong_auc", name, number(area_under_curve(x[sample.L - 1][main], ~right[main]), int(main.sum())),
+                 sample.L, key) for key, x in scores.items()]
+    return [r for r in rows if r["n"]]
+
+
 @torch.no_grad()
 def jacobian_rows(name, model, sample):
     """5: what a push does, and the spectral radius of one loop; on a few sequences, in float64 and plain attention,
     through which forward-mode derivatives go."""
     model = copy.deepcopy(model).double()
     for block in model.transformer.h:
-        block.attn.flash = False
+        if hasattr(block, "attn"):  # an energy is plain already
+            block.attn.flash = False
     idx, mask = (x[:sequences].to(model.lm_head.weight.device) for x in (sample.X, sample.reads))
     x0, L, limit = model.embed(idx), sample.L, sample.limit
     path, rows = [x0, *model.states(idx, sample.total)], []
@@ -636,6 +756,7 @@ def text_sample(meta, data, N, T):
         probes["next token"] = (every, train_Y), (every, Y), meta.vocab_size, True
         probes["token read"] = (every, train_X), (every, X), meta.vocab_size, False
     return dict(X=X, Y=Y, reads=every, main=every, first="all", groups=dict(all=every), tasks=probes, train_X=train_X,
+                train_main=torch.ones_like(train_X, dtype=torch.bool),
                 difficulty=difficulty, together=together, kinds={name: kinds == i for i, name in enumerate(CLASSES)})
 
 
@@ -692,7 +813,7 @@ def task_sample(meta, N):
     probes["token read"] = (train_Y >= 0, train_X), (written, X), meta.vocab_size, False  # of slots always the same
     probes["token read, prompt"] = (train_prompt, train_X), (prompt, X), meta.vocab_size, False
     return dict(X=X, Y=Y, reads=reads, main=written, first="answer", groups=dict(answer=written, prompt=prompt),
-                train_X=train_X, tasks=probes, kinds=kinds | {"other": other},
+                train_X=train_X, train_main=train_Y >= 0, tasks=probes, kinds=kinds | {"other": other},
                 together=torch.arange(len(X))[:, None].expand_as(X),
                 difficulty={k: torch.from_numpy(np.asarray(x))[:, None].expand_as(X) for k, x in difficulty.items()})
 
@@ -709,6 +830,7 @@ def make_sample(model, meta, data, title, other=None):
     """What is looked at, of a text's data or else of a task, as a namespace:
 
     X, Y, train_X (N,T)        inputs and targets; inputs for the fit of the probes
+    train_main (N,T)           which of train_X count
     reads, main (N,T)          tokens that are no pads; tokens that count
     groups, kinds              {name: mask}: of which means are taken; by what a token writes, for loops
     first                      the name of main among the groups
@@ -719,7 +841,7 @@ def make_sample(model, meta, data, title, other=None):
     beside, other, theirs      the path of --beside, if any, {weights: model} of it, and this namespace for it, with its
                                own depth
     rule, loops                the halting rule; {weights: loops by it}, which halting_rows adds
-    title, halting, converged, epsilons, push      for the figures
+    title, halting, energy, converged, epsilons, push      for the figures
     """
     block_size = min(m.config.block_size for m in (model, *(other or {}).values()))
     T = meta.row_len - (meta.track == "next") if data is None else sequence_length(data, block_size)
@@ -728,7 +850,8 @@ def make_sample(model, meta, data, title, other=None):
     loops = looped(model)
     sample = SimpleNamespace(**own, **depth(model), rule=model.config.halt if loops else "none", loops={},
                              title=title + ", a plain GPT, whose layers count as loops" * (not loops),
-                             halting=halting and loops, converged=converged, epsilons=EPSILONS, push=PUSH)
+                             halting=halting and loops, energy=energy and loops, converged=converged,
+                             epsilons=EPSILONS, push=PUSH)
     sample.other, sample.beside = other, beside
     if other:
         theirs = depth(other["trained"])
@@ -739,6 +862,7 @@ def make_sample(model, meta, data, title, other=None):
 def measure(name, model, sample, table):
     """All rows of one set of weights, also added to the table."""
     rows, parts = [], 3 + (sample.rule != "none") + sample.halting + probes + bool(sample.other)
+    parts += sample.energy
     with outputs.Progress(f"analyzing the {name} weights", "parts", parts) as said:
         def add(more):
             rows.extend(more)
@@ -757,6 +881,8 @@ def measure(name, model, sample, table):
             add(probe_rows(name, model, sample))
         if sample.other:
             add(beside_rows(name, model, seen, sample))
+        if sample.energy:
+            add(energy_rows(name, model, seen, sample))
     return rows
 
 
@@ -781,8 +907,10 @@ def is_main_number(r, sample):
         return loop == sample.L
     if what in ("cka", "lens_agreement"):  # loop l beside layer l
         return group == f"beside {loop}"
-    if what in ("majority_accuracy", "confidence_never_passes"):
+    if what in ("majority_accuracy", "confidence_never_passes", "wrong_auc"):
         return True
+    if what.endswith(("energy_lifted", "_until")):
+        return loop in (sample.L, sample.total)
     usual = group in (sample.first, f"{converged:g}", "any", "")
     return usual and (loop == "" or what in ("converged_by", "limit_cycle") and loop in (sample.L, sample.total))
 
@@ -858,7 +986,8 @@ def main():
     data = None if meta.kind == "rows" else open_dataset(trained_on(saved) or "?", like=saved)
     say_without_effect(*idle_settings(model.config, every_rule=halting),
                        (meta.kind == "text", "the data is a text", "sizes"), (*tasks.idle(meta, task), "task"),
-                       (not looped(model), "a plain GPT has no loops but its layers", "loop_multiple", "halting"))
+                       (not looped(model), "a plain GPT has no loops but its layers", "loop_multiple", "halting",
+                        "energy"))
     with outputs.measuring(target, machine, FIELDS, checkpoint=path, trained=saved.get("provenance")) as table:
         try:
             sample = make_sample(model, meta, data, path, other)

@@ -22,7 +22,7 @@ from cache import looped
 from checkpoint import open_model
 from looplm_kernels import RULES
 from model import GPT, GPTConfig
-from model_loop import LoopConfig, LoopGPT
+from model_loop import LoopConfig, LoopGPT, rules_of
 
 V, TOKENS, DIGITS = 65, 256, 12
 BATCHES = (1, 16, 256)
@@ -192,7 +192,6 @@ def variants(s):
         yield s.name, {}, None, judged(s)[0] if s.X is not None else math.nan, 1.0, math.nan
         return
     c, L = model.config, min(model.trained_loops, 12 if s.task == "text" else 16)
-    rules = [rule for rule in RULES if rule != "none" and (rule != "gate" or c.halt_head != "none")]
     if s.X is None:
         yield f"{s.name}, depth {L}", dict(halt="none"), L, math.nan, float(L), math.nan
         return  # when its tokens halt would say nothing
@@ -203,7 +202,7 @@ def variants(s):
     best = max(found.values()) if s.task != "text" else min(found.values())
     enough = min(l for l, q in found.items() if as_good(s.task, q, best))
     yield f"{s.name}, depth {enough}", depth_changes(s, enough), enough, found[enough], float(enough), math.nan
-    for rule in rules:
+    for rule in rules_of(c):
         points = []
         for at in RULES[rule].grid:
             changes = dict(halt=rule, halt_threshold=at, think_threshold=None, think_loops=0)

@@ -126,25 +126,34 @@ class KVCache:
             rows, at = (rows, at) if index is None else (rows[index], at[index])
             slots[..., rows, :, at, :] = kv.squeeze(-2).movedim(-3, 0)  # the dimensions of two indices come first
 
+    def remember(self, kv):
+        """Write keys and values kv (2,R,nkv,t,hs) of the pass's tokens, rotated, into the next slot."""
+        l, i = divmod(self.slot, self.slots_per_loop)
+        if l + 1 == len(self.kv) < self.loops:  # here these tokens still move: from now on loops l and later differ
+            self.kv.append(self.kv[l].clone())
+        self.put(self.kv[l][i], kv)
+        self.slot += 1
+
+    def remembered(self):
+        """What stands in the last slot written, of all tokens up to those of a pass over single ones: keys and values
+        (2,R,nkv,T,hs)."""
+        l, i = divmod(self.slot - 1, self.slots_per_loop)
+        slot = self.kv[l][i][..., :self.longest, :]
+        return slot if self.picked is None else slot[:, self.picked]
+
     def attend(self, qkv, n_head, q_angle, k_angle):
         """What the tokens of the pass see, (R,t,C), of the packed projection qkv (R,t,3C), less where heads share
         keys."""
         kv_heads = self.kv[0].size(3)
         q, k, v = split_heads(qkv, n_head, kv_heads)  # (R,nh,t,hs), (R,nkv,t,hs) twice
-        l, i = divmod(self.slot, self.slots_per_loop)
-        if l + 1 == len(self.kv) < self.loops:  # here these tokens still move: from now on loops l and later differ
-            self.kv.append(self.kv[l].clone())
-        slot, self.slot = self.kv[l][i], self.slot + 1  # (2,R,nh,T,hs)
         if k_angle is None:
             both = qkv.unflatten(2, (-1, q.size(-1)))[:, :, n_head:].unflatten(2, (2, kv_heads))
-            self.put(slot, both.permute(2, 0, 3, 1, 4))
+            self.remember(both.permute(2, 0, 3, 1, 4))
         else:
-            self.put(slot, torch.stack((rotate_halves(k, k_angle), v)))
+            self.remember(torch.stack((rotate_halves(k, k_angle), v)))
         if self.positions is None:
             return attention(qkv, n_head, q_angle, k_angle, self.backend, kv_heads)
-        q = q if q_angle is None else rotate_halves(q, q_angle)
-        slot = slot[..., :self.longest, :]
-        keys, values = slot if self.picked is None else slot[:, self.picked]
+        q, (keys, values) = q if q_angle is None else rotate_halves(q, q_angle), self.remembered()
         # cuDNN makes a plan for every length, which takes tens of milliseconds
         with contextlib.nullcontext() if self.static or not q.is_cuda else sdpa_kernel(ANY_LENGTH):
             y = F.scaled_dot_product_attention(q, keys, values, attn_mask=self.mask, enable_gqa=kv_heads != n_head)

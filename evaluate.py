@@ -44,7 +44,7 @@ from configurator import configure, open_text, say_without_effect
 from dataset import get_batch, open_dataset, sequence_length, trained_on
 from intervals import mean_interval, share_interval, spearman
 from looplm_kernels import RULES
-from model_loop import LoopGPT, idle_settings
+from model_loop import LoopGPT, idle_settings, rules_of
 
 checkpoint = ""                 # a checkpoint file; empty: ckpt_best.pt, else ckpt_last.pt, of out_dir
 out_dir = "out"                 # where train.py wrote
@@ -270,8 +270,7 @@ def frontier_rows(model, meta, table):
         X, Y = batch(meta, problem_set(meta, n, max(1, problems // 4)))
         sets.append((n, X, Y, *prompt_and_answer_masks(model, X, Y)))
     points = [("fixed", l) for l in range(1, model.trained_loops + 1)]
-    points += [(name, at) for name, rule in RULES.items() for at in rule.grid
-               if name != "gate" or c.halt_head != "none"]
+    points += [(rule, at) for rule in rules_of(c) for at in RULES[rule].grid]
     kept, rows = dict(vars(c)), []
     c.think_threshold, c.think_loops = None, 0  # the point alone says when the answer halts
     found = runtime.shared_out(lambda p: frontier_row(model, meta, sets, *p), points)

@@ -690,6 +690,37 @@ def draw_beside(rows, s, path):
 
 
 @guarded
+def draw_energy(rows, s, path):
+    """The energy, or that of the head that was taught: along the loops, along a line, and how often it falls."""
+    what = "energy" if pick(rows, "energy", "trained")[-1] else "taught_energy"
+    levels = list(dict.fromkeys(pick(rows, what, "trained")[-1]))[1:]
+    hard = [g for g in levels if g.rpartition(" ")[0] == next(reversed(s.difficulty or {}), None)]
+    figure, axes = new_figure(3 + bool(hard))
+    looks = dict(right=dict(color="#2b5fae", marker="o"), wrong=dict(color="#b03a2e", marker="^", ls="--"))
+    for group, look in looks.items():
+        draw_curves(axes[0], rows, what, group, group, looks=dict(trained=look))
+        _, y, low, high, at = pick(rows, f"{what}_on_line", "trained")
+        of = [i for i, g in enumerate(at) if g.startswith(f"{group} ")]
+        if of:
+            x = [float(at[i].split()[1]) for i in of]
+            axes[1].plot(x, y[of], **look, ms=4, label=f"{group} trained")
+            axes[1].fill_between(x, low[of], high[of], color=look["color"], alpha=0.2, lw=0)
+    label_axes(axes[0], "loop (0: before the first)", what.replace("_", " "), "right and wrong tokens")
+    label_axes(axes[1], "from the first state (0) to the last (1)", what.replace("_", " "),
+               f"on a line, the past that of loop {s.L}", whole=False)
+    draw_curves(axes[2], rows, f"{what}_falls", s.first, "past moves,")
+    if what == "energy":
+        draw_curves(axes[2], rows, "energy_falls_past_still", s.first, "past still,", ls=":", marker="x")
+    label_axes(axes[2], "loop", "share of tokens", "whose energy falls", ylim=(-0.03, 1.03))
+    for i, group in enumerate(hard):
+        shade = str(0.75 * (1 - i / max(1, len(hard) - 1)))
+        draw_curves(axes[3], rows, what, group, group, looks=dict(trained=dict(color=shade, marker="o")))
+    if hard:
+        label_axes(axes[3], "loop (0: before the first)", what.replace("_", " "), "by difficulty")
+    finish(figure, axes, path, f"{s.title}: an energy of each token; bands: 95% interval")
+
+
+@guarded
 def draw_example(s, decode, path):
     """Validation text, each character dark by the loops of the token that writes it."""
     shown = slice(0, -(-384 // s.Y.size(1)))  # sequences, one after the other
@@ -718,6 +749,8 @@ def draw_analysis(rows, s, folder, decode):
         drawn["difficulty"] = draw_difficulty
     if s.other:
         drawn["beside"] = draw_beside
+    if s.energy:
+        drawn["energy"] = draw_energy
     names = [f"{name}.png" for name, draw in drawn.items() if draw(rows, s, os.path.join(folder, f"{name}.png"))]
     if s.first == "all" and s.loops and draw_example(s, decode, os.path.join(folder, "example.png")):
         names.append("example.png")

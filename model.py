@@ -194,6 +194,10 @@ class Block(nn.Module):
         self.ln_2 = make_norm(config)
         self.mlp = MLP(config)
 
+    def keys_values(self, x):
+        """The keys and values (...,2 nkv hs) of what it reads, x (...,C), not rotated."""
+        return self.attn.keys_values(self.ln_1(x))
+
     def forward(self, x, q_angle=None, k_angle=None, cache=None, source=None):
         x = x + self.attn(self.ln_1(x), q_angle, k_angle, cache, None if source is None else self.ln_1(source))
         return x + self.mlp(self.ln_2(x))
@@ -210,7 +214,7 @@ class GPT(nn.Module):
             parts.update(wpe=nn.Embedding(config.block_size, config.n_embd))
         parts.update(
             drop=nn.Dropout(config.dropout),
-            h=nn.ModuleList(Block(config) for _ in range(self.distinct_blocks(config))),
+            h=nn.ModuleList(self.make_block(config) for _ in range(self.distinct_blocks(config))),
             ln_f=make_norm(config))
         self.transformer = nn.ModuleDict(parts)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
@@ -226,6 +230,8 @@ class GPT(nn.Module):
             nn.init.normal_(module.weight, mean=0.0, std=0.02)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
+
+    make_block = staticmethod(Block)
 
     @staticmethod
     def distinct_blocks(config):

@@ -7,6 +7,7 @@
         new = candidate                            (update = 'replace')
         new = h + alpha * (candidate - u)          (update = 'euler': a step of dh/dt = G(u), G(u) = Block(u) - u)
         new = h + alpha * mean slope               (update = 'heun', 'rk4': 2 and 4 evaluations of Block a loop)
+    new = h - alpha * dE(h, x0)/dh             (update = 'energy': no Block, see energy.py)
         new = loop_norm(new)                       (if on)
         new = anderson(new and the loops before)   (inference, anderson = m > 0, from loop 2 on)
         h = where(active, new, h)
@@ -33,15 +34,17 @@ import torch.nn.functional as F
 
 import think
 from configurator import class_settings, in_range
+from energy import EnergyBlock
 from looplm_kernels import BACKENDS, INJECTS, RULES, LoopSpec, LoopTensors, forget_weights, split_heads
-from model import GPT, GPTConfig, make_norm, rope_angles
+from model import GPT, Block, GPTConfig, make_norm, rope_angles
 from static import forget_steps
 from think import MASK_FLOOR
 
 CHOICES = dict(pos=("learned", "none", "rope", "place"), start=("x0", "zero", "learned", "random"), inject=INJECTS,
-               step_encoding=("none", "learned", "sinusoid", "rope"), update=("replace", "euler", "heun", "rk4"),
-               keys=("state", "x0"), supervise=("last", "half", "all"), halt=tuple(RULES),
-               halt_head=("none", "joint", "after"), backend=BACKENDS)
+               step_encoding=("none", "learned", "sinusoid", "rope"),
+               update=("replace", "euler", "heun", "rk4", "energy"), keys=("state", "x0"),
+               supervise=("last", "half", "all"), halt=tuple(RULES), halt_head=("none", "joint", "after"),
+               backend=BACKENDS)
 
 NEVER = 1 << 30  # a loop that no training reaches
 MARGIN_WEIGHT = 0.1  # of the hinge in the loss; it is 0 once the gap is there
@@ -75,14 +78,15 @@ class LoopConfig(GPTConfig):
     inject: str = "add"         # what re-enters from loop 2 on: add h + x0; none h; concat W [h; x0]; decay a*h + b*x0
     keys: str = "state"         # keys and values are of: state, what the block reads; x0, others' input, in all loops
     step_encoding: str = "none"  # what tells the loops apart: none, learned, sinusoid, rope (rotates the query)
-    update: str = "replace"     # replace: h = Block(u); a step of dh/dt = Block(u) - u by: euler, heun (2 x), rk4 (4 x)
-    alpha: float | str = 1.0    # > 0: step size of these three; or 'learned' (a scalar), 'gate' (a token's own)
+    update: str = "replace"     # replace: h = Block(u); euler, heun, rk4: a step of Block(u) - u; energy: down an E
+    alpha: float | str = 1.0    # > 0: step size of all others; 'learned', a scalar; 'gate', a token's own; of energy
+                                # also 'backtrack': halved until E falls
     loop_norm: bool = False     # layer norm of the state after every loop
     grad_loops: int = 0         # >= 0: loops that gradients go back through, the last ones of a step; 0: all
     supervise: str = "last"     # of those, the loops whose readout is trained: last, half (the second half), all
     halt_head: str = "none"     # learned halting: none, joint (trained along), after (on the frozen model)
     gate_encoding: bool = False  # that head is told the loop by a sinusoid of its own; else by step_encoding alone
-    halt: str = "none"          # halting rule at inference: none, confidence, entropy, delta, kl, gate
+    halt: str = "none"          # halting rule at inference: none, confidence, entropy, delta, kl, gate, energy
     halt_threshold: float | None = None  # >= 0: a token halts where its score passes this; None: the rule's own, RULES
     think_threshold: float | None = None  # >= 0: as that, from the think token on ('='); None: as that
     min_loops: int = 1          # >= 1: no rule halts a token earlier
@@ -134,13 +138,18 @@ def check(config):
     counts = loop_counts(config.num_loops)
     if not counts or not loop_counts(config.prompt_loops):
         raise ValueError("num_loops and prompt_loops must be one or more counts")
-    if isinstance(config.alpha, str) and config.alpha not in ("learned", "gate"):
-        raise ValueError(f"alpha {config.alpha!r} must be a number above 0, 'learned' or 'gate'")
+    if config.update == "energy":
+        check_energy(config)
+    if isinstance(config.alpha, str) and config.alpha not in ("learned", "gate", "backtrack"):
+        raise ValueError(f"alpha {config.alpha!r} must be a number above 0, 'learned', 'gate' or, of update 'energy', "
+                         "'backtrack'")
+    if config.update != "energy" and "energy" in (config.halt, {"backtrack": "energy"}.get(config.alpha)):
+        raise ValueError(f"halt 'energy' and alpha 'backtrack' need a model of update 'energy', not {config.update!r}")
     if config.halt == "gate" and config.halt_head == "none":
         raise ValueError("halt 'gate' needs a model trained with --halt_head=joint or after")
-    if config.inject == "none" and config.start != "x0":
+    if config.inject == "none" and config.start != "x0" and config.update != "energy":
         raise ValueError(f"start {config.start!r} needs an injection: with inject 'none' nothing would read the input")
-    if config.inject == "none" and 0 < config.grad_loops < max(counts):
+    if config.inject == "none" and 0 < config.grad_loops < max(counts) and config.update != "energy":
         raise ValueError("grad_loops below num_loops needs an injection: inject 'none' reads the input in loop 1 "
                          "alone, and no gradient would reach the embeddings")
     if config.anderson and config.step_encoding != "none":
@@ -173,9 +182,27 @@ def check(config):
         raise ValueError(f"place_runs {config.place_runs} is a share of rows that draw place_subset ids, "
                          "which must then be above 0")
     if config.update == "replace" and config.alpha != 1.0:
-        raise ValueError(f"alpha {config.alpha!r} is the step size of euler, heun and rk4; update 'replace' has none")
+        raise ValueError(f"alpha {config.alpha!r} is the step size of every other update; 'replace' has none")
     if "rope" in (config.pos, config.step_encoding) and config.n_embd // config.n_head % 2:
         raise ValueError("rope needs an even head size n_embd / n_head")
+
+
+def rules_of(config):
+    """The halting rules that a model can use, without none."""
+    can = dict(gate=config.halt_head != "none", energy=config.update == "energy")
+    return [rule for rule in RULES if rule != "none" and can.get(rule, True)]
+
+
+def check_energy(config):
+    """ValueError for what would make of an energy another one in each loop, or is no part of it."""
+    usual = dict(inject="none", step_encoding="none", loop_norm=False, tie_loops=True, n_layer=1, block="nanogpt",
+                 n_kv_head=0, place_margin=0.0)
+    for key, value in usual.items():
+        if getattr(config, key) != value:
+            raise ValueError(f"{key} {getattr(config, key)!r}: update 'energy' has one energy for all loops, whose "
+                             f"anchor reads x0; it needs {key} {value!r}")
+    if config.pos == "rope":
+        raise ValueError("update 'energy' finds what it looks for, which pos 'rope' would rotate; take another pos")
 
 
 def check_halting(config, given):
@@ -277,6 +304,8 @@ class LoopGPT(GPT):
         for name, module in self.named_children():  # what is new here; GPT has initialised its own
             if name not in ("transformer", "lm_head"):
                 module.apply(self._init_weights)
+        if config.update == "energy":
+            self.transformer.h[0].reset()
         for name, table in self.named_children():
             if name.startswith("place"):
                 table.weight.data.mul_(config.place_scale / 0.02)  # 0.02 is that of _init_weights
@@ -292,6 +321,10 @@ class LoopGPT(GPT):
         if self.config.halt_head == "after":
             self.transformer.eval()  # the halt head learns what the frozen model does without dropout
         return self
+
+    @staticmethod
+    def make_block(config):
+        return (EnergyBlock if config.update == "energy" else Block)(config)
 
     @staticmethod
     def distinct_blocks(config):
@@ -318,8 +351,12 @@ class LoopGPT(GPT):
                              "trained with")
 
     def cache_slots(self):
-        evaluations = 1 + len(STAGES[self.config.update])
-        return think.most_loops(self.config, self.trained_loops), evaluations * self.config.n_layer
+        return think.most_loops(self.config, self.trained_loops), self.evaluations * self.config.n_layer
+
+    @property
+    def evaluations(self):
+        """How often a loop runs its blocks; those of an energy once, whose tries have the keys of the first."""
+        return 1 + len(STAGES.get(self.config.update, ()))
 
     def place_index(self, idx, cache=None):
         """Rows of the place tables for tokens idx (B,T): of `place` a digit's index in its number from 1, '=' its own,
@@ -454,6 +491,8 @@ class LoopGPT(GPT):
         """Step size of every update but replace: a number, a scalar tensor or (B,T,1)."""
         if self.config.alpha == "learned":
             return self.step_size
+        if self.config.alpha == "backtrack":
+            return 1.0  # what is tried first
         if self.config.alpha == "gate":
             return self.step_gate(torch.cat((h, x0), -1)).sigmoid()
         return self.config.alpha
@@ -481,6 +520,19 @@ class LoopGPT(GPT):
         n = self.config.n_layer
         return [self.transformer.h[i] for i in range((l - 1) * n, l * n)]
 
+    def descend(self, h, x0, cache=None):
+        """A loop of update 'energy': states h (B,T,C) -> new ones."""
+        block, alpha = self.transformer.h[0], self.config.alpha
+        past = block.past(x0 if self.config.keys == "x0" else h, cache)
+        return block(h, x0, past, alpha if alpha == "backtrack" else self.alpha(h, x0))
+
+    def energies(self, x0, of, *states, cache=None):
+        """The energies (B,T) of each of the states (B,T,C) for inputs x0 and a past of states `of` (B,T,C); cache: as
+        loop takes it, which has just run on them."""
+        block = self.transformer.h[0]
+        past = block.past(x0 if self.config.keys == "x0" else of, cache, again=True)
+        return [block.energy(h, x0, past) for h in states]
+
     def run_blocks(self, u, x0, l, cache=None):
         """u + s_l, which is what the blocks read, and what they make of it, for u, x0 (B,T,C) in loop l."""
         s, source = self.step_encoding(l), x0 if self.config.keys == "x0" else None
@@ -496,6 +548,8 @@ class LoopGPT(GPT):
         Every Runge-Kutta stage evaluates G at that stage's own input u. s_l and alpha are fixed for the whole step.
         Halted tokens do not move between stages: others must see their frozen state.
         """
+        if self.config.update == "energy":
+            return self.descend(h, x0, cache)
         u, candidate = self.run_blocks(self.reads(h, x0, l), x0, l, cache)
         new = candidate
         if self.config.update != "replace":
@@ -523,13 +577,12 @@ class LoopGPT(GPT):
         if steps[0] is not None and self.config.keys == "state":
             u = u + torch.stack(steps)[:, None, None]
         if self.config.tie_loops:
-            block = self.transformer.h[0]
-            return block.attn.keys_values(block.ln_1(u))
+            return self.transformer.h[0].keys_values(u)
         own, u = [self.blocks(l)[0] for l in loops], u.expand(len(loops), *u.shape[1:])
-        return torch.stack([block.attn.keys_values(block.ln_1(x)) for block, x in zip(own, u, strict=True)])
+        return torch.stack([block.keys_values(x) for block, x in zip(own, u, strict=True)])
 
     def flops_per_token(self, T, num_loops=1):
-        return super().flops_per_token(T, num_loops * (1 + len(STAGES[self.config.update])))
+        return super().flops_per_token(T, num_loops * self.evaluations)
 
     def loops_asked(self, num_loops):
         """num_loops, or those trained with if it is None. ValueError below 1."""

@@ -21,7 +21,9 @@ OF_TEXT = {"parameters": ("parameters", "{:,.0f}"), "flops_per_token": ("trainin
            "ms": ("ms a step", "{:.1f}")}  # columns of the Markdown where nothing is added up
 # of the rows of analyze.py those that are kept, after the trained loops and at the end
 STATES = ("delta", "norm", "loss", "converged_by", "push_ratio", "spectral_radius", "spectral_radius_highest",
-          "lyapunov_exponent", "lyapunov_exponent_highest", "start_distance", "limit_cycle")
+          "lyapunov_exponent", "lyapunov_exponent_highest", "start_distance", "limit_cycle",
+          *(f"{who}energy{what}" for who in ("", "taught_") for what in ("", "_falls_until", "_lifted")),
+          "energy_falls_past_still_until", "wrong_auc")
 EVERY = ("delta", "norm", "start_distance")
 
 

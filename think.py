@@ -8,6 +8,7 @@ Functions over a model that is given to them; this file imports none. What a loo
     loop(h, x0, l, active, cache)  states (B,T,C) before loop l -> after it
     readout(h)              states (...,C) -> logits (...,V)
     halt_logits(h, l)       the halt head's log-odds (B,T), for rule gate
+    energies(x0, of, *states)  energies (B,T) given a past of states `of`, for rule energy
     alpha(h, x0)            step size, by which delta is divided
     loop_spec()             what the kernels are told of it
 """
@@ -118,6 +119,9 @@ def halting_loop(model, x0, plan, l, state, history, backend, readout=False, cac
     new = accelerate(model, state.h, step, l, history)
     logits = model.readout(new) if readout or RULES[rule].needs_logits else None
     gate = model.halt_logits(new, l).float().sigmoid() if rule == "gate" else None
+    if rule == "energy":  # given the past that the loop saw
+        before, after = model.energies(x0, state.h, state.h, step, cache=cache)
+        gate = before - after
     scaled = rule == "delta" and c.update != "replace"  # so that a small step cannot pass for convergence
     alpha = torch.as_tensor(model.alpha(state.h, x0)).abs().squeeze(-1) if scaled else 1.0
     h, active, loops, score = halt_update(

@@ -46,8 +46,9 @@ RULES = dict(  # in the order of the kernels' numbers
     entropy=Rule(False, True, 0.1, (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.005, 0.001)),  # of the softmax, nats
     delta=Rule(False, False, 0.03, (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.03, 0.01)),  # 0.03 as in Huginn
     kl=Rule(False, True, 1e-3, (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4)),  # from the loop before, nats
-    gate=Rule(True, False, 0.9, (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9995, 0.9999)))  # the halt head's
-NONE, CONFIDENCE, ENTROPY, DELTA, KL, GATE = range(len(RULES))  # the rules as the kernels know them
+    gate=Rule(True, False, 0.9, (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9995, 0.9999)),  # the halt head's
+    energy=Rule(False, False, 1.0, (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 1e-3)))  # its fall in the loop
+NONE, CONFIDENCE, ENTROPY, DELTA, KL, GATE, _ = range(len(RULES))  # the rules as the kernels know them
 NUMBER = {name: number for number, name in enumerate(RULES)}
 ABOVE = tuple(rule.above for rule in RULES.values())  # by number
 
@@ -87,7 +88,7 @@ class Tokens:
     scores: Any      # (N,) float32 out, NaN for tokens that had halted
     threshold: Any   # (N,) float32
     limit: Any       # (N,) int
-    gate: Any        # (N,) probabilities of the halt head
+    gate: Any        # (N,) probabilities of the halt head, of rule energy the energy's fall
     alpha: Any       # (N,) step sizes, by which delta is divided, as it is by `step`
     step: Any        # a number
     loop: Any        # number of the loop, from 1
@@ -274,7 +275,7 @@ def score_without_logits(t, i, RULE, R, CW):
     if RULE == DELTA:
         size = ct.astype(load_1d(t.alpha, i, R), ct.float32)
         score = delta_of_rows(t, i, R, CW) / (size * t.step)
-    if RULE == GATE:
+    if RULE >= GATE:  # gate, and energy
         score = ct.astype(load_1d(t.gate, i, R), ct.float32)
     return score
 
@@ -340,7 +341,8 @@ def halt_score(rule, h, new, logits=None, previous=None, gate=None, alpha=1.0):
     """The score (...) of a rule after a loop that took the states h (...,C) to new, NaN where it has none yet.
 
     logits, previous (...,V): the readout of new and of h (None before loop 1); gate (...): the halt head's
-    probability; alpha: the step size of euler, heun and rk4, by which delta is divided.
+    probability, of rule energy by how much the loop lowered the energy; alpha: the step size of every update but
+    replace, by which delta is divided.
     """
     if rule == "confidence":
         return softmax_statistics(logits)[1]
@@ -348,7 +350,7 @@ def halt_score(rule, h, new, logits=None, previous=None, gate=None, alpha=1.0):
         return softmax_statistics(logits)[2]
     if rule == "delta":
         return state_delta(new, h) / alpha
-    if rule == "gate":
+    if rule in ("gate", "energy"):
         return gate.float()
     if rule == "kl" and previous is not None:
         logp, logq = softmax_statistics(logits)[0], softmax_statistics(previous)[0]
@@ -368,7 +370,7 @@ def halt_update_reference(rule, h, new, active, loops, loop, threshold, limit, m
 def token_tensors(rule, h, new, active, loops, scores, threshold, limit, gate, alpha):
     """The tensors of Tokens, flat over the tokens; h, active, loops and scores stay views, so that they are written."""
     C, N = h.shape[-1], active.numel()
-    gate = gate.reshape(N) if rule == "gate" else unread_arguments(h.device)[2]
+    gate = gate.reshape(N) if rule in ("gate", "energy") else unread_arguments(h.device)[2]
     if rule != "delta":
         alpha = unread_arguments(h.device)[3]
     else:

@@ -3,8 +3,10 @@ import torch
 
 from looplm_kernels import RULES
 
-EASY = {"confidence": 0.0, "gate": 0.0, "entropy": 1e9, "delta": 1e9, "kl": 1e9}  # thresholds that everything passes
-NEVER = {"confidence": 1.5, "gate": 1.5, "entropy": -1.0, "delta": -1.0, "kl": -1.0}  # and that nothing does
+RULES_OF_BLOCKS = [rule for rule in RULES if rule != "energy"]  # test_energy.py has those of an energy
+# thresholds that everything passes, and that nothing does
+EASY = {"confidence": 0.0, "gate": 0.0, "entropy": 1e9, "delta": 1e9, "kl": 1e9, "energy": 1e9}
+NEVER = {"confidence": 1.5, "gate": 1.5, "entropy": -1.0, "delta": -1.0, "kl": -1.0, "energy": -1e9}
 
 
 def random_weights(model):

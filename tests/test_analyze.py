@@ -535,6 +535,29 @@ def test_run_on_addition(scripts, adders, track):
     assert known["trained"] == checkpoint["provenance"]
 
 
+def test_run_on_an_energy(scripts, adders):
+    """Its energy along the loops is the model's own, also of right and of wrong tokens, and backtracked steps lift no
+    token above a past that stands still."""
+    out = "an_energy"
+    scripts("train.py", f"--dataset={adders['next'][0]}", *TINY, "--num_loops=3", "--pos=place", "--place_ids=8",
+            "--place_subset=4", "--update=energy", "--inject=none", "--alpha=backtrack", "--max_iters=30",
+            f"--out_dir={out}")
+    scripts("analyze.py", f"--checkpoint={out}/ckpt_last.pt", *SMALL, "--tokens=600", "--loop_multiple=2",
+            "--energy=True", "--probes=False")
+    found = read(scripts, out)
+    check_pictures(scripts, out, "energy")
+    assert value(found, "energy_rises_past_still_until", "trained", 6, "answer") == 0
+    model = from_checkpoint(torch.load(scripts.folder / out / "ckpt_last.pt", weights_only=True))
+    data = dataset.open_dataset(adders["next"][0], scripts.folder / "data")
+    T = dataset.sequence_length(data, 0)
+    x, y = dataset.get_batch(data, "val", (analyze.seed,), round(600 / T), T, fresh=True)
+    with torch.no_grad():
+        x0, h = model.embed(x), list(model.states(x, 3))[-1]
+        E, right = model.energies(x0, h, h)[0], model.readout(h).argmax(-1) == y
+    for group, mask in dict(answer=y >= 0, right=right & (y >= 0), wrong=~right & (y >= 0)).items():
+        assert value(found, "energy", "trained", 3, group) == pytest.approx(E[mask].mean().item(), rel=1e-4, abs=1e-5)
+
+
 def test_diagnosis_of_halting_by_confidence(scripts, adders):
     """Untrained weights never reach 0.5 of 15 symbols, and the table says so for each threshold."""
     found = read(scripts, adders["next"][1])

@@ -6,10 +6,9 @@ import math
 
 import pytest
 import torch
-from models import EASY, halfway, random_weights
+from models import EASY, RULES_OF_BLOCKS, halfway, random_weights
 
 import generate
-from looplm_kernels import RULES
 from model import GPT, GPTConfig
 from model_loop import STAGES, LoopConfig, LoopGPT
 
@@ -66,7 +65,8 @@ def assert_same(model, given, n, **options):
 
 
 SETTINGS = dict(
-    halt=list(RULES), inject=["add", "none", "concat", "decay"], step_encoding=["none", "learned", "sinusoid", "rope"],
+    halt=RULES_OF_BLOCKS, inject=["add", "none", "concat", "decay"],
+    step_encoding=["none", "learned", "sinusoid", "rope"],
     pos=["learned", "rope", "place", "next", "none"], update=list(STAGES), n_layer=[1, 2],
     tie_loops=[True, False], block=["nanogpt", "modern", "geglu+after"], n_kv_head=[0, 1],
     keys=["state", "x0"], start=["x0", "x0", "zero", "learned", "random"],
@@ -92,7 +92,7 @@ def drawn(**fixed):
 
 @pytest.mark.third
 @pytest.mark.parametrize(("rule", "inject", "step_encoding", "pos"), list(itertools.product(
-    RULES, SETTINGS["inject"], SETTINGS["step_encoding"], SETTINGS["pos"])))
+    RULES_OF_BLOCKS, SETTINGS["inject"], SETTINGS["step_encoding"], SETTINGS["pos"])))
 def test_cached_equals_reread(rule, inject, step_encoding, pos):
     """Updates, blocks in the loop, wait-to-think and the rest by chance; prompts of mixed lengths, pads among them."""
     model = make(**drawn(halt=rule, inject=inject, step_encoding=step_encoding, pos=pos))
@@ -110,7 +110,7 @@ def test_in_long_texts(update, n_layer):
         assert_same(model, given, int(torch.randint(1, 2 * BLOCK if pos == "learned" else 9, ())), **options)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", RULES_OF_BLOCKS)
 @pytest.mark.parametrize("step_encoding", ["none", "learned"])
 def test_loops_with_blocks_of_their_own(rule, step_encoding):
     """What a halted token owes to each later loop is by that loop's block."""

@@ -6,12 +6,12 @@ import cutile_cpu
 import pytest
 import torch
 from cutile_cpu import load_kernels
+from models import RULES_OF_BLOCKS
 
 import burst
 import generate
 import kernels.decode_rows
 from cache import KVCache
-from looplm_kernels import RULES
 from model_loop import LoopConfig, LoopGPT
 
 STAND_IN = load_kernels()
@@ -112,7 +112,7 @@ def check(seed, R=1, t=3, temperature=0.0, top_k=None, ends=False, order="forwar
 
 @on_both
 @pytest.mark.third
-@pytest.mark.parametrize("halt", RULES)
+@pytest.mark.parametrize("halt", RULES_OF_BLOCKS)
 @pytest.mark.parametrize("more", [dict(), dict(inject="none"), dict(inject="decay", update="euler", alpha=0.5),
                                   dict(update="euler", loop_norm=True, min_loops=2, gate_encoding=True),
                                   dict(step_encoding="learned"), dict(step_encoding="sinusoid", inject="none")],

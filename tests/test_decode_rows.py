@@ -2,17 +2,17 @@
 import cutile_cpu
 import pytest
 import torch
+from models import RULES_OF_BLOCKS
 from test_decode import STAND_IN, N, V, by_cache, by_kernel, check, loop_model, on_both, on_gpu
 
 import generate
 import kernels.decode_rows
 from cache import KVCache
-from looplm_kernels import RULES
 
 
 @on_both
 @pytest.mark.third
-@pytest.mark.parametrize("halt", RULES)
+@pytest.mark.parametrize("halt", RULES_OF_BLOCKS)
 @pytest.mark.parametrize("more", [dict(), dict(inject="none"), dict(inject="decay", update="euler", alpha=0.5),
                                   dict(update="euler", loop_norm=True, min_loops=2)], ids=str)
 def test_writes_what_the_cache_writes(halt, more, device, rng):

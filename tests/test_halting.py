@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from models import EASY, NEVER, halfway, random_weights
+from models import EASY, NEVER, RULES_OF_BLOCKS, halfway, random_weights
 from torch.distributions import Categorical, kl_divergence
 
 import think
@@ -16,7 +16,7 @@ from model_loop import LoopConfig, LoopGPT, from_checkpoint
 
 V, T, C, L = 13, 11, 16, 5
 PAD, THINK = 12, 11
-SCORED = [rule for rule in RULES if rule != "none"]
+SCORED = [rule for rule in RULES_OF_BLOCKS if rule != "none"]
 STEPS = [{"update": "replace"}, {"update": "euler", "alpha": 0.25}, {"update": "euler", "alpha": "learned"},
          {"update": "euler", "alpha": "gate"}, {"update": "heun", "alpha": "gate"}, {"update": "rk4", "alpha": 0.5}]
 STEP_NAMES = ["replace", "euler", "learned", "gate", "heun", "rk4"]
@@ -369,7 +369,7 @@ def test_pads_take_no_loops_and_keep_their_embedding():
 
 # ---- the trace
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", RULES_OF_BLOCKS)
 @pytest.mark.parametrize("easy", [True, False])
 def test_trace(rule, easy):
     """Keys, shapes and types also where the loop ends early; NaN exactly after halting; predictions freeze."""
@@ -504,7 +504,8 @@ def update_inputs(rule, shape, dtype, loop):
     p, q = (Categorical(logits=x.double()) for x in (logits, previous))
     change = (new.double() - h.double()).square().sum(-1).sqrt() / h.double().square().sum(-1).sqrt()
     score = {"none": torch.full(shape, torch.nan), "confidence": p.probs.max(-1).values, "entropy": p.entropy(),
-             "delta": change / alpha.double(), "kl": kl_divergence(p, q), "gate": probability.double()}[rule]
+             "delta": change / alpha.double(), "kl": kl_divergence(p, q), "gate": probability.double(),
+             "energy": probability.double()}[rule]
     if rule == "kl" and loop == 1:
         score, previous = torch.full(shape, torch.nan), None
     passes = (torch.rand(shape) < 0.5) & ~score.isnan()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import inputs_and_targets, prompt_tokens
+from models import RULES_OF_BLOCKS
 
 import kernels as real
 import looplm_kernels
@@ -287,6 +288,7 @@ def test_operator(on_cpu, monkeypatch, T, trace):
     ("blocks of their own", dict(tie_loops=False)), ("block 'modern'", dict(block="modern")),
     ("heads that share keys", dict(n_kv_head=1)), ("keys of x0", dict(keys="x0")),
     ("heads of 8 channels", dict(n_head=8)), ("alpha 'gate'", dict(update="euler", alpha="gate")),
+    ("update 'energy'", dict(update="energy", inject="none", alpha=0.5)),
     ("update 'heun'", dict(update="heun", alpha=0.5)), ("update 'rk4'", dict(update="rk4")),
     ("start 'zero'", dict(start="zero")), ("start 'learned'", dict(start="learned")),
     ("Anderson acceleration", dict(anderson=2)), ("more tokens than log_scale", dict(log_scale=12)),
@@ -341,7 +343,7 @@ MIXES = dict(
 
 
 @pytest.mark.parametrize(("rule", "T"), [
-    *(pytest.param(rule, 13, marks=GPU, id=f"{rule}-13") for rule in RULES),
+    *(pytest.param(rule, 13, marks=GPU, id=f"{rule}-13") for rule in RULES_OF_BLOCKS),
     *(pytest.param(rule, 70, marks=BARRIER, id=f"{rule}-70") for rule in ("none", "confidence", "kl"))])
 def test_kernel_in_float32(rule, T):
     """L2 in float32: one variant of the kernel a rule and length, every option in one of them."""
@@ -363,7 +365,7 @@ def judged_alike(record, model, idx, **given):
         assert torch.equal(record[key].isnan(), l > record["loops"][..., None])
 
 
-@pytest.mark.parametrize("rule", [pytest.param(rule, marks=GPU) for rule in RULES])
+@pytest.mark.parametrize("rule", [pytest.param(rule, marks=GPU) for rule in RULES_OF_BLOCKS])
 def test_kernel_in_bfloat16(rule):
     """L2 in bf16: the loops are those that the kernel's own scores ask for, and all else is that of the same weights
     in float32 whose tokens halt in the same loops, since rounding moves a score past its threshold."""
@@ -726,7 +728,7 @@ def test_weights_that_change_unseen(on_cpu):
     same_thinking(*think_of(model, idx, False), 1e-5, 5e-5)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", RULES_OF_BLOCKS)
 def test_loops_that_never_leave_are_the_same(rule):
     """What the graph captures, which cannot ask the host whether a token is still active, gives what think gives."""
     model = make(rule, L=4)
@@ -743,7 +745,7 @@ def test_loops_that_never_leave_are_the_same(rule):
 
 
 @pytest.mark.third
-@pytest.mark.parametrize("rule", [*RULES, "fixed"])
+@pytest.mark.parametrize("rule", [*RULES_OF_BLOCKS, "fixed"])
 def test_what_the_graph_of_torch_loops_compiles(rule):
     """All loops as one compiled graph without a break, for inputs other than those it was made for."""
     model = make("none" if rule == "fixed" else rule, L=3)

@@ -4,12 +4,11 @@ import itertools
 
 import pytest
 import torch
-from models import random_weights
+from models import RULES_OF_BLOCKS, random_weights
 from test_cache import BLOCK, SETTINGS, C, V, drawn, make, prompts, written
 
 import generate
 import static
-from looplm_kernels import RULES
 from model import GPT, GPTConfig
 from model_loop import STAGES
 
@@ -41,7 +40,7 @@ def assert_same(model, given, n, **options):
 
 @pytest.mark.third
 @pytest.mark.parametrize(("rule", "step_encoding", "pos"), list(itertools.product(
-    RULES, SETTINGS["step_encoding"], SETTINGS["pos"])))
+    RULES_OF_BLOCKS, SETTINGS["step_encoding"], SETTINGS["pos"])))
 def test_steps_equal_the_cache(rule, step_encoding, pos, bursts):
     """Injections, updates, blocks, wait-to-think and the rest by chance; mixed lengths; sequences that end."""
     model = make(**drawn(halt=rule, step_encoding=step_encoding, pos=pos))
