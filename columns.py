@@ -90,8 +90,7 @@ TABLES = {
         "what = lyapunov_exponent": "its mean over the second half of the loops taken; under 0 the loop rests",
         "what = lyapunov_exponent_highest": "the highest of these sequences",
         "what = start_distance": "relative distance of a state that began as in class to the model's own",
-        "what = energy": "of a token after the loop, 0: before the first; class: tokens right or wrong after L, or a"
-                         " difficulty and its value",
+        "what = energy": "of a token after the loop; class: right or wrong after L, or a difficulty and its value",
         "what = energy_falls": "share of tokens whose energy the loop lowered; energy_falls_until: of all loops to it",
         "what = energy_falls_past_still": "the same, the past being what it was before the loop",
         "what = energy_rises_past_still": "share whose energy rises then",

@@ -1,5 +1,5 @@
 # The block of today beside nanoGPT's on text, each part alone, in 1 x 12 and in 12 layers; and 12 layers that may be
-# left early. One H100, some 12 minutes; start NVIDIA's MPS first. Additions: sweep_block_digits.py.
+# left early. Some 50 minutes of one H100, under NVIDIA's MPS. Additions: sweep_block_digits.py.
 # Data: python data/shakespeare_char/prepare.py
 base = "config/train_loop_1x12.py"
 seeds = [0, 1, 2]

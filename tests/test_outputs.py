@@ -93,16 +93,16 @@ def test_a_new_run_moves_the_old_one_aside(scripts, finished):
 
 
 def test_the_second_of_two_runs_at_once_is_refused(scripts):
-    first = scripts.start("train.py", *TINY, "--max_iters=100000", "--out_dir=both")
-    while not list(scripts.folder.glob("both/log.csv")):
+    first = scripts.start("train.py", *TINY, "--max_iters=100000", "--out_dir=at_once")
+    while not list(scripts.folder.glob("at_once/log.csv")):
         time.sleep(0.01)
-    err = scripts("train.py", *TINY, "--max_iters=1", "--out_dir=both", status=None).err
-    assert f"both is in use by another run (process {first[0].pid} on " in err
+    err = scripts("train.py", *TINY, "--max_iters=1", "--out_dir=at_once", status=None).err
+    assert f"at_once is in use by another run (process {first[0].pid} on " in err
     os.kill(first[0].pid, signal.SIGTERM)
     scripts.finish(*first, status=130)
-    assert [int(r["iter"]) for r in read_csv(scripts.folder / "both/log.csv")] == [0, *range(
-        1, iteration(scripts, "both") + 1)]
-    assert not (scripts.folder / "both.1").exists()
+    assert [int(r["iter"]) for r in read_csv(scripts.folder / "at_once/log.csv")] == [0, *range(
+        1, iteration(scripts, "at_once") + 1)]
+    assert not (scripts.folder / "at_once.1").exists()
 
 
 def test_a_lock_ends_with_its_process(tmp_path, monkeypatch):
@@ -596,11 +596,11 @@ def test_other_scripts_out_of_memory(error):
 
 def test_a_stop_before_the_first_step_ends_at_once(scripts):
     """There is nothing to save yet, and setting up a large model may take long."""
-    run = scripts("train.py", *TINY, "--max_iters=40", "--out_dir=early", status=130,
+    run = scripts("train.py", *TINY, "--max_iters=40", "--out_dir=stopped_early", status=130,
                   signal_at=(" parameters", signal.SIGTERM))
     assert "SIGTERM: stopped" in run.err
     assert "eval 0/40" not in run.out
-    assert not (scripts.folder / "early/ckpt_last.pt").exists()
+    assert not (scripts.folder / "stopped_early/ckpt_last.pt").exists()
 
 
 @pytest.mark.parametrize("text", ["--n_layer=1000000000", "--n_embd=1000000"])

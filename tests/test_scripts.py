@@ -111,9 +111,10 @@ def test_each_column_of_the_committed_tables_is_explained():
 
 
 def test_each_number_that_is_explained_is_one_of_analyze():
-    source = (ROOT / "analyze.py").read_text()
+    words = set(re.findall(r"[a-z]\w+", (ROOT / "analyze.py").read_text()))
     for name in columns.TABLES["analyze.py"][1]:
-        assert "=" not in name or f'"{name[7:].partition("<")[0]}' in source, name
+        known = name[7:].partition("<")[0].removeprefix("taught_")
+        assert "=" not in name or any(word.startswith(known) for word in words), name
 
 
 @pytest.mark.parametrize("script", columns.TABLES)
