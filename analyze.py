@@ -568,6 +568,12 @@ def area_under_curve(score, positive):
     return (float(ranks[positive].sum()) - n * (n + 1) / 2) / (n * m) if n and m else math.nan
 
 
+def input_and_path(model, x, loops):
+    """x0 of tokens x (B,T), the states before loop 1, and those after each of so many loops: (B,T,C) each."""
+    x0 = model.embed(x)
+    return [x0, model.begin(x0), *model.states(x, loops)]
+
+
 class TaughtEnergy:
     """A function V >= 0 of a state and its input that is taught to fall along the loops of a model.
 
@@ -581,8 +587,7 @@ class TaughtEnergy:
         self.net = torch.nn.Sequential(torch.nn.Linear(2 * c.n_embd, 2 * c.n_embd), torch.nn.GELU(),
                                        torch.nn.Linear(2 * c.n_embd, c.n_embd)).to(device)
         with torch.no_grad():
-            parts = [torch.stack([model.embed(x), model.begin(model.embed(x)), *model.states(x, L)])[:, m]
-                     for x, m in chunks(model, X, counts)]
+            parts = [torch.stack(input_and_path(model, x, L))[:, m] for x, m in chunks(model, X, counts)]
         x0, *path = torch.cat(parts, 1)  # (n,C) each
         path = torch.stack(path)
         self.size = path.square().mean().sqrt()
@@ -624,8 +629,7 @@ def observe_energy(model, of, X, loops, L):
     (3,N,T), the share of pushes from the states after loops 1, L and all that raise it."""
     found, generator = [], torch.Generator(model.lm_head.weight.device).manual_seed(seed % 2**63)
     for (x,) in chunks(model, X):
-        x0 = model.embed(x)
-        path = [model.begin(x0), *model.states(x, loops)]
+        x0, *path = input_and_path(model, x, loops)
         pasts = [of.past(x0, h) for h in path]
         E = torch.stack([of(h, x0, p) for h, p in zip(path, pasts, strict=True)])
         still = E[:-1] - torch.stack([of(h, x0, p) for h, p in zip(path[1:], pasts, strict=False)])

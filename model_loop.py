@@ -7,7 +7,7 @@
         new = candidate                            (update = 'replace')
         new = h + alpha * (candidate - u)          (update = 'euler': a step of dh/dt = G(u), G(u) = Block(u) - u)
         new = h + alpha * mean slope               (update = 'heun', 'rk4': 2 and 4 evaluations of Block a loop)
-    new = h - alpha * dE(h, x0)/dh             (update = 'energy': no Block, see energy.py)
+        new = h - alpha * dE(h, x0)/dh             (update = 'energy': no Block, see energy.py)
         new = loop_norm(new)                       (if on)
         new = anderson(new and the loops before)   (inference, anderson = m > 0, from loop 2 on)
         h = where(active, new, h)
@@ -143,7 +143,7 @@ def check(config):
     if isinstance(config.alpha, str) and config.alpha not in ("learned", "gate", "backtrack"):
         raise ValueError(f"alpha {config.alpha!r} must be a number above 0, 'learned', 'gate' or, of update 'energy', "
                          "'backtrack'")
-    if config.update != "energy" and "energy" in (config.halt, {"backtrack": "energy"}.get(config.alpha)):
+    if config.update != "energy" and (config.halt == "energy" or config.alpha == "backtrack"):
         raise ValueError(f"halt 'energy' and alpha 'backtrack' need a model of update 'energy', not {config.update!r}")
     if config.halt == "gate" and config.halt_head == "none":
         raise ValueError("halt 'gate' needs a model trained with --halt_head=joint or after")
