@@ -1,9 +1,10 @@
-"""What a second GPU is worth in a training, for bench.py --ranks=2: train.py on one GPU and on several, by torchrun, a
-model with loops beside one with layers; and what to expect of more GPUs.
+"""What more GPUs are worth in a training, for bench.py --ranks=4: train.py on one GPU, on two, on four, by torchrun, a
+model with loops beside one with layers; what two GPUs lead to expect of more, and what more then reach.
 
 First parity: captured steps of all ranks, interrupted and resumed, against plain ones of one process with as many
-micro-steps. Then speed: a time is the median of the logged ms per step of a run of its own, on a text of random
-characters, which costs a step what any other does. c(B) is a step of B sequences on one GPU, a(n) what n GPUs add.
+micro-steps. Then speed: a time is the median of the logged ms per step of a run of its own, after 50 steps, on a text
+of random characters, which costs a step what any other does. c(B) is a step of B sequences on one GPU, a(n) what n GPUs
+add: the share of the exchange is a(n) of c(B) + a(n), as far as it does not hide behind the arithmetic.
 """
 import json
 import os
@@ -15,25 +16,30 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
+import gpus
 import outputs
 import runtime
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
 MODELS = {"1 x 12": ("config/train_loop_1x12.py", 0.60), "12 layers": ("config/train_gpt_12l.py", 0.65)}  # and bar
 BATCH = 64                      # sequences of a step of one GPU
-DOUBLED = 1.85                  # bar: tokens per second where each GPU has as many sequences as one alone
+EACH = {2: 1.85, 4: 3.4, 8: 6}  # bar: times the tokens per second where each GPU has as many sequences as one alone
 CLOSE = 1e-4                    # bar: losses of parity
 TINY = ("--n_embd=32", "--n_head=2", "--block_size=16")  # on a CPU: that it works, nothing else
 WITHIN, BETWEEN = 300, 50       # GB/s that an all-reduce moves: NVLink of one host, if not measured; a network card
 TIMEOUT = 240                   # seconds of a run
-COLUMNS = ("model", "what", "ranks", "sequences", "ms", "tokens_s", "gradient_mb", "ratio", "bar", "note")
+COLUMNS = ("model", "what", "ranks", "sequences", "ms", "tokens_s", "gradient_mb", "ratio", "exchange", "expected_ms",
+           "bar", "note")
 
 
 def jobs(ranks):
-    """The runs of a model: (what, ranks, sequences of each rank, further settings)."""
-    return [("one", 1, BATCH, ()), ("one, its share", 1, BATCH // ranks, ()),
-            ("same batch", ranks, BATCH // ranks, ()), ("batch of each", ranks, BATCH, ()),
-            ("same batch, plain", ranks, BATCH // ranks, ("--cuda_graph=False",))]
+    """The runs of a model on one GPU, on two, and so on to all: (what, ranks, sequences of each rank, settings)."""
+    counts = [n for n in (2, 4, 8) if n < ranks] + [ranks]
+    plain = ("--cuda_graph=False",)
+    return [("one", 1, BATCH, ()), ("one, plain", 1, BATCH, plain)] + [
+        ("one, its share", 1, BATCH // n, ()) for n in counts] + [job for n in counts for job in (
+            ("same batch", n, BATCH // n, ()), ("batch of each", n, BATCH, ()),
+            ("same batch, plain", n, BATCH // n, plain), ("batch of each, plain", n, BATCH, plain))]
 
 
 def write_text(folder):
@@ -45,13 +51,14 @@ def write_text(folder):
                    check=True, capture_output=True)
 
 
-def launch(folder, config, ranks, device, *words):
+def launch(folder, config, ranks, device, *words, environment=None):
     """Run train.py with a config on the noise in a folder. RuntimeError if it fails, once its last lines are shown."""
     command = [os.path.join(ROOT, "train.py"), os.path.join(ROOT, config), "--dataset=noise", f"--device={device}",
                "--eval_iters=1", *words, *(TINY if device == "cpu" else ())]
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as f:
-        process = subprocess.Popen([sys.executable, *start, *command], cwd=folder, stdout=f, stderr=subprocess.STDOUT)
+        process = subprocess.Popen([sys.executable, *start, *command], cwd=folder, stdout=f, stderr=subprocess.STDOUT,
+                                   env=environment)
         late = False
         try:
             process.wait(TIMEOUT)
@@ -106,65 +113,86 @@ def parity(folder, model, ranks, device):
 
 # ---- speed
 
-def speed(folder, model, job, device, quick):
+def speed(folder, model, job, device, quick, environment):
     """A row: the time of a step of train.py with the settings of a job."""
     (what, ranks, sequences, more), config = job, MODELS[model][0]
-    steps, count = 60 if device == "cpu" else 100 if quick else 300, sequences_here(sequences, device)
-    out_dir = f"{config[7:-3]}_{what}".replace(" ", "_").replace(",", "")
+    steps, count = 60 if device == "cpu" else 100 if quick else 250, sequences_here(sequences, device)
+    out_dir = f"{config[7:-3]}_{what}_{ranks}_{sequences}".replace(" ", "_").replace(",", "")
     launch(folder, config, ranks, device, f"--out_dir={out_dir}", f"--batch_size={count}", f"--max_iters={steps}",
            f"--gradient_accumulation_steps={ranks}", f"--eval_interval={steps}", "--log_interval=10",
-           *["--compile=False"] * quick, *more)
+           *["--compile=False"] * quick, *more, environment=environment)
     settings, found = (of_run(folder, out_dir, f"{name}.json") for name in ("config", "summary"))
     # without those of compilers and captures
-    ms = [float(r["ms"]) for r in of_run(folder, out_dir, "log.csv") if int(r["iter"]) > steps // 3]
+    ms = [float(r["ms"]) for r in of_run(folder, out_dir, "log.csv") if int(r["iter"]) > min(50, steps // 2)]
     weights = found["parameters"] + settings["block_size"] * settings["n_embd"]  # positions are not counted there
     return dict(model=model, what=what, ranks=ranks, sequences=count * ranks, ms=round(statistics.median(ms), 3),
                 tokens_s=round(count * ranks * settings["block_size"] / statistics.median(ms) * 1e3),
                 gradient_mb=round(4e-6 * weights, 2), note=f"{min(ms):.2f} to {max(ms):.2f}")
 
 
+def bandwidth(rows, model):
+    """The milliseconds a step of BATCH sequences takes on one GPU and what two GPUs add to it, the gradients in MB, and
+    the MB per ms, which are GB/s, that this shows, if it shows any; None without both."""
+    seen = {r["what"]: r for r in rows if r["model"] == model and r["ranks"] <= 2 and "ms" in r}
+    if not {"one", "batch of each"} <= seen.keys():
+        return None
+    alone, mb = seen["one"]["ms"], seen["one"]["gradient_mb"]
+    added = seen["batch of each"]["ms"] - alone
+    return alone, added, mb, mb / added if added > 0 else WITHIN  # of two, 2 (n - 1) / n is 1
+
+
 def judge(row, rows):
-    """The row with its ratio to the model on one GPU, and the bar that this is held against."""
-    one = next((r for r in rows if r["model"] == row["model"] and r["what"] == "one" and "ms" in r), None)
-    if one is None or "ms" not in row or row["ranks"] == 1:
+    """The row beside the model on one GPU: its ratio, of steps as plain as its own; the share of its exchange; what two
+    GPUs led to expect; and the bar that this is held against."""
+    plain = ", plain" if row["what"].endswith("plain") else ""
+    model, n, what = row["model"], row["ranks"], row["what"].removesuffix(plain)
+    one = next((r for r in rows if r["model"] == model and r["what"] == f"one{plain}" and "ms" in r), None)
+    if one is None or "ms" not in row or n == 1:
         return row
     time, per_second = row["ms"] / one["ms"], row["tokens_s"] / one["tokens_s"]
-    if row["what"] == "same batch":
-        bar = MODELS[row["model"]][1]
-        return row | dict(ratio=round(time, 3), bar=f"time <= {bar} {'met' if time <= bar else 'MISSED'}")
-    if row["what"] == "batch of each":
-        met = "met" if per_second >= DOUBLED else "MISSED"
-        return row | dict(ratio=round(per_second, 3), bar=f"tokens per second >= {DOUBLED} {met}")
-    return row | dict(ratio=round(time, 3))
+    row = row | dict(ratio=round(per_second if what == "batch of each" else time, 3))
+    if plain:
+        return row
+    alone = one if what == "batch of each" else next((r for r in rows if r["model"] == model and "ms" in r and (
+        r["what"] == "one, its share") and r["sequences"] * n == row["sequences"]), None)
+    if alone:
+        row["exchange"] = round(1 - alone["ms"] / row["ms"], 3)
+        if n > 2 and (two := bandwidth(rows, model)):
+            row["expected_ms"] = round(alone["ms"] + two[2] * 2 * (n - 1) / n / two[3], 3)
+    if what == "same batch" and n == 2:
+        bar = MODELS[model][1]
+        return row | dict(bar=f"time <= {bar} {'met' if time <= bar else 'MISSED'}")
+    if what == "batch of each" and n in EACH and (n == 2 or model == "1 x 12"):
+        met = "met" if per_second >= EACH[n] else "MISSED"
+        return row | dict(bar=f"tokens per second >= {EACH[n]} {met}")
+    return row
 
 
-def expected(rows, ranks):
+def expected(rows):
     """Lines on the step to expect where each of n GPUs has as many sequences as one alone has: c(64) + a(n), a(n) the
-    bytes of the gradients times 2 (n - 1) / n over the bandwidth; within a host that which a(`ranks`) shows, between
-    hosts an assumed one."""
+    bytes of the gradients times 2 (n - 1) / n over the bandwidth; within a host that which a(2) shows, between hosts an
+    assumed one."""
     lines = []
     for model in MODELS:
-        seen = {r["what"]: r for r in rows if r["model"] == model and "ms" in r}
-        if not {"one", "batch of each"} <= seen.keys():
+        if (two := bandwidth(rows, model)) is None:
             continue
-        alone, mb = seen["one"]["ms"], seen["one"]["gradient_mb"]
-        added = seen["batch of each"]["ms"] - alone
-        within = mb * 2 * (ranks - 1) / ranks / added if added > 0 else WITHIN  # MB per ms are GB/s
+        alone, added, mb, within = two
         cells = []
-        for n in (2, 8, 64):
+        for n in (2, 4, 8, 64):
             ms = alone + mb * 2 * (n - 1) / n / (within if n <= 8 else min(within, BETWEEN))
             cells.append(f"{n} GPUs {ms:.2f} ms ({100 * alone / ms:.0f}% of each)")
-        lines.append(f"{model}: gradients {mb:.1f} MB, c({seen['one']['sequences']}) {alone:.2f} ms, a({ranks}) "
-                     f"{added:.2f} ms ({within:.0f} GB/s); expected: {', '.join(cells)}")
+        lines.append(f"{model}: gradients {mb:.1f} MB, c({BATCH}) {alone:.2f} ms, a(2) {added:.2f} ms "
+                     f"({within:.0f} GB/s); expected: {', '.join(cells)}")
     return lines
 
 
 # ---- all of it
 
 def measure(ranks, device, quick, tables, emit):
-    """Run the tables, of parity and speed, emit(row) after each run; the lines of `expected`. Runs on one GPU go side
-    by side, and one that fails costs its row."""
-    rows = []
+    """Run the tables, of parity and speed, emit(row) after each run; the lines of `expected`. Runs go side by side
+    where GPUs are free, and one that fails costs its row."""
+    rows, on_gpu = [], device != "cpu"
+    places = gpus.Places(gpus.visible() if on_gpu else [str(i) for i in range(ranks)], 1)
 
     def done(model, what, count, function, *args):
         try:
@@ -176,36 +204,32 @@ def measure(ranks, device, quick, tables, emit):
     def keep(row):
         rows.append(judge(row, rows))
         emit(rows[-1])
-    at_once = 1 if device == "cpu" else ranks
-    free = list(range(at_once))
 
-    def alone(task):
+    def timed(task):
         model, job = task
-        number = free.pop()
+        names = places.take(job[1])
+        environment = os.environ | (dict(CUDA_VISIBLE_DEVICES=",".join(names)) if on_gpu else {})
         try:
-            place = device if device == "cpu" else f"cuda:{number}"
-            return done(model, job[0], 1, speed, folder, model, job, place, quick)
+            return done(model, job[0], job[1], speed, folder, model, job, device, quick, environment)
         finally:
-            free.append(number)
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(at_once) as pool:
+            places.give_back(names)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(ranks if on_gpu else 1) as pool:
         write_text(folder)
         for model in MODELS if "parity" in tables else ():
             keep(done(model, "parity", ranks, parity, folder, model, ranks, device))
         tasks = [(model, job) for model in MODELS for job in jobs(ranks)] if "speed" in tables else []
-        for row in pool.map(alone, [task for task in tasks if task[1][1] == 1]):
+        for row in pool.map(timed, sorted(tasks, key=lambda task: task[1][1])):
             keep(row)
-        for model, job in tasks:
-            if job[1] > 1:
-                keep(done(model, job[0], ranks, speed, folder, model, job, device, quick))
-    return expected(rows, ranks)
+    return expected(rows)
 
 
 def markdown(rows):
-    lines = ["| model | run | GPUs | sequences | ms per step | tokens per second | of one GPU | bar |",
-             "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    lines = ["| model | run | GPUs | sequences | ms per step | expected from two | tokens per second | of one GPU | "
+             "exchange | bar |", f"|{' --- |' * 10}"]
     for r in rows:
-        measured = [f"{r['ms']:.2f}", f"{r['tokens_s']:,}"] if "ms" in r else [r["note"], ""]
+        hoped = f"{r['expected_ms']:.2f}" if "expected_ms" in r else ""
+        measured = [f"{r['ms']:.2f}", hoped, f"{r['tokens_s']:,}"] if "ms" in r else [r["note"], "", ""]
         cells = [r["model"], r["what"], r["ranks"], r.get("sequences", ""), *measured, r.get("ratio", ""),
-                 r.get("bar", "")]
+                 f"{r['exchange']:.1%}" if "exchange" in r else "", r.get("bar", "")]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"

@@ -287,12 +287,29 @@ def test_the_bars_of_a_second_gpu():
 def test_what_more_gpus_lead_to_expect():
     """10 ms alone and 0.2 more on two: 7 MB moved at 35 GB/s, 12.25 MB on eight; between hosts as slowly."""
     rows = [rank_row("one", 1, 10.0), rank_row("batch of each", 2, 10.2)]
-    line, = bench_ranks.expected(rows, 2)
+    line, = bench_ranks.expected(rows)
     assert "(35 GB/s)" in line
-    assert "2 GPUs 10.20 ms (98% of each), 8 GPUs 10.35 ms" in line
+    assert "2 GPUs 10.20 ms (98% of each), 4 GPUs 10.30 ms (97% of each), 8 GPUs 10.35 ms" in line
     assert f"64 GPUs {10 + 7 * 2 * 63 / 64 / 35:.2f} ms" in line
-    fast, = bench_ranks.expected([rows[0], rank_row("batch of each", 2, 10.02)], 2)
+    fast, = bench_ranks.expected([rows[0], rank_row("batch of each", 2, 10.02)])
     assert f"64 GPUs {10 + 7 * 2 * 63 / 64 / 50:.2f} ms" in fast
+
+
+def test_four_gpus_beside_what_two_led_to_expect():
+    """A step of 16 sequences takes 3 ms alone and 3.6 on each of four, so a sixth is the exchange; from 0.2 ms on two,
+    0.3 were expected. Plain steps are held against plain ones of one GPU, and against no bar."""
+    jobs = bench_ranks.jobs(4)
+    assert [job[:3] for job in jobs if job[1] == 1] == [("one", 1, 64), ("one, plain", 1, 64),
+                                                        ("one, its share", 1, 32), ("one, its share", 1, 16)]
+    assert {job[1] for job in jobs} == {1, 2, 4}
+    share = rank_row("one, its share", 1, 3.0) | dict(sequences=16)
+    rows = [rank_row("one", 1, 10.0), rank_row("one, plain", 1, 20.0), share, rank_row("batch of each", 2, 10.2)]
+    same = bench_ranks.judge(rank_row("same batch", 4, 3.6), rows)
+    assert (same["exchange"], same["expected_ms"], same["ratio"], same.get("bar")) == (0.167, 3.3, 0.36, None)
+    each = rank_row("batch of each", 4, 10.25) | dict(sequences=256, tokens_s=round(256 / 10.25 * 1e6))
+    assert bench_ranks.judge(each, rows)["bar"] == "tokens per second >= 3.4 met"
+    assert bench_ranks.judge(each, rows)["expected_ms"] == 10.3
+    assert bench_ranks.judge(rank_row("same batch, plain", 4, 10.0), rows)["ratio"] == 0.5
 
 
 @pytest.mark.full
@@ -304,7 +321,7 @@ def test_two_ranks_beside_one_on_a_cpu(monkeypatch):
     same = rows.pop(0)
     assert same["bar"] == "losses within 0.0001 met", same
     assert [(r["what"], r["ranks"], r["sequences"]) for r in rows] == [
-        ("one", 1, 4), ("one, its share", 1, 2), ("same batch", 2, 4), ("batch of each", 2, 8),
-        ("same batch, plain", 2, 4)]
+        ("one", 1, 4), ("one, plain", 1, 4), ("one, its share", 1, 2), ("same batch", 2, 4), ("batch of each", 2, 8),
+        ("same batch, plain", 2, 4), ("batch of each, plain", 2, 8)]
     assert all(r["ms"] > 0 for r in rows)
     assert line.startswith("1 x 12: gradients 0.1 MB")
