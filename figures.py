@@ -464,7 +464,7 @@ def draw_parts(rows, panels, path):
             ax.plot(values, [y] * len(values), "o", color="0.6")
             ax.plot(np.median(values), y, "k|", ms=10)
         ax.set(xlabel=name, ylim=(len(rows) - 0.5, -0.5))
-        ax.set_yticks(range(len(rows)), rows if ax is axes[0] else [""] * len(rows))
+        ax.set_yticks(range(len(rows)), rows if ax.get_subplotspec().is_first_col() else [""] * len(rows))
     finish(figure, axes, path, "A dot per seed, a stroke at their median")
 
 

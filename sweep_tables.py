@@ -192,45 +192,60 @@ def print_comparison(path, compare):
 
 # rows on text, track N and track P, and how their blocks are called
 TEXT, TRACK_N, TRACK_P = r"(?:1 x 12(?:, |$)|(?=12 layers))(.*)", r"(?!1 x 12|12 layers|P, )(.*)", r"P, (.*)"
-# title: table in results/, the rows and what they are called, column, scale, form
-BLOCK = {"text, nats": ("sweep_block", TEXT, "best_val_loss", 1, "{:.3f}"),
-         "N, 12 digits, %": ("sweep_block_digits", TRACK_N, "uniform_12", 100, "{:.1f}"),
-         "N, 24 digits, %": ("sweep_block_digits", TRACK_N, "uniform_24", 100, "{:.1f}"),
-         "P, 12 digits, %": ("sweep_block_digits", TRACK_P, "uniform_12", 100, "{:.1f}"),
-         "parameters of text": ("sweep_block", TEXT, "parameters", 1, "{:,.0f}"),
-         "of N": ("sweep_block_digits", TRACK_N, "parameters", 1, "{:,.0f}"),
-         "ms a step, text": ("sweep_block", TEXT, "ms", 1, "{:.1f}"),
-         "ms a token, text": ("block_decode_cpu", TEXT, "microseconds", 1e-3, "{:.2f}"),
-         "ms a token, N": ("block_decode_cpu", TRACK_N, "microseconds", 1e-3, "{:.2f}")}
+# tables in results/, with which of their rows, and what those are called
+ON_TEXT, ON_N = [("sweep_block", TEXT)], [("sweep_block_digits", TRACK_N)]
+WHOLE_RECIPE = [("sweep_track_n", "16 of 64 ids()"), ("sweep_block_long", "(.*)")]
+# title: tables, column, scale, form
+BLOCK = {"text, nats": (ON_TEXT, "best_val_loss", 1, "{:.3f}"),
+         "N, 12 digits, %": (ON_N, "uniform_12", 100, "{:.1f}"),
+         "N, 24 digits, %": (ON_N, "uniform_24", 100, "{:.1f}"),
+         "P, 12 digits, %": ([("sweep_block_digits", TRACK_P)], "uniform_12", 100, "{:.1f}"),
+         "N, whole recipe, 24 digits, %": (WHOLE_RECIPE, "uniform_24", 100, "{:.1f}"),
+         "parameters of text": (ON_TEXT, "parameters", 1, "{:,.0f}"),
+         "of N": (ON_N, "parameters", 1, "{:,.0f}"),
+         "ms a step, text": (ON_TEXT, "ms", 1, "{:.1f}"),
+         "ms a token, text, one core": ([("block_decode_cpu", TEXT)], "microseconds", 1e-3, "{:.2f}"),
+         "N, one core": ([("block_decode_cpu", TRACK_N)], "microseconds", 1e-3, "{:.2f}"),
+         "text, H200": ([("block_decode", TEXT)], "microseconds", 1e-3, "{:.2f}")}
+FIRST_SEED = "ms a step, text"  # later seeds ran beside trainings of another kind
 BLOCK_HEAD = """The block of today beside nanoGPT's: best validation loss of a text, exact match of additions on tracks
 N and P, and what they cost; median (lowest-highest) of the seeds, those of text, of additions. From
-[sweep_block.csv](sweep_block.csv), [sweep_block_digits.csv](sweep_block_digits.csv) and
-[block_decode_cpu.csv](block_decode_cpu.csv). A training step is one of 24 trainings that shared two H100: its
-milliseconds order the rows of a column, no more. Tokens are written by PyTorch with the cache on one core of a CPU."""
+[sweep_block.csv](sweep_block.csv), [sweep_block_digits.csv](sweep_block_digits.csv), the whole recipe's
+[sweep_block_long.csv](sweep_block_long.csv) and [sweep_track_n.csv](sweep_track_n.csv) (five seeds),
+[block_decode_cpu.csv](block_decode_cpu.csv) and [block_decode.csv](block_decode.csv). A training step is the first
+seed's, of 24 trainings that shared two H100: its milliseconds order the rows of a column, no more. Tokens are written
+one by one with the cache, by all loops, on one core of a CPU and on an H200, there by the fastest way that there is:
+nanoGPT's block has a kernel, the others a compiled graph. An empty cell was not measured."""
 
 
-def named(table, pattern):
-    """{what a block is called: its runs} of rows of a table in results/ that match; of ways to write the last one."""
+def named(tables):
+    """{what a block is called: its runs} of rows of tables in results/ that match; of ways to write the fastest one."""
     found = {}
-    for r in outputs.read_csv(f"results/{table}.csv"):
-        match = re.fullmatch(pattern, r.get("row", r.get("case")))
-        if match and not r.get("error"):
-            runs = found.setdefault(match[1] or "nanogpt", [])
-            runs[:] = [*runs, r] if "seed" in r else [r]
+    for table, pattern in tables:
+        for r in outputs.read_csv(f"results/{table}.csv"):
+            match = re.fullmatch(pattern, r.get("row", r.get("case")))
+            if match and not r.get("error"):
+                runs = found.setdefault(match[1] or "nanogpt", [])
+                if "seed" in r:
+                    runs.append(r)
+                elif r["microseconds"]:
+                    runs[:] = [min([*runs, r], key=lambda way: float(way["microseconds"]))]
     return found
 
 
 def write_block(target="results/block"):
     """The Markdown and the figure of what BLOCK says, of the tables in results/."""
-    known = {title: named(*of[:2]) for title, of in BLOCK.items()}
+    known = {title: named(tables) for title, (tables, *_) in BLOCK.items()}
+    known[FIRST_SEED] = {name: [r for r in runs if r["seed"] == runs[0]["seed"]]
+                         for name, runs in known[FIRST_SEED].items()}
     text, digits = ({name: len(runs) for name, runs in known[title].items()} for title in ("text, nats", "of N"))
     lines = [["block", "seeds", *BLOCK], ["---"] * (2 + len(BLOCK))]
     for name in dict.fromkeys([*text, *digits]):
         counts = ", ".join(str(n[name]) for n in (text, digits) if name in n)
         lines.append([name, counts, *(cell(known[title].get(name, []), column, form, scale)
-                                      for title, (_, _, column, scale, form) in BLOCK.items())])
+                                      for title, (_, column, scale, form) in BLOCK.items())])
     with outputs.whole_file(f"{target}.md") as f:
         f.write(BLOCK_HEAD + "\n\n" + "".join(f"| {' | '.join(x)} |\n" for x in lines))
-    panels = {title: {name: [BLOCK[title][3] * float(r[BLOCK[title][2]]) for r in runs]
-                      for name, runs in known[title].items()} for title in [*BLOCK][:4] if "N, 12" not in title}
+    panels = {title: {name: [BLOCK[title][2] * float(r[BLOCK[title][1]]) for r in runs]
+                      for name, runs in known[title].items()} for title in [*BLOCK][:5] if "N, 12" not in title}
     figures.draw_parts([x[0] for x in lines[2:]], panels, f"{target}.png")
