@@ -53,7 +53,7 @@ from configurator import configure, say_without_effect
 from model_loop import LoopConfig, LoopGPT
 
 tables = ""                     # with commas: halt,head,attention,loop; decode,addition,text,start; parity,speed
-only = ""                       # only cases whose name contains this, 64x128x16 for example
+only = ""                       # only cases whose name contains this, 64x128x16 for example; models with ranks
 quick = False                   # fewer shapes
 record = False                  # which path of the loop is faster goes into looplm_kernels.json, too, under this card
 decode = False                  # writing instead of kernels
@@ -634,7 +634,7 @@ def measure_ranks(target, line):
         file.add(row)
         print(" ".join(f"{k}={x}" for k, x in row.items()), flush=True)
     print(line)
-    lines = bench_ranks.measure(ranks, "cuda" if on_gpu() else "cpu", quick, chosen_tables(), emit)
+    lines = bench_ranks.measure(ranks, "cuda" if on_gpu() else "cpu", quick, chosen_tables(), only, emit)
     known = outputs.provenance(machine(), seconds=round(time.monotonic() - began, 1))
     with outputs.one_line(target), outputs.whole_file(target.removesuffix(".csv") + ".md") as f:
         f.write("\n\n".join([f"`{known['command']}`: {line}", bench_ranks.markdown(file.rows), *lines,

@@ -188,10 +188,10 @@ def expected(rows):
 
 # ---- all of it
 
-def measure(ranks, device, quick, tables, emit):
-    """Run the tables, of parity and speed, emit(row) after each run; the lines of `expected`. Runs go side by side
-    where GPUs are free, and one that fails costs its row."""
-    rows, on_gpu = [], device != "cpu"
+def measure(ranks, device, quick, tables, only, emit):
+    """Run the tables, of parity and speed, of models whose names contain `only`, emit(row) after each run, plain steps
+    last; the lines of `expected`. Runs go side by side where GPUs are free, and one that fails costs its row."""
+    rows, on_gpu, models = [], device != "cpu", [model for model in MODELS if only in model]
     places = gpus.Places(gpus.visible() if on_gpu else [str(i) for i in range(ranks)], 1)
 
     def done(model, what, count, function, *args):
@@ -215,10 +215,10 @@ def measure(ranks, device, quick, tables, emit):
             places.give_back(names)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(ranks if on_gpu else 1) as pool:
         write_text(folder)
-        for model in MODELS if "parity" in tables else ():
+        for model in models if "parity" in tables else ():
             keep(done(model, "parity", ranks, parity, folder, model, ranks, device))
-        tasks = [(model, job) for model in MODELS for job in jobs(ranks)] if "speed" in tables else []
-        for row in pool.map(timed, sorted(tasks, key=lambda task: task[1][1])):
+        tasks = [(model, job) for model in models for job in jobs(ranks)] if "speed" in tables else []
+        for row in pool.map(timed, sorted(tasks, key=lambda task: ("plain" in task[1][0], task[1][1]))):
             keep(row)
     return expected(rows)
 

@@ -289,6 +289,20 @@ def test_ranks(model):
     assert all(" met" in r["bar"] for r in rows_of("ranks_h100_80gb_hbm3") if r["bar"])
 
 
+def test_four_ranks():
+    """docs/scale.md: a step on four GPUs, what two led to expect of it, and the share of the exchange."""
+    one, = found("scale", model="1 x 12", what="one")
+    same, each = (found("scale", model="1 x 12", what=what, ranks="4")[0] for what in ("same batch", "batch of each"))
+    text = " ".join(page("docs/scale.md").split())
+    shown = re.search(r"does ([\d.]+) times .*?: ([\d.]+) ms per step, where two of them had led to expect ([\d.]+)\. "
+                      r"The same batch takes ([\d.]+) ms, ([\d.]+) of one GPU's ([\d.]+) \(expected ([\d.]+)\)\. "
+                      r"The exchange is ([\d.]+) and ([\d.]+)% of", text).groups()
+    known = [each["ratio"], each["ms"], each["expected_ms"], same["ms"], same["ratio"], one["ms"], same["expected_ms"],
+             100 * float(each["exchange"]), 100 * float(same["exchange"])]
+    for cell, value in zip(shown, known, strict=True):
+        agree(cell, [float(value)])
+
+
 TEXTS = {"GPT, 12": "12 layers", "1 block, 12": "1 x 12", "GPT, 1 ": "1 layer", "2 blocks": "2 x 6",
          "3 blocks": "3 x 4", "4 blocks": "4 x 3", "6 blocks": "6 x 2", "12 layers with rope": "12 layers, rope",
          "nanoGPT, 6": "nanoGPT, 6 layers"}
