@@ -683,12 +683,12 @@ def jacobian_rows(name, model, sample):
             block.attn.flash = False
     idx, mask = (x[:sequences].to(model.lm_head.weight.device) for x in (sample.X, sample.reads))
     x0, L, limit = model.embed(idx), sample.L, sample.limit
-    path, rows = [x0, *model.states(idx, sample.total)], []
     gen = torch.Generator().manual_seed(seed % 2**63)
     if looped(model):
         step, begun = model.loop, model.begin(x0)
     else:
         step, begun = (lambda h, x0, l: model.transformer.h[l - 1](h)), x0
+    path, rows = [begun, *model.states(idx, sample.total)], []
     growth = tangent_growth(lambda h, k: step(h, x0, k + 1), begun, mask, sample.total, gen)
     rows += [row("tangent_growth", name, clustered_interval(g), l, "one loop") for l, g in enumerate(growth, 1)]
     half = sample.total // 2  # by then the push points where it grows fastest, and loop 1 is another map
@@ -712,9 +712,9 @@ def jacobian_rows(name, model, sample):
 @torch.no_grad()
 def meeting_rows(name, model, x0, path, mask, generator):
     """5: how far states that begin elsewhere are from the model's own after each loop, those of path, (B,T,C) as x0 is;
-    relative to their norm, mask (B,T) without pads. Leaves the model with another start."""
+    relative to their norm, mask (B,T) without pads."""
     chance = torch.randn(x0.shape, generator=generator, dtype=torch.double).to(x0)
-    rows = []
+    model, rows = copy.deepcopy(model), []  # its start changes
     for start, h in dict(x0=x0, zero=torch.zeros_like(x0), random=chance).items():
         model.config.start = start  # which says what loop 1 reads
         for l, own in enumerate(path, 1):
