@@ -9,6 +9,7 @@ From tables that are there already, without a run: sweep.py --redraw=True, and f
 Figures of analyze.py take the rows, the namespace s of what was looked at, with the settings they need, and a path.
 """
 import functools
+import itertools
 import math
 import os
 import re
@@ -466,6 +467,29 @@ def draw_parts(rows, panels, path):
         ax.set(xlabel=name, ylim=(len(rows) - 0.5, -0.5))
         ax.set_yticks(range(len(rows)), rows if ax.get_subplotspec().is_first_col() else [""] * len(rows))
     finish(figure, axes, path, "A dot per seed, a stroke at their median")
+
+
+@guarded
+def draw_states(rows, path):
+    """Norm and delta of the state after every loop, trained weights beside untrained ones, LINES rows of a sweep in a
+    line of panels; rows: of <name>_states.csv, of which these may be many loops."""
+    names = list(dict.fromkeys(r["row"] for r in rows))
+    groups = [names[i:i + LINES] for i in range(0, len(names), LINES)]
+    shown = dict(norm="norm of the state h", delta="delta: |change of h| / |h|")
+    figure, axes = new_figure(4 * len(groups), 4, 2.4)
+    for n, (k, what, weights) in enumerate(itertools.product(range(len(groups)), shown, STYLE)):
+        ax, model = axes[n], axes[n % 4 // 2 * 2]
+        if ax is not model:
+            ax.sharey(model)
+        own = {name: [r for r in rows if r["row"] == name] for name in groups[k]}
+        for i, name in enumerate(own):
+            look = line_style(i) | dict(fillstyle=("full", "none", "left", "right")[k % 4])
+            first = next(r["class"] for r in own[name] if r["what"] == what)  # the tokens that count stand first
+            draw_curves(ax, own[name], what, first, looks={weights: look}, label=name)
+        for l in {min(r["loop"] for r in x if r["what"] == "loss") for x in own.values()}:
+            ax.axvline(l, color="0.4", lw=1, ls=":", label="the loops of training")
+        label_axes(ax, "loop", shown[what] if n % 2 == 0 else "", weights, yscale="log")
+    finish(figure, axes, path, "Mean over tokens after every loop, the first seed of each row; bands: 95% interval")
 
 
 @guarded

@@ -4,14 +4,14 @@
     python sweep.py config/sweep_demo.py --parallel=4
     python sweep.py config/sweep_demo.py --collect=True       the tables, of what others ran by these commands
     python sweep.py config/sweep_demo.py --compare="8 of 24 ids,16 of 64 ids"    their difference, seed by seed
-    python sweep.py config/sweep_demo.py --redraw=True         its figure anew, from the tables in results/
+    python sweep.py config/sweep_demo.py --redraw=True         its figures anew, from the tables in results/
 
 A row is a name and arguments of train.py: "wide @3: --n_embd=128 --weight_decay=0.1". @3 takes the first 3 seeds only;
 "wide on 2: ..." takes two GPUs that it has to itself; a config file as the first word replaces base. All is checked
 before anything runs. A run is train.py, then evaluate.py once for each entry of `evaluate` and, of the first seed,
 analyze.py as `analyze` says, always of ckpt_last.pt: nothing is selected by a test. Runs spread over all GPUs there
 are; where one drops out, its runs go on elsewhere. The same command again goes on after an interruption, skips what is
-finished, and runs what failed or now has other settings. The tables are written after every run, a figure and the
+finished, and runs what failed or now has other settings. The tables are written after every run, figures and the
 validation losses over the iterations at the end; out_dir/<row>/seed<S>/ holds train.py's files, a log of each step, and
 row.json, what is known.
 """
@@ -57,7 +57,7 @@ results = ""                    # path of the tables without .csv and .md; empty
 dry_run = False                 # check everything, print the commands, a line per run, and stop
 collect = False                 # run nothing: only write the tables, of what stands in out_dir
 compare = ""                    # A,B: names of two rows of the finished table, of which the differences are printed
-redraw = False                  # draw the figure anew from the tables, run nothing
+redraw = False                  # draw the figures anew from the tables, run nothing
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TORCHRUN = "torch.distributed.run"
@@ -436,7 +436,7 @@ def finish(runs, found, target):
 
 
 def draw(runs, found, losses, target):
-    """The figure of the rows of the table and of the losses that `curves` finds."""
+    """The figure of the rows of the table and of the losses that `curves` finds; that of the states, if any."""
     trained = [max(loop_counts(run["settings"].get("num_loops", LoopConfig.num_loops))) for run in runs]
     common = trained[0] if min(trained) == max(trained) else None  # of an evaluation that asks for none
     asked = [re.search(r"--num_loops=(\d+)", entry) for entry in evaluate]
@@ -448,10 +448,14 @@ def draw(runs, found, losses, target):
         drawn = figures.draw_losses(found, losses, f"{target}.png")
     if drawn:
         print(f"figure: {target}.png")
+    states = figures.read_table(path) if os.path.exists(path := f"{target}_states.csv") else []
+    of_every_loop = any((r["what"], r["loop"]) == ("norm", 1) for r in states)  # older tables have the last ones alone
+    if of_every_loop and figures.draw_states(states, f"{target}_states.png"):
+        print(f"figure: {target}_states.png")
 
 
 def draw_again(runs, target):
-    """The figure from tables that are there already. SystemExit if they are not."""
+    """The figures from tables that are there already. SystemExit if they are not."""
     losses, path = {}, f"{target}_curves.csv"
     if not os.path.exists(f"{target}.csv"):
         raise SystemExit(f"{target}.csv is not there: nothing to draw")

@@ -1,4 +1,5 @@
 """Figures that a stranger can read: bounded, with ceilings, names of points, and no band where there is no range."""
+import itertools
 import struct
 from types import SimpleNamespace
 
@@ -194,7 +195,25 @@ def every_figure(rng, folder, loops=6):
     rows = [{"what": what, "weights": w, "loop": l, "class": "all", "value": 1.0, "low": 0.5, "high": 1.5}
             for what in ("entropy", "loss", "confidence", "delta", "norm", "flips") for w in figures.STYLE
             for l in range(1, loops + 1)]
-    return all([*done, figures.draw_trajectories(rows, s, f"{folder}/trajectories.png")])
+    return all([*done, figures.draw_trajectories(rows, s, f"{folder}/trajectories.png"),
+                figures.draw_states([dict(r, row=f"row {i}") for i in range(6) for r in rows], f"{folder}/states.png")])
+
+
+def test_states_are_drawn_by_loop_trained_beside_untrained(drawn, rng, tmp_path):
+    """A line of panels for four rows, those of the fifth below; the tokens that stand first; a stroke at the loops of
+    training."""
+    known = {key: rng.random(3) for key in itertools.product(range(5), ("norm", "delta"), figures.STYLE, "ab")}
+    rows = [{"row": f"row {i}", "what": what, "weights": w, "loop": l, "class": c, "value": y, "low": y, "high": y}
+            for (i, what, w, c), values in known.items() for l, y in enumerate(values, 1)]
+    rows += [{"row": f"row {i}", "what": "loss", "weights": "trained", "loop": 2 + i, "class": "a"} for i in range(5)]
+    assert figures.draw_states(rows, str(tmp_path / "x.png"))
+    for n, ax in enumerate(drawn[0].axes):
+        what, weights = [*itertools.product(("norm", "delta"), figures.STYLE)][n % 4]
+        assert ax.get_title() == weights
+        own = range(4) if n < 4 else [4]
+        for line, i in zip(ax.lines, own, strict=False):
+            np.testing.assert_allclose(line.get_xydata().T, [[1, 2, 3], known[i, what, weights, "a"]])
+        assert sorted(line.get_xdata()[0] for line in ax.lines[len(own):]) == [2 + i for i in own]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -1,5 +1,6 @@
 """The numbers in the tables of README.md and docs/ are those of results/: a change of either side alone fails here."""
 import csv
+import math
 import re
 import statistics
 from functools import cache
@@ -562,3 +563,44 @@ def test_the_page_of_the_block():
         for cell, known, end in zip(shown[1:], (n, long, p, whole_recipe(name.strip("*")), losses), worst, strict=True):
             assert bool(cell) == bool(known)
             agree(cell.replace("*", ""), [statistics.median(known), end(known)]) if cell else None
+
+
+OF_STATES = "What holds the state, and where it begins"
+
+
+def state(name, row, what, loop, group="answer", weights="trained"):
+    """The one number of a sweep's first seed."""
+    (r,) = found(f"{name}_states", row=row, what=what, loop=str(loop), weights=weights, **{"class": group})
+    return float(r["value"])
+
+
+def agree_each(cell, values):
+    """Of a cell with numbers between commas, each."""
+    for shown, value in zip(cell.split(", "), values, strict=True):
+        agree(shown, [value])
+
+
+def test_the_table_of_norms():
+    """A turn is the angle whose cosine the growth of the norm and delta give."""
+    rows = table("docs/protocol.md", OF_STATES)[1]
+    assert [row[0] for row in rows] == list(dict.fromkeys(r["row"] for r in rows_of("sweep_anchor")))
+    for row, norms, fresh, delta, turn, *shown in rows:
+        for cell, weights in ((norms, "trained"), (fresh, "untrained")):
+            agree_each(cell, [state("sweep_anchor", row, "norm", l, weights=weights) for l in (10, 40)])
+        step, (before, after) = state("sweep_anchor", row, "delta", 40), (
+            state("sweep_anchor", row, "norm", l) for l in (39, 40))
+        agree(delta, [step])
+        cosine = (before ** 2 + after ** 2 - (step * before) ** 2) / (2 * before * after)
+        agree(turn.removesuffix("°"), [math.degrees(math.acos(cosine))])
+        for cell, column in zip(shown, ("uniform_4", "long_uniform_4", "uniform_8"), strict=True):
+            agree(cell, seeds("sweep_anchor", row, column))
+
+
+def test_the_table_of_starts():
+    rows = table("docs/protocol.md", OF_STATES, 2)[1]
+    assert [row[0] for row in rows] == list(dict.fromkeys(r["row"] for r in rows_of("sweep_start")))
+    for row, *shown, distances in rows:
+        for cell, column in zip(shown, ("uniform_4", "uniform_8", "long_uniform_4"), strict=True):
+            agree(cell, seeds("sweep_start", row, column))
+        L = 14 if row.startswith("P") else 10
+        agree_each(distances, [state("sweep_start", row, "start_distance", l, "random") for l in (1, L, 4 * L)])

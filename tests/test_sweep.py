@@ -184,12 +184,14 @@ def test_the_figure_shows_medians_and_ranges(folder, swept, monkeypatch, rng):
 
 
 def test_a_figure_is_drawn_anew_from_the_tables(scripts, folder, swept):
-    """The same picture to the pixel, without a run; without tables a line."""
-    was, runs = (folder / "results/sweep_small.png").read_bytes(), sorted(folder.glob("out/**/*"))
-    (folder / "results/sweep_small.png").unlink()
+    """The same pictures to the pixel, without a run; without tables a line."""
+    paths, runs = [f"results/sweep_small{what}.png" for what in ("", "_states")], sorted(folder.glob("out/**/*"))
+    was = [(folder / path).read_bytes() for path in paths]
+    for path in paths:
+        (folder / path).unlink()
     out = scripts("sweep.py", "sweep_small.py", "--redraw=True").out
-    assert out == "figure: results/sweep_small.png\n"
-    assert (folder / "results/sweep_small.png").read_bytes() == was
+    assert out == "".join(f"figure: {path}\n" for path in paths)
+    assert [(folder / path).read_bytes() for path in paths] == was
     assert sorted(folder.glob("out/**/*")) == runs
     assert "nothing to draw" in scripts("sweep.py", "sweep_small.py", "--redraw=True", "--results=results/no",
                                         status=None).err
