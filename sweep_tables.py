@@ -1,5 +1,6 @@
 """The tables of sweep.py: which columns a finished step of a run gives, the CSV and the Markdown of all runs, and the
-comparison of two rows. And a table of several sweeps beside each other, results/block.md with its figure, anew by
+comparison of two rows, where a rule was tried at several thresholds also at equal accuracy.
+And a table of several sweeps beside each other, results/block.md with its figure, anew by
 
     python -c "import sweep_tables; sweep_tables.write_block()"
 """
@@ -155,11 +156,15 @@ def two_rows(compare, names):
     raise SystemExit(f"--compare={compare}: two rows, parted by a comma, of {'; '.join(names)}")
 
 
+def runs_of(table, *names):
+    """{seed: run} of each of the rows so named, without those that failed."""
+    return [{r["seed"]: r for r in table if r["row"] == name and not r["error"]} for name in names]
+
+
 def differences(table, a, b):
     """For every measured column of the rows a and b of a table which seeds have both: {column: (mean of
     a, mean of b, the seeds, {mean, mean_low, mean_high} of a - b by seed)}."""
-    own = [{r["seed"]: r for r in table if r["row"] == name and not r["error"]} for name in (a, b)]
-    found = {}
+    own, found = runs_of(table, a, b), {}
     of_settings = ("row", "seed", "error", "device", "torch", "ran_on", "parameters", "flops_per_token",
                    "ms", "seconds")  # times of a device that several runs shared compare nothing
     for column in [k for k in table[0] if k not in of_settings]:
@@ -168,6 +173,65 @@ def differences(table, a, b):
         if shared:
             found[column] = x.mean(), y.mean(), shared, mean_interval(x - y, "mean")
     return found
+
+
+def frontiers(run):
+    """{(rule, size): (3,K) loops of an answer's token, accuracy, accuracy of random halting}, by loops, of a run whose
+    evaluations gate_90, gate_98, ... try a rule at K >= 2 thresholds. What fewer loops reach counts for more, too."""
+    points = {}
+    for column in run:
+        match = re.fullmatch(r"(([a-z]+)_\w+)_accuracy_random_(\d+)", column)
+        if match and run[column] != "":
+            label, rule, size = match.groups()
+            points.setdefault((rule, int(size)), []).append(
+                [float(run[f"{label}_{name}_{size}"]) for name in ("loops_answer", "uniform", "accuracy_random")])
+    found = {k: np.array(sorted(x)).T for k, x in points.items() if len(x) > 1}
+    for _, accuracy, _ in found.values():
+        np.maximum.accumulate(accuracy, out=accuracy)
+    return found
+
+
+def at_accuracy(frontier, levels):
+    """(2,len(levels)): the fewest loops with which a frontier, lines between its points, has these accuracies, each
+    within its range, and what random halting has with as many."""
+    loops, accuracy, random = frontier
+    after = np.searchsorted(accuracy, levels).clip(1, len(loops) - 1)  # a point with this accuracy at least
+    before, rise = after - 1, accuracy[after] - accuracy[after - 1]
+    share = (levels - accuracy[before]) / np.where(rise > 0, rise, 1)
+    taken = loops[before] + share * (loops[after] - loops[before])
+    return np.stack((taken, np.interp(taken, loops, random)))
+
+
+def equal_accuracy(table, a, b):
+    """Loops of the rows a and b at equal accuracy, seed by seed: {(rule, size, which): (seeds, accuracies, {loops and
+    random halting of a and of b} (4,seeds))}; which: the mean over all accuracies that both runs reach, or the highest
+    of them. A seed whose two runs share none is left out."""
+    own, found = runs_of(table, a, b), {}
+    for seed in [s for s in own[0] if s in own[1]]:
+        x, y = (frontiers(runs[seed]) for runs in own)
+        for key in [k for k in x if k in y]:
+            low, high = (f(z[key][1][i] for z in (x, y)) for f, i in ((max, 0), (min, -1)))
+            for which, levels in (("all", np.linspace(low, high, 101)), ("highest", np.array([high]))):
+                if low < high:
+                    both = np.concatenate([at_accuracy(z[key], levels) for z in (x, y)]).mean(1)
+                    found.setdefault((*key, which), []).append((seed, levels.mean(), *both))
+    return {k: (s, np.array(level), np.array(rest)) for k, (s, level, *rest) in
+            ((k, zip(*x, strict=True)) for k, x in found.items())}
+
+
+def print_equal_accuracy(table, a, b):
+    """The same in words, if the table has thresholds of a rule."""
+    found = equal_accuracy(table, a, b)
+    if found:
+        print("\nloops of an answer's token at equal accuracy (in %), lines between thresholds: the mean over all that"
+              "\nboth runs of a seed reach, and at the highest of them; random: of random halting with as many loops\n")
+        print(f"{'rule':<10} {'size':>4} {'reached':<8} {'accuracy':>8} {'A':>6} {'random':>6} {'B':>6} {'random':>6} "
+              f"{'A - B':>7}  {'95%':<16} seeds")
+    for (rule, size, which), (seeds, level, rest) in sorted(found.items()):
+        mean, (x, x_random, y, y_random) = mean_interval(rest[0] - rest[2], "mean"), rest.mean(1)
+        span = f"{mean['mean_low']:+.2f} to {mean['mean_high']:+.2f}" if len(seeds) > 1 else "needs two seeds"
+        print(f"{rule:<10} {size:>4} {which:<8} {100 * level.mean():>8.1f} {x:>6.2f} {100 * x_random:>6.1f} {y:>6.2f} "
+              f"{100 * y_random:>6.1f} {mean['mean']:>+7.2f}  {span:<16} {', '.join(seeds)}")
 
 
 def print_comparison(path, compare):
@@ -186,6 +250,7 @@ def print_comparison(path, compare):
         print(f"{column:<28} {x:>12.6g} {y:>12.6g} {mean['mean']:>+12.6g}  {span:<26} {', '.join(shared)}")
     outside = sum(m["mean_low"] > 0 or m["mean_high"] < 0 for *_, shared, m in found.values() if len(shared) > 1)
     print(f"\nwith no true difference an interval leaves 0 out once in 20; {outside} of {len(found)} do here")
+    print_equal_accuracy(table, a, b)
 
 
 # ---- several sweeps beside each other

@@ -604,3 +604,80 @@ def test_the_table_of_starts():
             agree(cell, seeds("sweep_start", row, column))
         L = 14 if row.startswith("P") else 10
         agree_each(distances, [state("sweep_start", row, "start_distance", l, "random") for l in (1, L, 4 * L)])
+
+
+def differing(name, a, b, column, scale=100):
+    """The mean difference of two rows over their seeds and its interval, by scipy."""
+    x, y = (values(name, row, column, scale) for row in (a, b))
+    interval = stats.ttest_rel(x, y).confidence_interval()
+    return [statistics.mean(x) - statistics.mean(y), interval.low, interval.high]
+
+
+def test_the_gate_that_knows_its_loop():
+    """docs/protocol.md and docs/findings.md against results/sweep_gate.csv."""
+    told, plain = "P, told the loop", "P"
+    text = " ".join(page("docs/protocol.md").split())
+    shown = re.search(r"then has ([\d.]+% \([\d.]+\)) at 12 digits of track P instead of ([\d.]+ \([\d.]+\)), with "
+                      r"threshold 0.999 .*?takes ([\d.]+) loops less \(([\d.]+) to ([\d.]+)\) at 4", text).groups()
+    for cell, row in zip(shown[:2], (told, plain), strict=True):
+        agree(cell, seeds("sweep_gate", row, "gate_999_uniform_12"))
+    less = differing("sweep_gate", plain, told, "gate_999_loops_answer_4", 1)
+    for number, value in zip(shown[2:], less, strict=True):
+        agree(number, [value], least=2)
+    (on_p,) = re.findall(r"^\| Told its loop .*", page("docs/findings.md"), re.M)
+    wanted = [seeds("sweep_gate", row, f"gate_999_uniform_{n}") for n in (12, 8) for row in (told, plain)]
+    for cell, known in zip(re.findall(r"[\d.]+%? \([\d.]+\)", on_p), wanted, strict=True):
+        agree(cell, known)
+    saved, loops, low, high = re.search(r"saves ([\d.]+) loops of ([\d.]+) at 8 digits \(([\d.]+) to ([\d.]+)\)",
+                                        on_p).groups()
+    _, _, (x, _, y, _) = sweep_tables.equal_accuracy(rows_of("sweep_gate"), plain, told)["gate", 8, "all"]
+    interval = stats.ttest_rel(x, y).confidence_interval()
+    for number, value in ((saved, (x - y).mean()), (loops, x.mean()), (low, interval.low), (high, interval.high)):
+        agree(number, [value], least=2)
+    (on_n,) = re.findall(r"^\| On track N a gate trained along .*", page("docs/findings.md"), re.M)
+    for cell, column in zip(re.findall(r"[\d.]+%? \([\d.]+\)", on_n), ("gate_999_uniform_4", "uniform_4"), strict=True):
+        agree(cell, seeds("sweep_gate", "N", column))
+    agree(re.search(r"take ([\d.]+) of 32 loops", on_n)[1],
+          [statistics.median(values("sweep_gate", "N", "gate_999_loops_solved_4", 1))])
+    both = zip(*(values("sweep_gate", "N", column) for column in ("uniform_4", "gate_999_uniform_4")), strict=True)
+    assert sum(fixed > halted for fixed, halted in both) == 4
+    assert "four seeds of five" in on_n
+
+
+def first_under(row, bound):
+    """The first evaluation of each seed whose validation loss is under a bound, inf where there is none."""
+    curves = [r for r in rows_of("sweep_injection_curves") if r["row"] == row]
+    return [min((int(r["iter"]) for r in curves if r["seed"] == seed and float(r["val_loss"]) < bound),
+                default=float("inf")) for seed in dict.fromkeys(r["seed"] for r in curves)]
+
+
+def test_injections_over_five_seeds():
+    """The table of the log, and what docs/findings.md and docs/decisions.md say of it."""
+    (heading,) = re.findall(r"^### (Injection and step encodings over five seeds.*)", page("root.md"), re.M)
+    head, rows = table("root.md", heading)
+    known, late = {}, {True: [], False: []}
+    for label, *shown in rows:
+        inject, _, encoding = label.partition(", ")
+        name = f"{inject}, {encoding} step encoding" if encoding else f"inject {inject}"
+        known[label] = {n: seeds("sweep_injection", name, f"uniform_{n}") for n in (4, 8, 12, 16, 20)}
+        for bound, cell in zip((0.3, 0.1), shown, strict=False):
+            steps = [float(x.replace(",", "").replace("never", "inf")) for x in re.findall(r"[\d,]+|never", cell)]
+            assert steps == spread(first_under(name, bound)), (label, bound)
+        never = [x == float("inf") for x in first_under(name, 0.1)]
+        assert shown[2] == f"{5 - sum(never)} of 5"
+        late[encoding == "learned"] += never
+        for title, cell in zip(head[4:], shown[3:], strict=True):
+            agree(cell, known[label][int(title.split()[0])])
+    assert len(known) == 8
+    text = page("docs/findings.md")
+    low, high = re.search(r"8 digits have from ([\d.]+% \([\d.]+\)) to ([\d.]+ \([\d.]+\))", text).groups()
+    agree(low, min(x[8] for x in known.values()))
+    agree(high, max(x[8] for x in known.values()))
+    worst = re.search(r"one seed has at most ([\d.]+) at 4 digits in all eight", text)[1]
+    agree(worst, [100 * max(float(r["uniform_4"]) for r in found("sweep_injection", seed="3"))])
+    assert (f"{sum(late[True])} of {len(late[True])} runs never come under 0.1, of the other encodings and none "
+            f"{sum(late[False])} of {len(late[False])}") in text
+    add, none = re.search(r"8 digits have ([\d.]+% \([\d.]+\)) with add and ([\d.]+ \([\d.]+\)) with none",
+                          " ".join(page("docs/decisions.md").split())).groups()
+    agree(add, known["add"][8])
+    agree(none, known["none"][8])

@@ -555,3 +555,55 @@ def test_a_comparison_of_two_rows(tmp_path, monkeypatch, capsys, rng):
     monkeypatch.setattr(sys, "argv", ["sweep.py", "any.py", "--results=none", "--compare=A,B"])
     with pytest.raises(SystemExit, match="none.csv does not exist"):
         sweep.main()
+
+
+def test_a_comparison_at_equal_accuracy(tmp_path, monkeypatch, capsys, rng):
+    """Against the same frontiers drawn on a fine grid: the fewest loops whose accuracy is the asked one at least."""
+    runs, labels = {}, [f"gate_{t}" for t in (90, 95, 98, 99)]
+    for name in ("A", "B"):
+        for seed in range(4):
+            loops, accuracy = rng.uniform(size=(2, 4)) * [[1], [0.1]]
+            loops += [1, 3, 5, 7]
+            accuracy += [0.4, 0.7, 0.5, 0.8]  # one threshold costs loops and accuracy
+            runs[name, seed] = loops, accuracy + 5 * (seed == 3) * (name == "B"), rng.uniform(size=4)
+    rows = []
+    for (name, seed), points in runs.items():
+        named = zip(labels, rng.permutation(np.transpose(points)), strict=True)  # thresholds in no order
+        rows.append(dict(row=name, seed=seed, error="", once_loops_answer_4=8, kl_1_loops_answer_4=5,
+                         kl_1_uniform_4=1, kl_1_accuracy_random_4=1) | {
+            f"{label}_{what}_4": x for label, point in named
+            for what, x in zip(("loops_answer", "uniform", "accuracy_random"), point, strict=True)})
+    with open(tmp_path / "table.csv", "w", newline="") as f:
+        writer = csv.DictWriter(f, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "any.py").write_text("")
+    monkeypatch.setattr(sys, "argv", ["sweep.py", "any.py", "--results=table", "--compare=A,B"])
+    sweep.main()
+    lines = [x.split() for x in capsys.readouterr().out.splitlines() if x.startswith("gate  ")]
+    assert [x[1:3] for x in lines] == [["4", "all"], ["4", "highest"]]  # one threshold of kl is no frontier
+
+    def slow(loops, accuracy, random, level):
+        fine = np.linspace(loops[0], loops[-1], 20001)
+        height = np.interp(fine, loops, [max(accuracy[:i + 1]) for i in range(4)])
+        taken = fine[np.argmax(height >= level - 1e-9)]
+        return taken, np.interp(taken, loops, random)
+    for line, levels_of in zip(lines, (lambda x, y: np.linspace(x, y, 101), lambda x, y: [y]), strict=True):
+        table = []
+        for seed in range(3):  # of seed 3 nothing is shared
+            known = runs["A", seed], runs["B", seed]
+            low, high = max(x[1].min() for x in known), min(x[1].max() for x in known)
+            levels = levels_of(low, high)
+            table.append([100 * np.mean(levels), *(
+                scale * np.mean([slow(*x, level)[i] for level in levels]) for x in known for i, scale in
+                ((0, 1), (1, 100)))])
+        level, a, a_random, b, b_random = np.mean(table, 0)
+        table = np.array(table)
+        interval = stats.ttest_rel(table[:, 1], table[:, 3]).confidence_interval()
+        names = "level", "a", "a_random", "b", "b_random", "mean", "low", "to", "high"
+        shown = dict(zip(names, line[3:12], strict=True))
+        assert line[12:] == ["0,", "1,", "2"]
+        for names, wanted, half in ((("level", "a_random", "b_random"), (level, a_random, b_random), 0.08),
+                                    (("a", "b", "mean", "low", "high"), (a, b, a - b, *interval), 0.006)):
+            assert [float(shown[name]) for name in names] == pytest.approx(wanted, abs=half)
