@@ -1,7 +1,8 @@
 """The tables of sweep.py: which columns a finished step of a run gives, the CSV and the Markdown of all runs, and the
-comparison of two rows. And a table of several sweeps beside each other, results/block.md with its figure, anew by
+comparison of two rows. And tables that are made of several, anew by
 
-    python -c "import sweep_tables; sweep_tables.write_block()"
+    python -c "import sweep_tables; sweep_tables.write_block()"     results/block.md and its figure
+    python -c "import sweep_tables; sweep_tables.write_energy()"    results/energy.md
 """
 import json
 import os
@@ -188,7 +189,7 @@ def print_comparison(path, compare):
     print(f"\nwith no true difference an interval leaves 0 out once in 20; {outside} of {len(found)} do here")
 
 
-# ---- several sweeps beside each other
+# ---- several tables beside each other
 
 # rows on text, track N and track P, and how their blocks are called
 TEXT, TRACK_N, TRACK_P = r"(?:1 x 12(?:, |$)|(?=12 layers))(.*)", r"(?!1 x 12|12 layers|P, )(.*)", r"P, (.*)"
@@ -208,11 +209,56 @@ N and P, and what they cost; median (lowest-highest) of the seeds, those of text
 [block_decode_cpu.csv](block_decode_cpu.csv). A training step is one of 24 trainings that shared two H100: its
 milliseconds order the rows of a column, no more. Tokens are written by PyTorch with the cache on one core of a CPU."""
 
+RUNS, STATE = ("sweep_energy", "(.*)"), ("sweep_energy_states", "(.*)")
+ENERGY = {"size 4, %": (*RUNS, "uniform_4", 100, "{:.1f}"),
+          "size 12, %": (*RUNS, "uniform_12", 100, "{:.1f}"),
+          "val loss, nats": (*RUNS, "val_loss", 1, "{:.4f}"),
+          "E falls, past still, %": (*STATE, "trained energy_falls_past_still_until L", 100, "{:.1f}"),
+          "the same, untrained": (*STATE, "untrained energy_falls_past_still_until L", 100, "{:.1f}"),
+          "E falls, past moves, %": (*STATE, "trained energy_falls_until L", 100, "{:.1f}"),
+          "that untrained": (*STATE, "untrained energy_falls_until L", 100, "{:.1f}"),
+          "pushes lift E, after L, %": (*STATE, "trained energy_lifted L", 100, "{:.1f}"),
+          "after 4 L": (*STATE, "trained energy_lifted 4 L", 100, "{:.1f}"),
+          "untrained, 4 L": (*STATE, "untrained energy_lifted 4 L", 100, "{:.1f}"),
+          "wrong tokens": (*STATE, "trained energy wrong L, tokens", 1, "{:.0f}"),
+          "told by E": (*STATE, "trained wrong_auc energy L", 1, "{:.2f}"),
+          "by entropy": (*STATE, "trained wrong_auc entropy L", 1, "{:.2f}"),
+          "by delta": (*STATE, "trained wrong_auc delta L", 1, "{:.2f}"),
+          "loss, L loops": (*STATE, "trained loss L", 1, "{:.4f}"),
+          "loss, 4 L": (*STATE, "trained loss 4 L", 1, "{:.4f}")}
+ENERGY_HEAD = """Descent of an energy beside Block at equal parameters. Exact match and validation loss: median
+(lowest-highest) of the seeds, from [sweep_energy.csv](sweep_energy.csv). All that follows is of seed 0, tokens of the
+answer, from [sweep_energy_states.csv](sweep_energy_states.csv): the share of (token, loop) steps of the L trained loops
+in which E falls, given the keys that the step saw (past still) or, the past having moved, its own; the share of random
+pushes of a tenth of the state's norm that lift E; how many tokens are wrong after L loops, and the area under the curve
+by which E, entropy and delta tell them from right ones (0.5: not at all); the loss after L loops and after 4 L. In rows
+of replace E is a head that was taught afterwards to fall along the loops, which knows no past. `keys of x0` has a fixed
+step of 0.5 as well: no past moves there, so both shares are one. No times: 13 trainings shared a GPU."""
+
+
+def of_states(rows):
+    """Rows of a <name>_states.csv as one run per name of a row: its numbers after the trained loops, L, and after all,
+    4 L, and of how many tokens: {"trained wrong_auc entropy L": ..., "trained wrong_auc entropy L, tokens": ...}. A
+    taught energy counts as an energy."""
+    loops = {}  # {name: those after which the loss is known}
+    for r in rows:
+        if r["what"] == "loss" and r["loop"] not in loops.setdefault(r["row"], []):
+            loops[r["row"]].append(r["loop"])
+    found = {name: dict(row=name) for name in loops}
+    for r in rows:
+        for at, loop in zip(("L", "4 L"), loops[r["row"]], strict=True):
+            if loop == r["loop"]:
+                group = "" if r["class"] in ("answer", "all") else r["class"]
+                name = " ".join(filter(None, (r["weights"], r["what"], group, at))).replace("taught_", "")
+                found[r["row"]] |= {name: r["value"], f"{name}, tokens": r["n"]}
+    return [*found.values()]
+
 
 def named(table, pattern):
     """{what a block is called: its runs} of rows of a table in results/ that match; of ways to write the last one."""
     found = {}
-    for r in outputs.read_csv(f"results/{table}.csv"):
+    rows = outputs.read_csv(f"results/{table}.csv")
+    for r in of_states(rows) if table.endswith("_states") else rows:
         match = re.fullmatch(pattern, r.get("row", r.get("case")))
         if match and not r.get("error"):
             runs = found.setdefault(match[1] or "nanogpt", [])
@@ -220,17 +266,30 @@ def named(table, pattern):
     return found
 
 
-def write_block(target="results/block"):
-    """The Markdown and the figure of what BLOCK says, of the tables in results/."""
-    known = {title: named(*of[:2]) for title, of in BLOCK.items()}
-    text, digits = ({name: len(runs) for name, runs in known[title].items()} for title in ("text, nats", "of N"))
-    lines = [["block", "seeds", *BLOCK], ["---"] * (2 + len(BLOCK))]
-    for name in dict.fromkeys([*text, *digits]):
-        counts = ", ".join(str(n[name]) for n in (text, digits) if name in n)
+def write_beside(target, head, name_of, columns, counted, drawn=()):
+    """The Markdown of the columns, of tables in results/, with a head of text and a name of the rows; counted: the
+    columns that tell the seeds of a row; drawn: those of the figure, which is left out without them."""
+    known = {title: named(*of[:2]) for title, of in columns.items()}
+    seeds = [{name: len(runs) for name, runs in known[title].items()} for title in counted]
+    lines = [[name_of, "seeds", *columns], ["---"] * (2 + len(columns))]
+    for name in dict.fromkeys(name for n in seeds for name in n):
+        counts = ", ".join(str(n[name]) for n in seeds if name in n)
         lines.append([name, counts, *(cell(known[title].get(name, []), column, form, scale)
-                                      for title, (_, _, column, scale, form) in BLOCK.items())])
+                                      for title, (_, _, column, scale, form) in columns.items())])
     with outputs.whole_file(f"{target}.md") as f:
-        f.write(BLOCK_HEAD + "\n\n" + "".join(f"| {' | '.join(x)} |\n" for x in lines))
-    panels = {title: {name: [BLOCK[title][3] * float(r[BLOCK[title][2]]) for r in runs]
-                      for name, runs in known[title].items()} for title in [*BLOCK][:4] if "N, 12" not in title}
-    figures.draw_parts([x[0] for x in lines[2:]], panels, f"{target}.png")
+        f.write(head + "\n\n" + "".join(f"| {' | '.join(x)} |\n" for x in lines))
+    panels = {title: {name: [columns[title][3] * float(r[columns[title][2]]) for r in runs]
+                      for name, runs in known[title].items()} for title in drawn}
+    if drawn:
+        figures.draw_parts([x[0] for x in lines[2:]], panels, f"{target}.png")
+
+
+def write_block(target="results/block"):
+    """The Markdown and the figure of what BLOCK says."""
+    write_beside(target, BLOCK_HEAD, "block", BLOCK, ("text, nats", "of N"),
+                 ("text, nats", "N, 24 digits, %", "P, 12 digits, %"))
+
+
+def write_energy(target="results/energy"):
+    """The Markdown of what ENERGY says; the pictures of an energy are those of analyze.py."""
+    write_beside(target, ENERGY_HEAD, "row", ENERGY, ("val loss, nats",))

@@ -542,3 +542,50 @@ def test_the_page_of_the_block():
             agree(shown, [statistics.median(losses), max(losses)][:len(losses)])
         else:
             assert not losses
+
+
+def energy_state(row, what, loops=1, group=None, weights="trained", of="value"):
+    """The number of the first seed of a row after so many times its trained loops; of its taught energy where it has
+    no other; None where nothing is known."""
+    trained = {"N": 4, "P": 40, "group words": 6, "text": 4}[row.split(",")[0]]
+    taught = "taught_" * row.endswith("replace")
+    what, group = (re.sub("^energy", f"{taught}energy", x) if x else x for x in (what, group))
+    known = [r[of] for r in rows_of("sweep_energy_states") if (r["row"], r["what"], r["weights"]) == (row, what, weights)
+             and r["loop"] == str(loops * trained) and r["class"] == (group or ("all" if "text" in row else "answer"))]
+    return float(known[0]) if known and known[0] else None
+
+
+def agree_or_blank(cell, value):
+    assert bool(cell) == (value is not None), (cell, value)
+    if cell:
+        agree(cell, [value])
+
+
+def test_the_table_of_energies(tmp_path, monkeypatch):
+    """results/energy.md is what its command writes of the tables as they are, and says what they say."""
+    monkeypatch.chdir(ROOT)
+    sweep_tables.write_energy(str(tmp_path / "energy"))
+    assert (tmp_path / "energy.md").read_text(encoding="utf-8") == page("results/energy.md")
+    _, _, *rows = [cells(x) for x in page("results/energy.md").splitlines() if x.startswith("|")]
+    assert [row[0] for row in rows] == list(dict.fromkeys(r["row"] for r in rows_of("sweep_energy")))
+    for name, count, four, twelve, loss, still, still_raw, moves, moves_raw, *more in rows:
+        assert count == str(len(found("sweep_energy", row=name)))
+        for cell, column in ((four, "uniform_4"), (twelve, "uniform_12")):
+            assert bool(cell) == (not name.startswith("text"))
+            agree(cell, spread(values("sweep_energy", name, column))) if cell else None
+        agree(loss, spread(values("sweep_energy", name, "val_loss", 1)))
+        pushed, far, raw, wrong, by_energy, by_entropy, by_delta, near, farther = more
+        for cell, scale, known in (
+                (still, 100, dict(what="energy_falls_past_still_until")),
+                (still_raw, 100, dict(what="energy_falls_past_still_until", weights="untrained")),
+                (moves, 100, dict(what="energy_falls_until")),
+                (moves_raw, 100, dict(what="energy_falls_until", weights="untrained")),
+                (pushed, 100, dict(what="energy_lifted")), (far, 100, dict(what="energy_lifted", loops=4)),
+                (raw, 100, dict(what="energy_lifted", loops=4, weights="untrained")),
+                (wrong, 1, dict(what="energy", group="wrong", of="n")),
+                (by_energy, 1, dict(what="wrong_auc", group="energy")),
+                (by_entropy, 1, dict(what="wrong_auc", group="entropy")),
+                (by_delta, 1, dict(what="wrong_auc", group="delta")),
+                (near, 1, dict(what="loss")), (farther, 1, dict(what="loss", loops=4))):
+            value = energy_state(name, **known)
+            agree_or_blank(cell, value and scale * value)
