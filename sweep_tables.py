@@ -1,8 +1,9 @@
 """The tables of sweep.py: which columns a finished step of a run gives, the CSV and the Markdown of all runs, and the
-comparison of two rows, where a rule was tried at several thresholds also at equal accuracy.
-And a table of several sweeps beside each other, results/block.md with its figure, anew by
+comparison of two rows, where a rule was tried at several thresholds also at equal accuracy. And tables that are made
+of several, anew by
 
-    python -c "import sweep_tables; sweep_tables.write_block()"
+    python -c "import sweep_tables; sweep_tables.write_block()"     results/block.md and its figure
+    python -c "import sweep_tables; sweep_tables.write_energy()"    results/energy.md
 """
 import json
 import os
@@ -253,7 +254,7 @@ def print_comparison(path, compare):
     print_equal_accuracy(table, a, b)
 
 
-# ---- several sweeps beside each other
+# ---- several tables beside each other
 
 # rows on text, track N and track P, and how their blocks are called
 TEXT, TRACK_N, TRACK_P = r"(?:1 x 12(?:, |$)|(?=12 layers))(.*)", r"(?!1 x 12|12 layers|P, )(.*)", r"P, (.*)"
@@ -272,7 +273,6 @@ BLOCK = {"text, nats": (ON_TEXT, "best_val_loss", 1, "{:.3f}"),
          "ms a token, text, one core": ([("block_decode_cpu", TEXT)], "microseconds", 1e-3, "{:.2f}"),
          "N, one core": ([("block_decode_cpu", TRACK_N)], "microseconds", 1e-3, "{:.2f}"),
          "text, H200": ([("block_decode", TEXT)], "microseconds", 1e-3, "{:.2f}")}
-FIRST_SEED = "ms a step, text"  # later seeds ran beside trainings of another kind
 BLOCK_HEAD = """The block of today beside nanoGPT's: best validation loss of a text, exact match of additions on tracks
 N and P, and what they cost; median (lowest-highest) of the seeds, those of text, of additions. From
 [sweep_block.csv](sweep_block.csv), [sweep_block_digits.csv](sweep_block_digits.csv), the whole recipe's
@@ -282,35 +282,96 @@ seed's, of 24 trainings that shared two H100: its milliseconds order the rows of
 one by one with the cache, by all loops, on one core of a CPU and on an H200, there by the fastest way that there is:
 nanoGPT's block has a kernel, the others a compiled graph. An empty cell was not measured."""
 
+RUNS, STATE = [("sweep_energy", "(.*)")], [("sweep_energy_states", "(.*)")]
+ENERGY = {"size 4, %": (RUNS, "uniform_4", 100, "{:.1f}"),
+          "size 12, %": (RUNS, "uniform_12", 100, "{:.1f}"),
+          "val loss, nats": (RUNS, "val_loss", 1, "{:.4f}"),
+          "E falls, past still, %": (STATE, "trained energy_falls_past_still_until L", 100, "{:.1f}"),
+          "the same, untrained": (STATE, "untrained energy_falls_past_still_until L", 100, "{:.1f}"),
+          "E falls, past moves, %": (STATE, "trained energy_falls_until L", 100, "{:.1f}"),
+          "that untrained": (STATE, "untrained energy_falls_until L", 100, "{:.1f}"),
+          "pushes lift E, after L, %": (STATE, "trained energy_lifted L", 100, "{:.1f}"),
+          "after 4 L": (STATE, "trained energy_lifted 4 L", 100, "{:.1f}"),
+          "untrained, 4 L": (STATE, "untrained energy_lifted 4 L", 100, "{:.1f}"),
+          "wrong tokens": (STATE, "trained energy wrong L, tokens", 1, "{:.0f}"),
+          "told by E": (STATE, "trained wrong_auc energy L", 1, "{:.2f}"),
+          "by entropy": (STATE, "trained wrong_auc entropy L", 1, "{:.2f}"),
+          "by delta": (STATE, "trained wrong_auc delta L", 1, "{:.2f}"),
+          "loss, L loops": (STATE, "trained loss L", 1, "{:.4f}"),
+          "loss, 4 L": (STATE, "trained loss 4 L", 1, "{:.4f}")}
+ENERGY_HEAD = """Descent of an energy beside Block at equal parameters. Exact match and validation loss: median
+(lowest-highest) of the seeds, from [sweep_energy.csv](sweep_energy.csv). All that follows is of seed 0, tokens of the
+answer, from [sweep_energy_states.csv](sweep_energy_states.csv): the share of (token, loop) steps of the L trained loops
+in which E falls, given the keys that the step saw (past still) or, the past having moved, its own; the share of random
+pushes of a tenth of the state's norm that lift E; how many tokens are wrong after L loops, and the area under the curve
+by which E, entropy and delta tell them from right ones (0.5: not at all); the loss after L loops and after 4 L. In rows
+of replace E is a head that was taught afterwards to fall along the loops, which knows no past. `keys of x0` has a fixed
+step of 0.5 as well: no past moves there, so both shares are one. No times: 13 trainings shared a GPU."""
+
+
+def of_states(rows):
+    """Rows of a <name>_states.csv as one run per name of a row: its numbers after the trained loops, L, and after all,
+    4 L, and of how many tokens: {"trained wrong_auc entropy L": ..., "trained wrong_auc entropy L, tokens": ...}. A
+    taught energy counts as an energy."""
+    loops = {}  # {name: those after which the loss is known}
+    for r in rows:
+        if r["what"] == "loss" and r["loop"] not in loops.setdefault(r["row"], []):
+            loops[r["row"]].append(r["loop"])
+    found = {name: dict(row=name) for name in loops}
+    for r in rows:
+        for at, loop in zip(("L", "4 L"), loops[r["row"]], strict=True):
+            if loop == r["loop"]:
+                group = "" if r["class"] in ("answer", "all") else r["class"]
+                name = " ".join(filter(None, (r["weights"], r["what"], group, at))).replace("taught_", "")
+                found[r["row"]] |= {name: r["value"], f"{name}, tokens": r["n"]}
+    return [*found.values()]
+
 
 def named(tables):
     """{what a block is called: its runs} of rows of tables in results/ that match; of ways to write the fastest one."""
     found = {}
     for table, pattern in tables:
-        for r in outputs.read_csv(f"results/{table}.csv"):
+        rows = outputs.read_csv(f"results/{table}.csv")
+        for r in of_states(rows) if table.endswith("_states") else rows:
             match = re.fullmatch(pattern, r.get("row", r.get("case")))
             if match and not r.get("error"):
                 runs = found.setdefault(match[1] or "nanogpt", [])
-                if "seed" in r:
+                if r.get("microseconds") is None:
                     runs.append(r)
                 elif r["microseconds"]:
                     runs[:] = [min([*runs, r], key=lambda way: float(way["microseconds"]))]
     return found
 
 
-def write_block(target="results/block"):
-    """The Markdown and the figure of what BLOCK says, of the tables in results/."""
-    known = {title: named(tables) for title, (tables, *_) in BLOCK.items()}
-    known[FIRST_SEED] = {name: [r for r in runs if r["seed"] == runs[0]["seed"]]
-                         for name, runs in known[FIRST_SEED].items()}
-    text, digits = ({name: len(runs) for name, runs in known[title].items()} for title in ("text, nats", "of N"))
-    lines = [["block", "seeds", *BLOCK], ["---"] * (2 + len(BLOCK))]
-    for name in dict.fromkeys([*text, *digits]):
-        counts = ", ".join(str(n[name]) for n in (text, digits) if name in n)
+def write_beside(target, head, name_of, columns, counted, drawn=(), first=()):
+    """The Markdown of the columns, of tables in results/, with a head of text and a name of the rows; counted: the
+    columns that tell the seeds of a row; drawn: those of the figure, which is left out without them; first: those of
+    which the first seed alone counts."""
+    known = {title: named(tables) for title, (tables, *_) in columns.items()}
+    for title in first:
+        known[title] = {name: runs[:1] for name, runs in known[title].items()}
+    seeds = [{name: len(runs) for name, runs in known[title].items()} for title in counted]
+    lines = [[name_of, "seeds", *columns], ["---"] * (2 + len(columns))]
+    for name in dict.fromkeys(name for n in seeds for name in n):
+        counts = ", ".join(str(n[name]) for n in seeds if name in n)
         lines.append([name, counts, *(cell(known[title].get(name, []), column, form, scale)
-                                      for title, (_, column, scale, form) in BLOCK.items())])
+                                      for title, (_, column, scale, form) in columns.items())])
     with outputs.whole_file(f"{target}.md") as f:
-        f.write(BLOCK_HEAD + "\n\n" + "".join(f"| {' | '.join(x)} |\n" for x in lines))
-    panels = {title: {name: [BLOCK[title][2] * float(r[BLOCK[title][1]]) for r in runs]
-                      for name, runs in known[title].items()} for title in [*BLOCK][:5] if "N, 12" not in title}
-    figures.draw_parts([x[0] for x in lines[2:]], panels, f"{target}.png")
+        f.write(head + "\n\n" + "".join(f"| {' | '.join(x)} |\n" for x in lines))
+    panels = {title: {name: [columns[title][2] * float(r[columns[title][1]]) for r in runs]
+                      for name, runs in known[title].items()} for title in drawn}
+    if drawn:
+        figures.draw_parts([x[0] for x in lines[2:]], panels, f"{target}.png")
+
+
+def write_block(target="results/block"):
+    """The Markdown and the figure of what BLOCK says; later seeds of a step's time ran beside trainings of another
+    kind."""
+    write_beside(target, BLOCK_HEAD, "block", BLOCK, ("text, nats", "of N"),
+                 ("text, nats", "N, 24 digits, %", "P, 12 digits, %", "N, whole recipe, 24 digits, %"),
+                 first=("ms a step, text",))
+
+
+def write_energy(target="results/energy"):
+    """The Markdown of what ENERGY says; the pictures of an energy are those of analyze.py."""
+    write_beside(target, ENERGY_HEAD, "row", ENERGY, ("val loss, nats",))

@@ -1,5 +1,6 @@
 # Descent of an energy (docs/energy.md) beside Block at equal parameters: tracks N and P, words of a group, text.
-# One H100, some 10 minutes; start NVIDIA's MPS first. Data:
+# 31 runs took some 7 minutes of four H200, beside other sweeps; one would take about 25, not tried. Start NVIDIA's MPS
+# first. Data:
 # python data/addition/prepare.py --zeros=shorter --few_rows=0.25 --out_dir=data/addition/zeros
 # python data/addition/prepare.py --track=slots --zeros=shorter --few_rows=0.25 --out_dir=data/addition/slots
 # python data/prepare.py --task=group_word --max_size=4 --train_rows=20000
@@ -14,7 +15,7 @@ rows = [
     "N, energy, backtracked: config/demo_addition.py --dataset=addition/zeros --learning_rate=2e-3 --update=energy "
     "--inject=none --alpha=backtrack",
     "N, energy, keys of x0: config/demo_addition.py --dataset=addition/zeros --learning_rate=2e-3 --update=energy "
-    "--inject=none --alpha=0.5 --keys=x0",  # no past moves: E falls by construction
+    "--inject=none --alpha=0.5 --keys=x0",  # no past moves, but a fixed step may lift E
     "P, replace: config/demo_addition_parallel.py",
     "P, energy: config/demo_addition_parallel.py --update=energy --inject=none --alpha=0.5",
     "P, energy, backtracked: config/demo_addition_parallel.py --update=energy --inject=none --alpha=backtrack",

@@ -681,3 +681,125 @@ def test_injections_over_five_seeds():
                           " ".join(page("docs/decisions.md").split())).groups()
     agree(add, known["add"][8])
     agree(none, known["none"][8])
+
+
+def energy_state(row, what, loops=1, group=None, weights="trained", of="value"):
+    """The number of the first seed of a row after so many times its trained loops; of its taught energy where it has
+    no other; None where nothing is known."""
+    trained = {"N": 4, "P": 40, "group words": 6, "text": 4}[row.split(",")[0]]
+    taught = "taught_" * row.endswith("replace")
+    what, group = (re.sub("^energy", f"{taught}energy", x) if x else x for x in (what, group))
+    wanted = row, what, weights, str(loops * trained), group or ("all" if "text" in row else "answer")
+    known = [r[of] for r in rows_of("sweep_energy_states")
+             if tuple(r[k] for k in ("row", "what", "weights", "loop", "class")) == wanted]
+    return float(known[0]) if known and known[0] else None
+
+
+def agree_or_blank(cell, value):
+    assert bool(cell) == (value is not None), (cell, value)
+    if cell:
+        agree(cell, [value])
+
+
+def test_the_table_of_energies(tmp_path, monkeypatch):
+    """results/energy.md is what its command writes of the tables as they are, and says what they say."""
+    monkeypatch.chdir(ROOT)
+    sweep_tables.write_energy(str(tmp_path / "energy"))
+    assert (tmp_path / "energy.md").read_text(encoding="utf-8") == page("results/energy.md")
+    _, _, *rows = [cells(x) for x in page("results/energy.md").splitlines() if x.startswith("|")]
+    assert [row[0] for row in rows] == list(dict.fromkeys(r["row"] for r in rows_of("sweep_energy")))
+    for name, count, four, twelve, loss, still, still_raw, moves, moves_raw, *more in rows:
+        assert count == str(len(found("sweep_energy", row=name)))
+        for cell, column in ((four, "uniform_4"), (twelve, "uniform_12")):
+            assert bool(cell) == (not name.startswith("text"))
+            agree(cell, spread(values("sweep_energy", name, column))) if cell else None
+        agree(loss, spread(values("sweep_energy", name, "val_loss", 1)))
+        pushed, far, raw, wrong, by_energy, by_entropy, by_delta, near, farther = more
+        for cell, scale, known in (
+                (still, 100, dict(what="energy_falls_past_still_until")),
+                (still_raw, 100, dict(what="energy_falls_past_still_until", weights="untrained")),
+                (moves, 100, dict(what="energy_falls_until")),
+                (moves_raw, 100, dict(what="energy_falls_until", weights="untrained")),
+                (pushed, 100, dict(what="energy_lifted")), (far, 100, dict(what="energy_lifted", loops=4)),
+                (raw, 100, dict(what="energy_lifted", loops=4, weights="untrained")),
+                (wrong, 1, dict(what="energy", group="wrong", of="n")),
+                (by_energy, 1, dict(what="wrong_auc", group="energy")),
+                (by_entropy, 1, dict(what="wrong_auc", group="entropy")),
+                (by_delta, 1, dict(what="wrong_auc", group="delta")),
+                (near, 1, dict(what="loss")), (farther, 1, dict(what="loss", loops=4))):
+            value = energy_state(name, **known)
+            agree_or_blank(cell, value and scale * value)
+
+
+ENERGIES = {"track N, replace": "N, replace", "track N, alpha 0.5": "N, energy", "track N, backtracked":
+            "N, energy, backtracked", "track N, alpha 0.5, keys of x0": "N, energy, keys of x0",
+            "track P, replace": "P, replace", "track P, alpha 0.5": "P, energy",
+            "track P, backtracked": "P, energy, backtracked", "group words, replace": "group words, replace",
+            "group words, alpha 0.5": "group words, energy", "text, replace": "text, replace",
+            "text, alpha 0.5": "text, energy"}
+
+
+def test_the_page_of_energies():
+    """docs/energy.md: the seeds, and the states of the first one; a taught energy is none that falls or detects."""
+    rows = table("docs/energy.md", "What was measured")[1]
+    assert [row[0] for row in rows] == list(ENERGIES)
+    for label, four, twelve, still, moves, losses, told in rows:
+        row = ENERGIES[label]
+        known = values("sweep_energy", row, *(("val_loss", 1) if "text" in label else ("uniform_4",)))
+        agree(four, [statistics.median(known), (max if "text" in label else min)(known)])
+        if label.startswith("track"):
+            agree(twelve, seeds("sweep_energy", row, "uniform_12"))
+        for cell, what in ((still, "energy_falls_past_still_until"), (moves, "energy_falls_until")):
+            value = None if row.endswith("replace") else energy_state(row, what)
+            agree_or_blank(cell, value and 100 * value)
+        for cell, loops in zip(losses.split(", "), (1, 4), strict=True):
+            agree(cell, [energy_state(row, "loss", loops)])
+        wrong, entropy = (energy_state(row, *of) for of in (("energy", 1, "wrong", "trained", "n"),
+                                                            ("wrong_auc", 1, "entropy")))
+        if wrong is None:
+            assert told == "none is wrong"
+            continue
+        *areas, count = re.findall(NUMBER, told)
+        assert float(count.replace(",", "")) == wrong
+        own = [] if row.endswith("replace") else [energy_state(row, "wrong_auc", 1, "energy")]
+        for cell, value in zip(areas, [*own, entropy], strict=True):
+            agree(cell, [value])
+
+
+def descent(what, loop, group="answer", weights="trained"):
+    """A number of results/energy_descent.csv, of the one seed that is backtracked and has keys of x0."""
+    (r,) = found("energy_descent", what=what, weights=weights, loop=str(loop), **{"class": group})
+    return float(r["value"])
+
+
+def test_what_is_said_of_energies():
+    """The prose of docs/energy.md: a difference with its interval, the run that falls by construction, what failed."""
+    text = " ".join(page("docs/energy.md").split())
+    mean, low, high = re.search(r"text costs ([\d.]+) nats more \(95%: ([\d.]+) to ([\d.]+)\)", text).groups()
+    ours, block = (values("sweep_energy", f"text, {name}", "val_loss", 1) for name in ("energy", "replace"))
+    interval = stats.ttest_rel(ours, block).confidence_interval()
+    for shown, value in ((mean, statistics.mean(ours) - statistics.mean(block)), (low, interval.low),
+                         (high, interval.high)):
+        agree(shown, [value])
+    ours = re.search(r"([\d., and]+)% at 2, 4, 8 and 12 digits \(keys that move", text)[1]  # which the log has
+    assert f"| backtracked, keys of x0 | {' | '.join(re.findall(NUMBER, ours))} |" in page("root.md")
+    for label, row in (("(keys that move ", "N, energy, backtracked"), ("; Block [", "N, replace")):
+        shown = re.search(re.escape(label) + r"([\d., and]+)", text)[1]
+        for number, size in zip(re.findall(NUMBER, shown), (2, 4, 8, 12), strict=True):
+            agree(number, values("sweep_demo_energy", row, f"uniform_{size}"))
+    near, far, lifted = re.search(r"loss is ([\d.]+) after 4 loops, .*? and ([\d.]+) after 16, where ([\d.]+)% of "
+                                  "pushes", text).groups()
+    agree(near, [descent("loss", 4)])
+    agree(far, [descent("loss", 16)])
+    agree(lifted, [100 * descent("energy_lifted", 16)])
+    assert "E falls in 100% of the steps ([rows]" in text
+    assert {descent("energy_falls_until", 4, weights=w) for w in ("trained", "untrained")} == {1}
+    assert {descent("energy_rises_past_still_until", l) for l in (4, 16)} == {0}
+    near, far = re.search(r"it goes from ([\d.]+) to ([\d.]+) in a model all of whose tokens are right", text).groups()
+    for shown, loops in ((near, 1), (far, 4)):
+        agree(shown, [energy_state("N, energy, backtracked", "loss", loops)])
+    assert energy_state("N, energy, backtracked", "energy", 1, "wrong") is None
+    agree(re.search(r"a fixed step ([\d.]+)% of the tokens end in a limit cycle", text)[1],
+          [100 * energy_state("P, energy", "limit_cycle", 4, "any")])
+    for loops in (1, 4):  # every token stands still
+        assert energy_state("P, energy, backtracked", "converged_by", loops, "0.0001") == 1
