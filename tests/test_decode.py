@@ -1,4 +1,5 @@
 """Writing in one launch (kernels/decode.py), against the cache in torch: on the stand-in, and on a GPU."""
+import copy
 import itertools
 from types import SimpleNamespace
 
@@ -37,10 +38,17 @@ def loop_model(seed=0, C=64, heads=2, device="cpu", **settings):
 
 def by_cache(model, prompts, n, temperature, top_k, noise, end):
     """What the cache in torch writes after prompts (R,t): tokens and loops (R,n), -1 after the end, and how close the
-    closest decision was: of a score to its threshold, of a token to the next best."""
+    closest decision was: of a score to its threshold, of a token to the next best, of the last of top_k to the next.
+
+    The prompt is read as the kernel's was, in bfloat16, and all else in float32: in bfloat16 the largest logits are
+    whole multiples of 1/32, so that two of them look as far apart as the kernel may be wrong, and are equal.
+    """
     R, L, c = len(prompts), model.trained_loops, model.config
     cache = KVCache(model, R, 32)
-    logits, _ = generate.prefill(model, prompts[:, :-1], cache) if prompts.size(1) > 1 else (None, None)
+    if prompts.size(1) > 1:
+        generate.prefill(model, prompts[:, :-1], cache)
+    model, cache.kv, cache.backend = copy.deepcopy(model).float(), [x.float() for x in cache.kv], "torch"
+    model.config.backend = "torch"
     idx, tokens, loops, margin = prompts[:, -1:], [], [], float("inf")
     ended = torch.zeros(R, dtype=torch.bool, device=prompts.device)
     for t in range(n):
@@ -52,12 +60,15 @@ def by_cache(model, prompts, n, temperature, top_k, noise, end):
         if plan.rule != "none":
             distance = (record["score"] - plan.threshold[..., None]).abs()[:, :, c.min_loops - 1:L - 1][~ended]
             margin = min(margin, distance[~distance.isnan()].min().item() if (~distance.isnan()).any() else margin)
-        pick = logits.float() / (temperature or 1.0)
+        pick = logits / (temperature or 1.0)
+        pairs = []  # of numbers that must not change places
         if top_k:
-            pick = pick.masked_fill(pick < pick.topk(top_k).values[:, [-1]], -1e20)
+            likeliest = pick.topk(top_k + 1).values
+            pairs.append(likeliest[~ended, -2:])
+            pick = pick.masked_fill(pick < likeliest[:, [-2]], -1e20)
         pick = pick + (noise[t] if temperature else 0)
-        two = pick.topk(2).values[~ended]
-        margin = min(margin, (two[:, 0] - two[:, 1]).min().item()) if len(two) else margin
+        pairs.append(pick.topk(2).values[~ended])
+        margin = min([margin, *(-torch.cat(pairs).diff()).flatten().tolist()])
         idx = pick.argmax(-1, keepdim=True)
         tokens.append(idx[:, 0].masked_fill(ended, -1))
         loops.append(record["loops"][:, -1].masked_fill(ended, -1))
