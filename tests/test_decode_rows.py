@@ -48,8 +48,8 @@ def test_all_rows_draw_and_end(device, rng):
 
 @pytest.mark.parametrize("order", ["reverse", "random"])
 def test_in_any_order(order, rng):
-    check(int(rng.integers(2 ** 20)), R=2, top_k=5, temperature=1.0, order=order, halt="confidence", halt_threshold=0.5,
-          many=True)
+    check(int(rng.integers(2 ** 20)), R=2, top_k=5, temperature=1.0, order=order, tolerance=0.1, halt="confidence",
+          halt_threshold=0.5, many=True)
 
 
 def test_waits_to_think(rng):
@@ -89,11 +89,11 @@ def alone(model, prompt):
 def test_from_positions_of_their_own_in_two_launches(device, rng):
     """Prompts of different lengths; the second launch reads what tokens of the first owe to loops they did not take."""
     seed, lengths = int(rng.integers(2 ** 20)), (1, 3, 6)
-    for attempt in range(300):
+    for attempt in range(1000):
         model = loop_model(1000 * seed + attempt, device=device, halt="confidence", halt_threshold=0.5)
         prompts = [torch.randint(V, (1, t), device=device) for t in lengths]
         tokens, loops, margins, kv = zip(*(alone(model, prompt) for prompt in prompts), strict=True)
-        if min(margins) > 0.03 and min(x[:, :2].min() for x in loops) < model.config.num_loops:
+        if min(margins) > 0.1 and min(x[:, :2].min() for x in loops) < model.config.num_loops:
             break
     else:
         pytest.fail("no inputs without a close decision")
