@@ -33,17 +33,19 @@ def test_wider_states(sizes, device, rng):
 def test_all_rows_draw_and_end(device, rng):
     """17 sequences take two launches; each has its own noise, halts for itself, and leaves after its own end. They are
     those of the kernel that takes each by itself: its sums are the same."""
-    seed, R = int(rng.integers(2 ** 20)), 17
-    model = loop_model(seed, device=device, num_loops=2, halt="entropy", halt_threshold=1.5)
-    prompts = torch.randint(V, (R, 3), device=device)
-    noise = torch.stack([generate.gumbel_noise(seed, torch.arange(R, device=device), i, V) for i in range(N)])
+    R, loops = 17, []
+    while not {1, 2} <= {*loops}:  # of some models all tokens take two
+        seed = int(rng.integers(2 ** 20))
+        model = loop_model(seed, device=device, num_loops=2, halt="entropy", halt_threshold=1.5)
+        prompts = torch.randint(V, (R, 3), device=device)
+        noise = torch.stack([generate.gumbel_noise(seed, torch.arange(R, device=device), i, V) for i in range(N)])
+        loops = by_cache(model, prompts, N, 1.3, 5, noise, 0)[1].flatten().tolist()
     right = [torch.cat(x) for x in zip(*(  # as many at once as multiprocessors allow
         by_kernel(model, prompts[i:i + 6], N, 1.3, 5, noise[:, i:i + 6], 0) for i in range(0, R, 6)), strict=True)]
     with cutile_cpu.schedule("reverse"):
         tokens, loops = by_kernel(model, prompts, N, 1.3, 5, noise, 0, many=True)
     assert tokens.tolist() == right[0].tolist()
     assert loops.tolist() == right[1].tolist()
-    assert len(loops.unique()) > 1
 
 
 @pytest.mark.parametrize("order", ["reverse", "random"])
