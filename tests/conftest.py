@@ -167,9 +167,9 @@ def start_ranks(scripts, script, *args, of_rank=None):
 
 
 @pytest.fixture(scope="session")
-def scripts(tmp_path_factory):
-    """A runner of scripts, in a folder with small versions of the datasets that config/*.py name."""
-    run = Scripts(tmp_path_factory.mktemp("scripts"))
+def prepared(tmp_path_factory):
+    """A folder with small versions of the datasets that config/*.py name."""
+    run = Scripts(tmp_path_factory.mktemp("prepared"))
     rng = np.random.default_rng(0)
     words = ["".join(rng.choice(list("abcdeé∑ "), 6)) for _ in range(30)]
     (run.folder / "input.txt").write_text("\n".join(rng.choice(words, 1000)), encoding="utf-8")
@@ -180,4 +180,10 @@ def scripts(tmp_path_factory):
                         ("addition/slots", "--track=slots", "--zeros=shorter", "--few_rows=0.25")):
         run("data/addition/prepare.py", f"--out_dir=data/{name}", "--train_rows=2000", "--val_rows=500", *args)
     run("data/shakespeare_char/prepare.py", "--input=input.txt")
-    return run
+    return run.folder
+
+
+@pytest.fixture(scope="module")
+def scripts(prepared, tmp_path_factory):
+    """A runner of scripts, in a copy of that folder which the tests of a file have to themselves."""
+    return Scripts(shutil.copytree(prepared, tmp_path_factory.mktemp("scripts"), dirs_exist_ok=True))

@@ -1,4 +1,5 @@
 """Writing in one launch (kernels/decode.py), against the cache in torch: on the stand-in, and on a GPU."""
+import copy
 import itertools
 from types import SimpleNamespace
 
@@ -20,6 +21,9 @@ on_both = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[
     pytest.mark.gpu, pytest.mark.skipif(bool(WHY), reason=f"needs a GPU that cuTile runs on: {WHY}")])])
 on_gpu = pytest.mark.parametrize("device", on_both.args[1][1:])
 V, N = 13, 3
+# How many times as large a kernel's error in the distance of two logits is as in a score. Against float32, products
+# of bfloat16 erred by 0.071 at most in 1,400 such models, in a score by 0.042 (gate), 0.025 (entropy), 0.013 (others).
+SCORES = dict(confidence=3, entropy=3, delta=3, kl=3, gate=1.5)
 
 
 def loop_model(seed=0, C=64, heads=2, device="cpu", **settings):
@@ -37,10 +41,18 @@ def loop_model(seed=0, C=64, heads=2, device="cpu", **settings):
 
 def by_cache(model, prompts, n, temperature, top_k, noise, end):
     """What the cache in torch writes after prompts (R,t): tokens and loops (R,n), -1 after the end, and how close the
-    closest decision was: of a score to its threshold, of a token to the next best."""
+    closest decision was: of a token to the next best and of the last of top_k to the next, in logits, and of a score to
+    its threshold, times SCORES.
+
+    The prompt is read as the kernel's was, in bfloat16, and all else in float32: in bfloat16 the largest logits are
+    whole multiples of 1/32, so that two of them look as far apart as the kernel may be wrong, and are equal.
+    """
     R, L, c = len(prompts), model.trained_loops, model.config
     cache = KVCache(model, R, 32)
-    logits, _ = generate.prefill(model, prompts[:, :-1], cache) if prompts.size(1) > 1 else (None, None)
+    if prompts.size(1) > 1:
+        generate.prefill(model, prompts[:, :-1], cache)
+    model, cache.kv, cache.backend = copy.deepcopy(model).float(), [x.float() for x in cache.kv], "torch"
+    model.config.backend = "torch"
     idx, tokens, loops, margin = prompts[:, -1:], [], [], float("inf")
     ended = torch.zeros(R, dtype=torch.bool, device=prompts.device)
     for t in range(n):
@@ -51,13 +63,16 @@ def by_cache(model, prompts, n, temperature, top_k, noise, end):
         plan = generate.reading_plan(model, idx)
         if plan.rule != "none":
             distance = (record["score"] - plan.threshold[..., None]).abs()[:, :, c.min_loops - 1:L - 1][~ended]
-            margin = min(margin, distance[~distance.isnan()].min().item() if (~distance.isnan()).any() else margin)
-        pick = logits.float() / (temperature or 1.0)
+            margin = min([margin, *(SCORES[plan.rule] * distance[~distance.isnan()]).tolist()])
+        pick = logits / (temperature or 1.0)
+        pairs = []  # of numbers that must not change places
         if top_k:
-            pick = pick.masked_fill(pick < pick.topk(top_k).values[:, [-1]], -1e20)
+            likeliest = pick.topk(top_k + 1).values
+            pairs.append(likeliest[~ended, -2:])
+            pick = pick.masked_fill(pick < likeliest[:, [-2]], -1e20)
         pick = pick + (noise[t] if temperature else 0)
-        two = pick.topk(2).values[~ended]
-        margin = min(margin, (two[:, 0] - two[:, 1]).min().item()) if len(two) else margin
+        pairs.append(pick.topk(2).values[~ended])
+        margin = min([margin, *(-torch.cat(pairs).diff()).flatten().tolist()])
         idx = pick.argmax(-1, keepdim=True)
         tokens.append(idx[:, 0].masked_fill(ended, -1))
         loops.append(record["loops"][:, -1].masked_fill(ended, -1))
@@ -87,11 +102,11 @@ def by_kernel(model, prompts, n, temperature, top_k, noise, end, many=False):
 
 
 @torch.no_grad()
-def check(seed, R=1, t=3, temperature=0.0, top_k=None, ends=False, order="forward", tolerance=0.05,
+def check(seed, R=1, t=3, temperature=0.0, top_k=None, ends=False, order="forward", tolerance=0.15,
           device="cpu", many=False, **settings):
     """Tokens and loops are the cache's, on inputs on which no decision is close; what the cache gave."""
     for attempt in itertools.count():
-        assert attempt < 300, "no inputs without a close decision"
+        assert attempt < 1000, "no inputs without a close decision"
         model = loop_model(1000 * seed + attempt, device=device, **settings)
         prompts = torch.randint(V, (R, t), device=device)
         rows = torch.arange(R, device=device)
@@ -99,8 +114,10 @@ def check(seed, R=1, t=3, temperature=0.0, top_k=None, ends=False, order="forwar
         if model.config.think_token is not None:
             prompts[:, -1] = model.config.think_token
         right = by_cache(model, prompts, N, temperature, top_k, noise, -1)
-        end = int(right[0][0, 0]) if ends else -1  # of the first sequence at once, of others later or never
-        right = by_cache(model, prompts, N, temperature, top_k, noise, end)
+        end = -1
+        if ends:
+            end = int(right[0][0, 0])  # of the first sequence at once, of others later or never
+            right = by_cache(model, prompts, N, temperature, top_k, noise, end)
         if right[2] > tolerance:
             break
     with cutile_cpu.schedule(order, seed):
@@ -133,7 +150,7 @@ def test_wider_states(sizes, device, rng):
 @on_both
 def test_sequences_side_by_side_draw_and_end(device, rng):
     """Each has its own noise, and leaves after its own end."""
-    check(int(rng.integers(2 ** 20)), R=3, temperature=1.3, top_k=5, ends=True, tolerance=0.02, halt="entropy",
+    check(int(rng.integers(2 ** 20)), R=3, temperature=1.3, top_k=5, ends=True, tolerance=0.1, halt="entropy",
           halt_threshold=1.0, order="random", device=device)
 
 

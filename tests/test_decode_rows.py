@@ -33,23 +33,25 @@ def test_wider_states(sizes, device, rng):
 def test_all_rows_draw_and_end(device, rng):
     """17 sequences take two launches; each has its own noise, halts for itself, and leaves after its own end. They are
     those of the kernel that takes each by itself: its sums are the same."""
-    seed, R = int(rng.integers(2 ** 20)), 17
-    model = loop_model(seed, device=device, num_loops=2, halt="entropy", halt_threshold=1.5)
-    prompts = torch.randint(V, (R, 3), device=device)
-    noise = torch.stack([generate.gumbel_noise(seed, torch.arange(R, device=device), i, V) for i in range(N)])
+    R, loops = 17, []
+    while not {1, 2} <= {*loops}:  # of some models all tokens take two
+        seed = int(rng.integers(2 ** 20))
+        model = loop_model(seed, device=device, num_loops=2, halt="entropy", halt_threshold=1.5)
+        prompts = torch.randint(V, (R, 3), device=device)
+        noise = torch.stack([generate.gumbel_noise(seed, torch.arange(R, device=device), i, V) for i in range(N)])
+        loops = by_cache(model, prompts, N, 1.3, 5, noise, 0)[1].flatten().tolist()
     right = [torch.cat(x) for x in zip(*(  # as many at once as multiprocessors allow
         by_kernel(model, prompts[i:i + 6], N, 1.3, 5, noise[:, i:i + 6], 0) for i in range(0, R, 6)), strict=True)]
     with cutile_cpu.schedule("reverse"):
         tokens, loops = by_kernel(model, prompts, N, 1.3, 5, noise, 0, many=True)
     assert tokens.tolist() == right[0].tolist()
     assert loops.tolist() == right[1].tolist()
-    assert len(loops.unique()) > 1
 
 
 @pytest.mark.parametrize("order", ["reverse", "random"])
 def test_in_any_order(order, rng):
-    check(int(rng.integers(2 ** 20)), R=2, top_k=5, temperature=1.0, order=order, halt="confidence", halt_threshold=0.5,
-          many=True)
+    check(int(rng.integers(2 ** 20)), R=2, top_k=5, temperature=1.0, order=order, tolerance=0.1, halt="confidence",
+          halt_threshold=0.5, many=True)
 
 
 def test_waits_to_think(rng):
@@ -89,11 +91,11 @@ def alone(model, prompt):
 def test_from_positions_of_their_own_in_two_launches(device, rng):
     """Prompts of different lengths; the second launch reads what tokens of the first owe to loops they did not take."""
     seed, lengths = int(rng.integers(2 ** 20)), (1, 3, 6)
-    for attempt in range(300):
+    for attempt in range(1000):
         model = loop_model(1000 * seed + attempt, device=device, halt="confidence", halt_threshold=0.5)
         prompts = [torch.randint(V, (1, t), device=device) for t in lengths]
         tokens, loops, margins, kv = zip(*(alone(model, prompt) for prompt in prompts), strict=True)
-        if min(margins) > 0.03 and min(x[:, :2].min() for x in loops) < model.config.num_loops:
+        if min(margins) > 0.1 and min(x[:, :2].min() for x in loops) < model.config.num_loops:
             break
     else:
         pytest.fail("no inputs without a close decision")
