@@ -781,9 +781,18 @@ def test_what_is_said_of_energies():
     for shown, value in ((mean, statistics.mean(ours) - statistics.mean(block)), (low, interval.low),
                          (high, interval.high)):
         agree(shown, [value])
-    ours = re.search(r"([\d., and]+)% at 2, 4, 8 and 12 digits \(keys that move", text)[1]  # which the log has
-    assert f"| backtracked, keys of x0 | {' | '.join(re.findall(NUMBER, ours))} |" in page("root.md")
-    for label, row in (("(keys that move ", "N, energy, backtracked"), ("; Block [", "N, replace")):
+    shown = re.findall(r"([\d.]+)%? \(([\d.]+)\)", re.search(r"on a core (.*?) at 2, 4, 8 and 12 digits", text)[1])
+    for cell, size in zip(shown, ["2", "4", "8", "12"], strict=True):
+        known = [100 * float(r["accuracy"]) for r in found("energy_descent_seeds", kind="uniform", n=size)]
+        assert len(known) == 3
+        for number, value in zip(cell, (statistics.median(known), min(known)), strict=True):
+            agree(number, [value])
+    ours, chance = re.search(r"loops of 4 it has ([\d., and]+)%, random ([\d., and]+)\)", text).groups()
+    points = found("energy_descent_seeds", rule="energy", threshold="3.0")
+    for cells_of, column in ((ours, "accuracy"), (chance, "random_accuracy")):
+        for number, r in zip(re.findall(NUMBER, cells_of), points, strict=True):
+            agree(number, [100 * float(r[column])])
+    for label, row in (("(keys that move, one seed, ", "N, energy, backtracked"), ("; Block [", "N, replace")):
         shown = re.search(re.escape(label) + r"([\d., and]+)", text)[1]
         for number, size in zip(re.findall(NUMBER, shown), (2, 4, 8, 12), strict=True):
             agree(number, values("sweep_demo_energy", row, f"uniform_{size}"))
@@ -792,7 +801,7 @@ def test_what_is_said_of_energies():
     agree(near, [descent("loss", 4)])
     agree(far, [descent("loss", 16)])
     agree(lifted, [100 * descent("energy_lifted", 16)])
-    assert "E falls in 100% of the steps ([rows]" in text
+    assert "E falls in 100% of the steps of each ([rows]" in text
     assert {descent("energy_falls_until", 4, weights=w) for w in ("trained", "untrained")} == {1}
     assert {descent("energy_rises_past_still_until", l) for l in (4, 16)} == {0}
     near, far = re.search(r"it goes from ([\d.]+) to ([\d.]+) in a model all of whose tokens are right", text).groups()
