@@ -19,7 +19,7 @@ import gpus
 import outputs
 import sweep
 import sweep_tables
-from configurator import class_settings, read_arguments, read_settings
+from configurator import class_settings, configure, read_arguments, read_settings
 from model_loop import FROM_DATASET, LoopConfig, check
 
 SMALL = """n_embd = 16
@@ -423,6 +423,7 @@ evaluate = ["--digits=[1]", "long: --num_loops=9 --digits=[2,3]"]
     assert files(folder) == before
 
 
+@pytest.mark.third
 @pytest.mark.parametrize(("old", "new", "words"), [
     ("--learning_rate", "--learning_rat", ["sweep_bad.py:7: --learning_rat: ", "did you mean 'learning_rate'"]),
     ("--block_size=8", "--block_size=8.5", ["sweep_bad.py:6: --block_size", "int"]),
@@ -463,9 +464,13 @@ def test_mistakes_stop_before_anything_runs(scripts, folder, old, new, words):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "config").glob("sweep_*.py")), ids=lambda p: p.stem)
-def test_committed_sweeps(scripts, folder, path):
-    """Every row, with every key, of every committed tuning file."""
-    lines = scripts("sweep.py", f"config/{path.name}", "--dry_run").out.replace(" && ", "\n").splitlines()
+def test_committed_sweeps(scripts, monkeypatch, path):
+    """Every row, with every key, of every committed tuning file, as --dry_run=True prints them."""
+    monkeypatch.chdir(scripts.folder)
+    for key, value in configure(sweep.__file__, argv=[f"config/{path.name}"])[0].items():
+        monkeypatch.setattr(sweep, key, value)
+    lines = [sweep.as_typed(command, run["ranks"]) for run in sweep.plan(f"config/{path.name}", "out")
+             for command in run["steps"].values()]
     assert lines
     assert all(re.match(r"python (train\.py config/|(evaluate|analyze)\.py .*ckpt_last\.pt)", line) for line in lines)
     of_model = class_settings(LoopConfig)
