@@ -130,7 +130,12 @@ def speed(folder, model, job, device, quick, environment):
                 gradient_mb=round(4e-6 * weights, 2), note=f"{min(ms):.2f} to {max(ms):.2f}")
 
 
-def bandwidth(rows, model):
+def exchange(mb, n, bandwidth):
+    """a(n) in ms: of gradients of so many MB, 2 (n - 1) / n times that travels in and out of each of n GPUs; GB/s."""
+    return mb * 2 * (n - 1) / n / bandwidth
+
+
+def seen_on_two(rows, model):
     """The milliseconds a step of BATCH sequences takes on one GPU and what two GPUs add to it, the gradients in MB, and
     the MB per ms, which are GB/s, that this shows, if it shows any; None without both."""
     seen = {r["what"]: r for r in rows if r["model"] == model and r["ranks"] <= 2 and "ms" in r}
@@ -138,7 +143,7 @@ def bandwidth(rows, model):
         return None
     alone, mb = seen["one"]["ms"], seen["one"]["gradient_mb"]
     added = seen["batch of each"]["ms"] - alone
-    return alone, added, mb, mb / added if added > 0 else WITHIN  # of two, 2 (n - 1) / n is 1
+    return alone, added, mb, mb / added if added > 0 else WITHIN  # on two all of it travels once
 
 
 def judge(row, rows):
@@ -157,8 +162,8 @@ def judge(row, rows):
         r["what"] == "one, its share") and r["sequences"] * n == row["sequences"]), None)
     if alone:
         row["exchange"] = round(1 - alone["ms"] / row["ms"], 3)
-        if n > 2 and (two := bandwidth(rows, model)):
-            row["expected_ms"] = round(alone["ms"] + two[2] * 2 * (n - 1) / n / two[3], 3)
+        if n > 2 and (two := seen_on_two(rows, model)):
+            row["expected_ms"] = round(alone["ms"] + exchange(two[2], n, two[3]), 3)
     if what == "same batch" and n == 2:
         bar = MODELS[model][1]
         return row | dict(bar=f"time <= {bar} {'met' if time <= bar else 'MISSED'}")
@@ -169,17 +174,16 @@ def judge(row, rows):
 
 
 def expected(rows):
-    """Lines on the step to expect where each of n GPUs has as many sequences as one alone has: c(64) + a(n), a(n) the
-    bytes of the gradients times 2 (n - 1) / n over the bandwidth; within a host that which a(2) shows, between hosts an
-    assumed one."""
+    """Lines on the step to expect where each of n GPUs has as many sequences as one alone has: c(64) + a(n), by the
+    bandwidth that a(2) shows within a host, between hosts by an assumed one."""
     lines = []
     for model in MODELS:
-        if (two := bandwidth(rows, model)) is None:
+        if (two := seen_on_two(rows, model)) is None:
             continue
         alone, added, mb, within = two
         cells = []
         for n in (2, 4, 8, 64):
-            ms = alone + mb * 2 * (n - 1) / n / (within if n <= 8 else min(within, BETWEEN))
+            ms = alone + exchange(mb, n, within if n <= 8 else min(within, BETWEEN))
             cells.append(f"{n} GPUs {ms:.2f} ms ({100 * alone / ms:.0f}% of each)")
         lines.append(f"{model}: gradients {mb:.1f} MB, c({BATCH}) {alone:.2f} ms, a(2) {added:.2f} ms "
                      f"({within:.0f} GB/s); expected: {', '.join(cells)}")
@@ -205,14 +209,17 @@ def measure(ranks, device, quick, tables, only, emit):
         rows.append(judge(row, rows))
         emit(rows[-1])
 
-    def timed(task):
-        model, job = task
+    def speed_somewhere(model, job):
         names = places.take(job[1])
         environment = os.environ | (dict(CUDA_VISIBLE_DEVICES=",".join(names)) if on_gpu else {})
         try:
-            return done(model, job[0], job[1], speed, folder, model, job, device, quick, environment)
+            return speed(folder, model, job, device, quick, environment)
         finally:
             places.give_back(names)
+
+    def timed(task):
+        model, job = task
+        return done(model, job[0], job[1], speed_somewhere, model, job)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(ranks if on_gpu else 1) as pool:
         write_text(folder)
         for model in models if "parity" in tables else ():

@@ -312,6 +312,18 @@ def test_four_gpus_beside_what_two_led_to_expect():
     assert bench_ranks.judge(rank_row("same batch, plain", 4, 10.0), rows)["ratio"] == 0.5
 
 
+def test_a_row_that_needs_more_gpus_than_there_are(monkeypatch):
+    """It says so, and the others go on."""
+    monkeypatch.setattr(bench_ranks.gpus, "visible", lambda: ["one", "two"])
+    monkeypatch.setattr(bench_ranks, "write_text", lambda folder: None)
+    monkeypatch.setattr(bench_ranks, "speed", lambda folder, model, job, device, quick, environment: rank_row(
+        job[0], job[1], float(environment["CUDA_VISIBLE_DEVICES"].count(",") + 1), model))
+    rows = []
+    bench_ranks.measure(4, "cuda", True, ["speed"], "1 x", rows.append)
+    assert {r["ranks"]: r.get("ms") for r in rows} == {1: 1.0, 2: 2.0, 4: None}
+    assert all("it needs 4 GPU(s), and 2 are left" in r["note"] for r in rows if r["ranks"] == 4)
+
+
 @pytest.mark.full
 def test_two_ranks_beside_one_on_a_cpu():
     """That all of it runs, of one model; the times say nothing."""
