@@ -613,13 +613,10 @@ class OwnEnergy:
     """That of a model of update 'energy', called as a TaughtEnergy."""
 
     def __init__(self, model):
-        self.block, self.of_input = model.transformer.h[0], model.config.keys == "x0"
+        self.block, self.past = model.transformer.h[0], model.past
 
     def __call__(self, h, x0, past):
         return self.block.energy(h, x0, past)
-
-    def past(self, x0, h):
-        return self.block.past(x0 if self.of_input else h)
 
 
 @torch.no_grad()

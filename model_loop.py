@@ -522,16 +522,18 @@ class LoopGPT(GPT):
 
     def descend(self, h, x0, cache=None):
         """A loop of update 'energy': states h (B,T,C) -> new ones."""
-        block, alpha = self.transformer.h[0], self.config.alpha
-        past = block.past(x0 if self.config.keys == "x0" else h, cache)
-        return block(h, x0, past, alpha if alpha == "backtrack" else self.alpha(h, x0))
+        alpha, past = self.config.alpha, self.past(x0, h, cache)
+        return self.transformer.h[0](h, x0, past, alpha if alpha == "backtrack" else self.alpha(h, x0))
+
+    def past(self, x0, of, cache=None, again=False):
+        """What an energy knows of other tokens, whose states are `of` (B,T,C) for inputs x0; the rest: EnergyBlock."""
+        return self.transformer.h[0].past(x0 if self.config.keys == "x0" else of, cache, again)
 
     def energies(self, x0, of, *states, cache=None):
         """The energies (B,T) of each of the states (B,T,C) for inputs x0 and a past of states `of` (B,T,C); cache: as
         loop takes it, which has just run on them."""
-        block = self.transformer.h[0]
-        past = block.past(x0 if self.config.keys == "x0" else of, cache, again=True)
-        return [block.energy(h, x0, past) for h in states]
+        past = self.past(x0, of, cache, again=True)
+        return [self.transformer.h[0].energy(h, x0, past) for h in states]
 
     def run_blocks(self, u, x0, l, cache=None):
         """u + s_l, which is what the blocks read, and what they make of it, for u, x0 (B,T,C) in loop l."""

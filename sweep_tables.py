@@ -5,6 +5,7 @@ of several, anew by
     python -c "import sweep_tables; sweep_tables.write_block()"     results/block.md and its figure
     python -c "import sweep_tables; sweep_tables.write_energy()"    results/energy.md
 """
+import functools
 import json
 import os
 import re
@@ -327,12 +328,18 @@ def of_states(rows):
     return [*found.values()]
 
 
-def named(tables):
-    """{what a block is called: its runs} of rows of tables in results/ that match; of ways to write the fastest one."""
+def runs_in(table):
+    """The runs of a table in results/."""
+    rows = outputs.read_csv(f"results/{table}.csv")
+    return of_states(rows) if table.endswith("_states") else rows
+
+
+def named(tables, read):
+    """{what a block is called: its runs} of rows of tables that match, as read(name) gives them; of ways to write the
+    fastest one."""
     found = {}
     for table, pattern in tables:
-        rows = outputs.read_csv(f"results/{table}.csv")
-        for r in of_states(rows) if table.endswith("_states") else rows:
+        for r in read(table):
             match = re.fullmatch(pattern, r.get("row", r.get("case")))
             if match and not r.get("error"):
                 runs = found.setdefault(match[1] or "nanogpt", [])
@@ -347,7 +354,8 @@ def write_beside(target, head, name_of, columns, counted, drawn=(), first=()):
     """The Markdown of the columns, of tables in results/, with a head of text and a name of the rows; counted: the
     columns that tell the seeds of a row; drawn: those of the figure, which is left out without them; first: those of
     which the first seed alone counts."""
-    known = {title: named(tables) for title, (tables, *_) in columns.items()}
+    read = functools.cache(runs_in)  # most columns are of the same tables
+    known = {title: named(tables, read) for title, (tables, *_) in columns.items()}
     for title in first:
         known[title] = {name: runs[:1] for name, runs in known[title].items()}
     seeds = [{name: len(runs) for name, runs in known[title].items()} for title in counted]
