@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from helpers import inputs_and_targets, number_text
+from helpers import UNLIKELY, inputs_and_targets, number_text
 from scipy import stats
 
 import evaluate
@@ -41,8 +41,7 @@ def solves(model, X, Y):
 @pytest.mark.parametrize("n", [4, 8, pytest.param(12, marks=pytest.mark.full)])
 @pytest.mark.parametrize("name", NAMES)
 def test_claims(name, n, rng):
-    """Fresh problems: the share that is solved is one that the claimed accuracy would give in 999 of 1,000 draws,
-    where the claim itself comes from so many problems."""
+    """Fresh problems: the share that is solved agrees with the claimed accuracy, itself of a number of problems."""
     path = ROOT / "pretrained" / f"{name}.pt"
     assert path.stat().st_size <= 4e6
     with open(path.with_suffix(".csv"), newline="") as f:
@@ -52,7 +51,7 @@ def test_claims(name, n, rng):
     solved = int(solves(model, *fresh_problems(rng, n, PROBLEMS, saved["meta"]["track"])).sum())
     right = round(float(claim["accuracy"]) * int(claim["problems"]))
     table = [[solved, PROBLEMS - solved], [right, int(claim["problems"]) - right]]
-    assert stats.fisher_exact(table).pvalue > 1e-3
+    assert stats.fisher_exact(table).pvalue > UNLIKELY
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -66,8 +65,9 @@ def test_recipe(name):
 
 def test_claims_of_text(rng):
     """Fresh windows of text it was not trained on, eight pieces that lie evenly over tinyshakespeare's validation text:
-    the loss after the first and the last loop is that of the table within what 24 windows may differ, which is 4 times
-    their standard error of 0.035 and 0.03 for the choice of the pieces; halting costs next to nothing."""
+    the loss after the first and the last loop is that of the pieces within 5 standard errors of 24 windows, whose
+    losses have standard deviations of 0.18 and 0.21; halting costs next to nothing. The pieces are easier than the
+    whole validation text, which has 1.726 and 1.475."""
     path = ROOT / "pretrained/text.pt"
     assert path.stat().st_size <= 4e6
     with open(path.with_suffix(".csv"), newline="") as f:
@@ -81,8 +81,9 @@ def test_claims_of_text(rng):
         loss = model.loss_per_loop(X, Y).tolist()
         h, record = model.think(X, trace=False)
         halted = model.loss(model.readout(h), Y).item()
-    for l in (1, 12):
-        assert abs(loss[l - 1] - float(claims[f"val_loss{l}"]["loss"])) < 0.17
+    for l, pieces in ((1, 1.663), (12, 1.385)):
+        assert abs(loss[l - 1] - pieces) < 0.21
+        assert abs(pieces - float(claims[f"val_loss{l}"]["loss"])) < 0.12
     assert loss[0] - loss[11] > 0.15
     assert abs(halted - loss[11]) < 0.03
     assert abs(record["loops"].float().mean() - float(claims["val_loss_halting"]["loops"])) < 1
