@@ -59,7 +59,7 @@ from cache import looped
 from checkpoint import inference_settings, open_model
 from configurator import configure, say_without_effect
 from dataset import decode, get_batch, model_facts, open_dataset, sequence_length, trained_on
-from intervals import clustered_interval, clustered_spearman
+from intervals import clustered_interval, clustered_spearman, half_width
 from looplm_kernels import RULES, passes, softmax_statistics, state_delta
 from model_loop import build, from_checkpoint, idle_settings
 
@@ -266,7 +266,7 @@ def linear_cka(xs, ys):
     found = {}
     for l, k in itertools.product(xs, ys):
         value, *without = (product(xs[l], ys[k]) / (own[0][l] * own[1][k]).sqrt()).tolist()
-        spread = 1.96 * math.sqrt(len(without) - 1) * np.std(without)
+        spread = half_width(math.sqrt(len(without) - 1) * np.std(without), len(without))
         found[l, k] = dict(value=value, low=value - spread, high=value + spread, n=sum(map(len, xs[l])))
     return found
 

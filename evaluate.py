@@ -469,17 +469,17 @@ def loss_table(model, data, table):
         return loss, [(model.loss(model.readout(h), Y).item(), taken)]
     found = runtime.shared_out(of_batch, range(eval_iters))
     losses, by_rule = zip(*outputs.progress(found, "validation loss", "batches", eval_iters), strict=True)
-    losses, by_rule = torch.stack(losses), sum(by_rule, [])
-    one, mean = len(losses) == 1, losses.mean(0).tolist()
+    by_rule, rows = sum(by_rule, []), [mean_interval(x, "loss") for x in torch.stack(losses, 1).double().numpy()]
+    one = len(losses) == 1
     print(f"validation loss (nats per token, {'of one batch, so without an interval' if one else '95% over batches'})")
-    error = (1.96 * losses.std(0, correction=not one) / math.sqrt(len(losses))).tolist()  # of one batch not used
-    for l, (x, e) in enumerate(zip(mean, error, strict=True), 1):
-        print(f"  {'loop ' + str(l) if looped else 'model':>8}  {x:.4f}" + ("" if one else f" +- {e:.4f}"))
+    for l, row in enumerate(rows, 1):
+        print(f"  {'loop ' + str(l) if looped else 'model':>8}  {row['loss']:.4f}" + (
+            "" if one else f" +- {row['loss_high'] - row['loss']:.4f}"))
     if by_rule:
         halted, loops = np.mean(by_rule, 0)
         print(f"  halting  {halted:.4f} at {loops:.2f} loops per token ({model.config.halt})")
-    table.add(*(dict(kind="val_loss", loop=l, loss=x) | ({} if one else dict(low=x - e, high=x + e))
-                for l, (x, e) in enumerate(zip(mean, error, strict=True), 1)))
+    table.add(*(dict(kind="val_loss", loop=l) | {k.removeprefix("loss_"): x for k, x in row.items()}
+                for l, row in enumerate(rows, 1)))
     if by_rule:
         table.add(dict(kind="val_loss_halting", loss=float(halted), loops=float(loops)))
 

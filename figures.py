@@ -456,6 +456,22 @@ def draw_losses(found, curves, path):
 
 
 @guarded
+def draw_fit(curves, path):
+    """Training and validation loss over the iterations, a panel per row of a sweep: where the second rises and the
+    first does not, a model learns its rows by heart; curves: those of <name>_curves.csv."""
+    names = list(dict.fromkeys(r["row"] for r in curves))
+    figure, axes = new_figure(len(names), height=1.9, sharex=True, sharey=True)
+    for ax, name in zip(axes, names, strict=True):
+        found = {(r["seed"], r["iter"]): r for r in curves if r["row"] == name}
+        seeds, at = (sorted(set(x)) for x in zip(*found, strict=True))
+        for i, (key, label) in enumerate((("val_loss", "validation"), ("train_loss", "training"))):
+            draw_seeds(ax, at, [[found.get((seed, n), {}).get(key, math.nan) for seed in seeds] for n in at], i, label)
+        label_axes(ax, "iteration", "loss (nats per token)", name, yscale="log")
+        ax.label_outer()
+    finish(figure, axes, path, f"Training and validation loss. {what_lines_are(len({r['seed'] for r in curves}))}")
+
+
+@guarded
 def draw_parts(rows, panels, path):
     """A dot per seed and a stroke at their median for each of the rows, a list of names; a panel per column, {what it
     measures: {row: values of the seeds}}."""

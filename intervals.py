@@ -16,12 +16,18 @@ def share_interval(solved, prefix=""):
             f"{prefix}high": float(interval.high)}
 
 
+def half_width(error, n):
+    """Half of the interval of a mean with this standard error, which n independent values have told (Student's t)."""
+    from scipy import stats
+    return float(stats.t.ppf(0.975, n - 1) * error)
+
+
 def mean_interval(x, name):
-    """The mean of x (N,) and its interval (Student's t), as columns; without those that N is too small for."""
+    """The mean of x (N,) and its interval, as columns; without those that N is too small for."""
     from scipy import stats
     found = {name: float(x.mean())} if len(x) else {}
     if len(x) > 1:
-        half = stats.t.ppf(0.975, len(x) - 1) * stats.sem(x)
+        half = half_width(stats.sem(x), len(x))
         found |= {f"{name}_low": float(x.mean() - half), f"{name}_high": float(x.mean() + half)}
     return found
 
@@ -37,7 +43,8 @@ def clustered_interval(x):
     mean = float(total.sum() / n) if n else math.nan
     error = math.nan
     if groups > 1:
-        error = 1.96 * float((total - mean * count).square().sum() * groups / (groups - 1)) ** 0.5 / n
+        squares = float((total - mean * count).square().sum())
+        error = half_width((squares * groups / (groups - 1)) ** 0.5 / n, groups)
     return dict(value=mean, low=mean - error, high=mean + error, n=n)
 
 

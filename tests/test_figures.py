@@ -142,6 +142,20 @@ def test_parts_have_a_dot_per_seed_and_a_stroke_at_their_median(drawn, rng, tmp_
     assert [t.get_text() for t in drawn[0].axes[0].get_yticklabels()] == rows
 
 
+def test_training_beside_validation_loss_has_a_panel_per_row(drawn, rng, tmp_path):
+    """Medians over seeds, of which one was stopped early."""
+    known = rng.random((4, 3, 5, 2))  # rows, seeds, evaluations, losses
+    known[1, 2, 3:] = np.nan
+    curves = [dict(row=f"row {i}", seed=seed, iter=100 * n, val_loss=x, train_loss=y) for i, rows in enumerate(known)
+              for seed, losses in enumerate(rows) for n, (x, y) in enumerate(losses) if not np.isnan(x)]
+    assert figures.draw_fit(curves, str(tmp_path / "x.png"))
+    for i, ax in enumerate(drawn[0].axes):
+        assert ax.get_title() == f"row {i}"
+        lines = [line for line in ax.lines if line.get_label().startswith(("validation", "training"))]
+        for line, losses in zip(lines, np.moveaxis(known[i], 2, 0), strict=True):
+            np.testing.assert_allclose(line.get_xydata().T, [100 * np.arange(5), np.nanmedian(losses, 0)])
+
+
 def test_points_of_a_frontier_name_rule_and_threshold(drawn, rng, tmp_path):
     assert figures.draw_frontier(frontier(rng), 16, str(tmp_path / "x.png"))
     (figure,) = drawn
@@ -190,7 +204,9 @@ def every_figure(rng, folder, loops=6):
             figures.draw_sweep(rows_of(3, rng, 9), {"kl": loops}, f"{folder}/table.png"),
             figures.draw_traces([trace(5, loops)] * 2, ["x"] * 2, 2.0, f"{folder}/trace.png"),
             figures.draw_training([dict(iter=str(i), loss=str(1 + rng.random())) for i in range(1, loops + 1)],
-                                  "a run " * 40, f"{folder}/loss.png")]
+                                  "a run " * 40, f"{folder}/loss.png"),
+            figures.draw_fit([dict(row=f"row {i} " * 9, seed=0, iter=n, val_loss=1.0, train_loss=0.5) for i in range(14)
+                              for n in range(loops)], f"{folder}/fit.png")]
     s = SimpleNamespace(first="all", L=loops, limit=0, title="a model " * 30)
     rows = [{"what": what, "weights": w, "loop": l, "class": "all", "value": 1.0, "low": 0.5, "high": 1.5}
             for what in ("entropy", "loss", "confidence", "delta", "norm", "flips") for w in figures.STYLE
