@@ -83,8 +83,9 @@ EPSILONS = (1e-1, 3e-2, 1e-2, 1e-3, 1e-4)  # the grid of thresholds of delta
 PERIODS = range(2, 9)
 PUSH, PUSHED_LOOPS = 1e-3, 4    # relative size of the perturbation, and the loops it is followed for
 LINE = tuple(i / 4 for i in range(-2, 7))  # where the line between two states is looked at: 0 one of them, 1 the other
-LIFTS, LIFT = 8, 0.1            # pushes of a state that may raise its energy, their size relative to it
+LIFTS, LIFT = 8, 1e-3           # pushes of a state that may raise its energy, their size relative to it
 LESSONS = 500                   # steps in which a head is taught
+DESCENT = 400                   # steps down an energy, from the state that is read to where it is flat
 PAGE = 512                      # tokens that thinking.html shows, or one sequence if that is longer
 PLACES = 12                     # of an answer at which probes read its symbols, where the task has no labels
 CHUNK = 2048                    # tokens per forward pass: states of all loops and logits of one must fit in memory
@@ -600,10 +601,12 @@ class TaughtEnergy:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+        self.net.double()  # small differences of it count
 
     def __call__(self, h, x0, past):
         """V (...) of states h (...,C) and inputs x0; there is no past in it."""
-        return self.net(torch.cat((h, x0.expand_as(h)), -1) / self.size).square().sum(-1)
+        x = torch.cat((h, x0.expand_as(h)), -1) / self.size
+        return self.net(x.to(self.net[0].weight.dtype)).square().sum(-1)
 
     def past(self, x0, h):
         return None
@@ -619,11 +622,33 @@ class OwnEnergy:
         return self.block.energy(h, x0, past)
 
 
+def slope_of(of, h, x0, past):
+    """The gradient (B,T,C) of an energy at states h (B,T,C), with its past still."""
+    with torch.enable_grad():
+        h = h.detach().requires_grad_()
+        return torch.autograd.grad(of(h, x0, past).sum(), h)[0]
+
+
+def descend(of, h, x0, past):
+    """States (B,T,C) DESCENT steps down an energy from states h, with its past still: of lengths of their own, half as
+    long after one that would lift it and is left out, longer by a half after one that does not."""
+    E, length = of(h, x0, past), h.new_full((*h.shape[:-1], 1), 0.1)
+    for _ in range(DESCENT):
+        new = h - length * slope_of(of, h, x0, past)
+        after = of(new, x0, past)
+        falls = after < E
+        h, E = torch.where(falls[..., None], new, h), torch.where(falls, after, E)
+        length = length * torch.where(falls[..., None], 1.5, 0.5)
+    return h
+
+
 @torch.no_grad()
 def observe_energy(model, of, X, loops, L):
-    """Along loops 0 to `loops` of tokens X (N,T), on the CPU: E (1+loops,N,T), each state with the past of its own
-    loop; still (loops,N,T), how much each loop lowered it with the past before it; line, at loop L (LINE,N,T); lifted
-    (3,N,T), the share of pushes from the states after loops 1, L and all that raise it."""
+    """Along loops 0 to `loops` of tokens X (N,T), on the CPU, a namespace: E (1+loops,N,T), each state with the past of
+    its own loop; still (loops,N,T), how much each loop lowered it with the past before it; slope (1+loops,N,T), the
+    norm of its gradient; line, at loop L (LINE,N,T); lifted (3,N,T), the share of pushes that raise it from the states
+    after loops L and all and from the lowest below that after L; lowest (1,N,T,C), that state, and of it energy, slope
+    and distance (1,N,T)."""
     found, generator = [], torch.Generator(model.lm_head.weight.device).manual_seed(seed % 2**63)
     for (x,) in chunks(model, X):
         x0, *path = input_and_path(model, x, loops)
@@ -631,21 +656,27 @@ def observe_energy(model, of, X, loops, L):
         E = torch.stack([of(h, x0, p) for h, p in zip(path, pasts, strict=True)])
         still = E[:-1] - torch.stack([of(h, x0, p) for h, p in zip(path[1:], pasts, strict=False)])
         line = torch.stack([of(torch.lerp(path[0], path[L], s), x0, pasts[L]) for s in LINE])
-        lifted = []
-        for l in (1, L, loops):
-            pushes = torch.randn(LIFTS, *x0.shape, generator=generator, device=x0.device)
-            pushes *= LIFT * path[l].norm(dim=-1, keepdim=True) / pushes.norm(dim=-1, keepdim=True)
-            lifted.append(torch.stack([of(path[l] + p, x0, pasts[l]) > E[l] for p in pushes]).double().mean(0))
-        found.append([y.cpu() for y in (E, still, line, torch.stack(lifted))])
-    return [torch.cat(parts, 1) for parts in zip(*found, strict=True)]
+        x0, *path = (h.double() for h in (x0, *path))
+        slope = torch.stack([slope_of(of, h, x0, p).norm(dim=-1) for h, p in zip(path, pasts, strict=True)])
+        lowest, lifted = descend(of, path[L], x0, pasts[L]), []
+        for h, p in ((path[L], pasts[L]), (path[-1], pasts[-1]), (lowest, pasts[L])):
+            pushes = torch.randn(LIFTS, *x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+            pushes *= LIFT * h.norm(dim=-1, keepdim=True) / pushes.norm(dim=-1, keepdim=True)
+            lifted.append(torch.stack([of(h + push, x0, p) > of(h, x0, p) for push in pushes]).double().mean(0))
+        found.append(dict(
+            E=E, still=still, slope=slope, line=line, lifted=torch.stack(lifted), lowest=lowest.float()[None],
+            lowest_energy=of(lowest, x0, pasts[L])[None],
+            lowest_slope=slope_of(of, lowest, x0, pasts[L]).norm(dim=-1)[None],
+            lowest_distance=((lowest - path[L]).norm(dim=-1) / path[L].norm(dim=-1))[None]))
+    return SimpleNamespace(**{k: torch.cat([part[k].cpu() for part in found], 1) for k in found[0]})
 
 
 def energy_rows(name, model, seen, sample):
     """7: the energy along the loops and along a line, and what it tells."""
     own = model.config.update == "energy"
     of = OwnEnergy(model) if own else TaughtEnergy(model, sample.train_X, sample.train_main, sample.total)
-    E, still, line, lifted = observe_energy(model, of, sample.X, sample.total, sample.L)
-    what, main, rows = "" if own else "taught_", sample.main, []
+    at = observe_energy(model, of, sample.X, sample.total, sample.L)
+    E, what, main, rows = at.E, "" if own else "taught_", sample.main, []
     right = seen["prediction"][sample.L - 1] == sample.Y
     groups = {sample.first: main, "right": main & right, "wrong": main & ~right}
     groups |= {f"{key} {v:.6g}": main & mask for key, x in sample.difficulty.items()
@@ -653,16 +684,23 @@ def energy_rows(name, model, seen, sample):
     for group, mask in groups.items():
         rows += [mean_row(f"{what}energy", name, x, mask, l, group) for l, x in enumerate(E)]
     falls = dict(energy_falls=E[1:] < E[:-1])
-    falls |= dict(energy_falls_past_still=still > 0, energy_rises_past_still=still < 0) if own else {}
+    falls |= dict(energy_falls_past_still=at.still > 0, energy_rises_past_still=at.still < 0,
+                  energy_stands=seen["delta"] == 0) if own else {}
     for key, fell in falls.items():
         rows += [mean_row(what + key, name, x, main, l, sample.first) for l, x in enumerate(fell, 1)]
         rows += [mean_row(f"{what}{key}_until", name, fell[:l].double().mean(0), main, l, sample.first)
                  for l in (sample.L, sample.total)]
     for group in ("right", "wrong"):
         rows += [mean_row(f"{what}energy_on_line", name, x, groups[group], sample.L, f"{group} {s:g}")
-                 for s, x in zip(LINE, line, strict=True)]
+                 for s, x in zip(LINE, at.line, strict=True)]
+    rows += [mean_row(f"{what}energy_slope", name, x, main, l, sample.first) for l, x in enumerate(at.slope)]
     rows += [mean_row(f"{what}energy_lifted", name, x, main, l, sample.first)
-             for l, x in zip((1, sample.L, sample.total), lifted, strict=True)]
+             for l, x in zip((sample.L, sample.total), at.lifted, strict=False)]
+    read = [readout_statistics(model.readout(h), y) for h, y in chunks(model, at.lowest[0], sample.Y)]
+    loss, guess = (torch.cat([part[key] for part in read]).cpu() for key in ("loss", "prediction"))
+    told = dict(energy=at.lowest_energy[0], slope=at.lowest_slope[0], distance=at.lowest_distance[0],
+                lifted=at.lifted[2], loss=loss, right=guess == sample.Y)
+    rows += [mean_row(f"{what}minimum_{key}", name, x, main, sample.L, sample.first) for key, x in told.items()]
     scores = dict(entropy=seen["entropy"], delta=seen["delta"]) | {f"{what}energy": E[1:]}
     scores |= {f"{what}energy's fall": E[:-1] - E[1:]}
     rows += [row("wrong_auc", name, number(area_under_curve(x[sample.L - 1][main], ~right[main]), int(main.sum())),
@@ -908,7 +946,7 @@ def is_main_number(r, sample):
         return loop == sample.L
     if what in ("cka", "lens_agreement"):  # loop l beside layer l
         return group == f"beside {loop}"
-    if what in ("majority_accuracy", "confidence_never_passes", "wrong_auc"):
+    if what in ("majority_accuracy", "confidence_never_passes", "wrong_auc") or "minimum_" in what:
         return True
     if what.endswith(("energy_lifted", "_until")):
         return loop in (sample.L, sample.total)

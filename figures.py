@@ -731,11 +731,12 @@ def draw_beside(rows, s, path):
 
 @guarded
 def draw_energy(rows, s, path):
-    """The energy, or that of the head that was taught: along the loops, along a line, and how often it falls."""
+    """The energy, or that of the head that was taught: along the loops, along a line, how often it falls, how steep it
+    is, and the loss meanwhile."""
     what = "energy" if pick(rows, "energy", "trained")[-1] else "taught_energy"
     levels = list(dict.fromkeys(pick(rows, what, "trained")[-1]))[1:]
     hard = [g for g in levels if g.rpartition(" ")[0] == next(reversed(s.difficulty or {}), None)]
-    figure, axes = new_figure(3 + bool(hard))
+    figure, axes = new_figure(5 + bool(hard))
     looks = dict(right=dict(color="#2b5fae", marker="o"), wrong=dict(color="#b03a2e", marker="^", ls="--"))
     for group, look in looks.items():
         draw_curves(axes[0], rows, what, group, group, looks=dict(trained=look))
@@ -748,15 +749,22 @@ def draw_energy(rows, s, path):
     label_axes(axes[0], "loop (0: before the first)", what.replace("_", " "), "right and wrong tokens")
     label_axes(axes[1], "from the first state (0) to the last (1)", what.replace("_", " "),
                f"on a line, the past that of loop {s.L}", whole=False)
-    draw_curves(axes[2], rows, f"{what}_falls", s.first, "past moves,")
+    draw_curves(axes[2], rows, f"{what}_falls", s.first)
     if what == "energy":
         draw_curves(axes[2], rows, "energy_falls_past_still", s.first, "past still,", ls=":", marker="x")
     label_axes(axes[2], "loop", "share of tokens", "whose energy falls", ylim=(-0.03, 1.03))
+    draw_curves(axes[3], rows, f"{what}_slope", s.first)
+    label_axes(axes[3], "loop (0: before the first)", f"norm of the gradient of {what.replace('_', ' ')}", "how steep",
+               yscale="log")
+    draw_curves(axes[4], rows, "loss", s.first)
+    label_axes(axes[4], "loop", "loss (nats per token)", "the answer meanwhile", yscale="log")
     for i, group in enumerate(hard):
         shade = str(0.75 * (1 - i / max(1, len(hard) - 1)))
-        draw_curves(axes[3], rows, what, group, group, looks=dict(trained=dict(color=shade, marker="o")))
+        draw_curves(axes[5], rows, what, group, group, looks=dict(trained=dict(color=shade, marker="o")))
     if hard:
-        label_axes(axes[3], "loop (0: before the first)", what.replace("_", " "), "by difficulty")
+        label_axes(axes[5], "loop (0: before the first)", what.replace("_", " "), "by difficulty")
+    for ax in axes[2:5]:
+        ax.axvline(s.L, color="0.4", lw=1, ls=":", label=f"trained loops: {s.L}")
     finish(figure, axes, path, f"{s.title}: an energy of each token; bands: 95% interval")
 
 

@@ -25,8 +25,10 @@ OF_TEXT = {"parameters": ("parameters", "{:,.0f}"), "flops_per_token": ("trainin
 # of the rows of analyze.py those that are kept, after the trained loops and at the end
 STATES = ("delta", "norm", "loss", "converged_by", "push_ratio", "spectral_radius", "spectral_radius_highest",
           "lyapunov_exponent", "lyapunov_exponent_highest", "start_distance", "limit_cycle",
-          *(f"{who}energy{what}" for who in ("", "taught_") for what in ("", "_falls_until", "_lifted")),
-          "energy_falls_past_still_until", "wrong_auc")
+          *(who + what for who in ("", "taught_") for what in (
+              "energy", "energy_falls_until", "energy_slope", "energy_lifted", *(
+                  f"minimum_{key}" for key in ("energy", "slope", "distance", "lifted", "loss", "right")))),
+          "energy_falls_past_still_until", "energy_stands_until", "wrong_auc")
 EVERY = ("delta", "norm", "start_distance")
 
 
@@ -291,9 +293,6 @@ ENERGY = {"size 4, %": (RUNS, "uniform_4", 100, "{:.1f}"),
           "the same, untrained": (STATE, "untrained energy_falls_past_still_until L", 100, "{:.1f}"),
           "E falls, past moves, %": (STATE, "trained energy_falls_until L", 100, "{:.1f}"),
           "that untrained": (STATE, "untrained energy_falls_until L", 100, "{:.1f}"),
-          "pushes lift E, after L, %": (STATE, "trained energy_lifted L", 100, "{:.1f}"),
-          "after 4 L": (STATE, "trained energy_lifted 4 L", 100, "{:.1f}"),
-          "untrained, 4 L": (STATE, "untrained energy_lifted 4 L", 100, "{:.1f}"),
           "wrong tokens": (STATE, "trained energy wrong L, tokens", 1, "{:.0f}"),
           "told by E": (STATE, "trained wrong_auc energy L", 1, "{:.2f}"),
           "by entropy": (STATE, "trained wrong_auc entropy L", 1, "{:.2f}"),
@@ -303,11 +302,11 @@ ENERGY = {"size 4, %": (RUNS, "uniform_4", 100, "{:.1f}"),
 ENERGY_HEAD = """Descent of an energy beside Block at equal parameters. Exact match and validation loss: median
 (lowest-highest) of the seeds, from [sweep_energy.csv](sweep_energy.csv). All that follows is of seed 0, tokens of the
 answer, from [sweep_energy_states.csv](sweep_energy_states.csv): the share of (token, loop) steps of the L trained loops
-in which E falls, given the keys that the step saw (past still) or, the past having moved, its own; the share of random
-pushes of a tenth of the state's norm that lift E; how many tokens are wrong after L loops, and the area under the curve
-by which E, entropy and delta tell them from right ones (0.5: not at all); the loss after L loops and after 4 L. In rows
-of replace E is a head that was taught afterwards to fall along the loops, which knows no past. `keys of x0` has a fixed
-step of 0.5 as well: no past moves there, so both shares are one. No times: 13 trainings shared a GPU."""
+in which E falls, given the keys that the step saw (past still) or, the past having moved, its own; how many
+tokens are wrong after L loops, and the area under the curve by which E, entropy and delta tell them from right ones
+(0.5: not at all); the loss after L loops and after 4 L. In rows of replace E is a head that was taught afterwards to
+fall along the loops, which knows no past. `keys of x0` has a fixed step of 0.5 as well: no past moves there, so both
+shares are one. No times: 13 trainings shared a GPU."""
 
 
 def of_states(rows):

@@ -538,9 +538,21 @@ def test_run_on_addition(scripts, adders, track):
     assert known["trained"] == checkpoint["provenance"]
 
 
+def test_descent_ends_at_the_minimum_of_a_bowl(rng):
+    """Bowls up to 30 times as steep one way as another, a hundred times as steep for some tokens as for others."""
+    torch.manual_seed(int(rng.integers(2**31)))
+    x0, h = torch.randn(2, 3, 5, 8, dtype=torch.double)
+    steep = torch.logspace(0, math.log10(30), 8, dtype=torch.double) * torch.tensor([0.1, 1, 10])[:, None, None]
+
+    def bowl(h, x0, past):
+        return (steep * (h - x0) ** 2).sum(-1)
+    torch.testing.assert_close(analyze.descend(bowl, h, x0, None), x0, rtol=0, atol=1e-3)
+    assert (analyze.slope_of(bowl, h, x0, None) == 2 * steep * (h - x0)).all()
+
+
 def test_run_on_an_energy(scripts, adders):
     """Its energy along the loops is the model's own, also of right and of wrong tokens, and backtracked steps lift no
-    token above a past that stands still."""
+    token above a past that stands still; below the state that is read lies one that is nearly flat."""
     out = "an_energy"
     scripts("train.py", f"--dataset={adders['next'][0]}", *TINY, "--num_loops=3", "--pos=place", "--place_ids=8",
             "--place_subset=4", "--update=energy", "--inject=none", "--alpha=backtrack", "--max_iters=30",
@@ -557,8 +569,17 @@ def test_run_on_an_energy(scripts, adders):
     with torch.no_grad():
         x0, h = model.embed(x), list(model.states(x, 3))[-1]
         E, right = model.energies(x0, h, h)[0], model.readout(h).argmax(-1) == y
+        slope = model.transformer.h[0].gradient(h, x0, model.past(x0, h)).norm(dim=-1)
     for group, mask in dict(answer=y >= 0, right=right & (y >= 0), wrong=~right & (y >= 0)).items():
         assert value(found, "energy", "trained", 3, group) == pytest.approx(E[mask].mean().item(), rel=1e-4, abs=1e-5)
+
+    def at(what):
+        return value(found, what, "trained", 3, "answer")
+    assert at("energy_slope") == pytest.approx(slope[y >= 0].mean().item(), rel=1e-3)
+    assert at("minimum_energy") < at("energy")
+    assert at("minimum_slope") < at("energy_slope") / 3
+    assert 0 < at("minimum_distance")
+    assert at("energy_lifted") < at("minimum_lifted")
 
 
 def test_diagnosis_of_halting_by_confidence(scripts, adders):

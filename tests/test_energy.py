@@ -294,26 +294,29 @@ def test_energies_along_the_loops(keys):
     """Those of `energies`, by the states of `states`; ends of the line are states; with keys of x0 a backtracked E
     falls in every loop, the past moving or not, since it does not move."""
     model, idx = make(alpha="backtrack", keys=keys), tokens(5)
-    E, still, line, lifted = analyze.observe_energy(model, analyze.OwnEnergy(model), idx, 2 * L, L)
+    seen = analyze.observe_energy(model, analyze.OwnEnergy(model), idx, 2 * L, L)
+    E, still, block = seen.E, seen.still, model.transformer.h[0]
     with torch.no_grad():
         x0 = model.embed(idx)
         path = [x0, *model.states(idx, 2 * L)]
         for l, h in enumerate(path):
             torch.testing.assert_close(E[l], model.energies(x0, h, h)[0])
+            torch.testing.assert_close(seen.slope[l], block.gradient(h, x0, model.past(x0, h)).norm(dim=-1))
         for l in range(2 * L):
             before, after = model.energies(x0, path[l], path[l], path[l + 1])
             torch.testing.assert_close(still[l], before - after)
         at = [analyze.LINE.index(s) for s in (0, 1)]
-        torch.testing.assert_close(line[at], torch.stack(model.energies(x0, path[L], path[0], path[L])))
+        torch.testing.assert_close(seen.line[at], torch.stack(model.energies(x0, path[L], path[0], path[L])))
     assert (still >= 0).all()
-    assert ((lifted >= 0) & (lifted <= 1)).all()
+    assert ((seen.lifted >= 0) & (seen.lifted <= 1)).all()
+    assert (seen.lowest_energy[0] <= E[L]).all()
     assert keys == "state" or (E[1:] <= E[:-1]).all()
 
 
 def test_a_taught_head_falls_along_the_loops_that_it_learned_from():
     model, idx = LoopGPT(LoopConfig(vocab_size=V, block_size=24, n_head=NH, n_embd=C, num_loops=L)).eval(), tokens(40)
     of = analyze.TaughtEnergy(model, idx, idx != PAD, L)
-    E = analyze.observe_energy(model, of, idx, L, L)[0]
+    E = analyze.observe_energy(model, of, idx, L, L).E
     falls = (E[1:] < E[:-1])[:, idx != PAD].float().mean()
     assert falls > 0.9
     assert (E >= 0).all()

@@ -714,14 +714,12 @@ def test_the_table_of_energies(tmp_path, monkeypatch):
             assert bool(cell) == (not name.startswith("text"))
             agree(cell, spread(values("sweep_energy", name, column))) if cell else None
         agree(loss, spread(values("sweep_energy", name, "val_loss", 1)))
-        pushed, far, raw, wrong, by_energy, by_entropy, by_delta, near, farther = more
+        wrong, by_energy, by_entropy, by_delta, near, farther = more
         for cell, scale, known in (
                 (still, 100, dict(what="energy_falls_past_still_until")),
                 (still_raw, 100, dict(what="energy_falls_past_still_until", weights="untrained")),
                 (moves, 100, dict(what="energy_falls_until")),
                 (moves_raw, 100, dict(what="energy_falls_until", weights="untrained")),
-                (pushed, 100, dict(what="energy_lifted")), (far, 100, dict(what="energy_lifted", loops=4)),
-                (raw, 100, dict(what="energy_lifted", loops=4, weights="untrained")),
                 (wrong, 1, dict(what="energy", group="wrong", of="n")),
                 (by_energy, 1, dict(what="wrong_auc", group="energy")),
                 (by_entropy, 1, dict(what="wrong_auc", group="entropy")),
