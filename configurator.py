@@ -90,12 +90,16 @@ def comments(source):
 
 def read_settings(source):
     """The settings among the statements of a script or a class: {name: Setting}, in order."""
-    body, note, found = ast.parse(source).body, comments(source), {}
+    body, top, found = ast.parse(source).body, [], {}
     if len(body) == 1 and isinstance(body[0], ast.ClassDef):
         body = body[0].body
     for node in body:
         if isinstance(node, ast.FunctionDef) or (isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)):
             break  # settings stand at the top, before the first function and the call of configure
+        top.append(node)
+    # of the rest of a long script no comment is needed, and to look for them took longer than all else
+    note = comments("".join(source.splitlines(True)[:top[-1].end_lineno])) if top else {}
+    for node in top:
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         if not isinstance(target, ast.Name) or not target.id.islower() or getattr(node, "value", None) is None:
             continue

@@ -83,7 +83,7 @@ def alone(scripts, folder):
 
 @pytest.fixture(scope="module")
 def swept(scripts, folder):
-    return scripts("sweep.py", "sweep_small.py", status=1)
+    return scripts("sweep.py", "sweep_small.py", status=1, forks=True)
 
 
 def read_csv(path):
