@@ -13,6 +13,7 @@ A number must be finite and in the range with which its comment begins:
 import ast
 import contextlib
 import difflib
+import functools
 import inspect
 import io
 import math
@@ -113,11 +114,17 @@ def read_settings(source):
     return found
 
 
+@functools.cache
+def own_settings(cls):
+    """Those of a class without what it extends; to find its source, Python reads all of its file."""
+    return read_settings(inspect.getsource(cls))
+
+
 def class_settings(cls, names=None):
     """The settings of a dataclass and the dataclasses it extends; only `names`, if given."""
     found = {}
     for c in reversed(cls.__mro__[:-1]):
-        found |= read_settings(inspect.getsource(c))
+        found |= own_settings(c)
     return {k: s for k, s in found.items() if names is None or k in names}
 
 
