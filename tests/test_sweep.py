@@ -306,7 +306,7 @@ def test_a_run_of_several_ranks_that_takes_too_long_leaves_none_behind(tmp_path,
     monkeypatch.setattr(sweep, "timeout", 2.0)
     environment = os.environ | dict(PID=str(tmp_path / "pid"))
     assert sweep.launch(["train.py"], str(tmp_path / "log"), environment, 2) == "timeout after 2 s"
-    if (tmp_path / "pid").exists():
+    if (tmp_path / "pid").exists() and (tmp_path / "pid").read_text():
         with pytest.raises(ProcessLookupError):
             os.kill(int((tmp_path / "pid").read_text()), 0)
 
