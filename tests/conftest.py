@@ -32,10 +32,9 @@ server.set_forkserver_preload(["pytest", "torch._dynamo", "torch.nn.parallel", "
                                "matplotlib.pyplot", "scipy.stats"])
 
 
-# Files that take longest, in processor time with --all, from some 100 s to 30. They are begun first: then all processes
-# end at about the same time.
-LONGEST = ("decode_rows", "tasks", "bench", "kernels", "pretrained", "sweep", "analyze", "train", "readme", "decode",
-           "sample", "outputs", "evaluate")
+# The files that take longest. They are begun first: then all processes end at about the same time.
+LONGEST = ("decode_rows", "kernels", "tasks", "pretrained", "sweep", "analyze", "train", "readme", "decode", "sample",
+           "bench", "outputs", "evaluate")
 
 
 def pytest_addoption(parser):
@@ -109,12 +108,12 @@ class Forked(subprocess.Popen):
     """A process that, where it is told to be this Python with a script or a module, is a fork of this process, which
     has torch loaded already; nothing of the project, though, but kernels/, whose operators are known to torch once."""
 
-    def __init__(self, command, *, env=None, **options):
-        if command[0] == sys.executable:
+    def __init__(self, args, *, env=None, **options):
+        if args[0] == sys.executable:
             sys.stdout.flush()
             sys.stderr.flush()
-            options["preexec_fn"] = lambda: self.become([x for x in command[1:] if x != "-u"], env)
-        super().__init__(command, env=env, **options)
+            options["preexec_fn"] = lambda: self.become([x for x in args[1:] if x != "-u"], env)
+        super().__init__(args, env=env, **options)
 
     def become(self, words, env):
         """In the new process, whose files and folder are set: be Python instead of calling it."""
@@ -131,7 +130,9 @@ class Forked(subprocess.Popen):
                 if Path(getattr(module, "__file__", None) or "/").parent in (ROOT, ROOT / "tasks"):
                     del sys.modules[name]
             sys.stdout.reconfigure(write_through=True)
-            if words[0] == "-m":
+            if words[0] == "-m":  # torchrun, whose ranks are Forked, too
+                from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+                subprocess_handler.Popen = Forked
                 sys.argv = words[1:]
                 runpy.run_module(words[1], run_name="__main__", alter_sys=True)
             else:
@@ -152,7 +153,7 @@ class Forked(subprocess.Popen):
                 os._exit(status)
 
 
-def child(script, args, cwd, env, output, signal_at, file_limit, forks):
+def child(script, args, cwd, env, output, signal_at, file_limit, given, forks):
     """In the new process: be `python script args`, as far as the script can tell."""
     for fd in (1, 2):
         os.dup2(os.open(output[fd - 1], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
@@ -171,6 +172,12 @@ def child(script, args, cwd, env, output, signal_at, file_limit, forks):
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     if forks:
         subprocess.Popen = Forked
+    if given is not None:
+        end, start = os.pipe()  # which has room for a prompt
+        os.write(start, given.encode())
+        os.close(start)
+        os.dup2(end, 0)
+        sys.stdin = os.fdopen(0, closefd=False)
     runpy.run_path(script, run_name="__main__")
 
 
@@ -185,14 +192,15 @@ class Scripts:
         clear message instead of a traceback."""
         return self.finish(*self.start(script, *args, **options), status)
 
-    def start(self, script, *args, env=None, signal_at=None, file_limit=None, forks=False):
+    def start(self, script, *args, env=None, signal_at=None, file_limit=None, given=None, forks=False):
         """Start a script: what `finish` takes. env: changes of the environment, None takes a variable away;
-        signal_at: (text, signal) as `watch` takes them; file_limit: the largest size of a file, in bytes; forks: the
-        scripts that it starts itself are Forked."""
+        signal_at: (text, signal) as `watch` takes them; file_limit: the largest size of a file, in bytes; given: what
+        comes from a pipe; forks: the scripts that it starts itself are Forked."""
         self.count += 1
         output = [str(self.folder / f"run{self.count}.{name}") for name in ("stdout", "stderr")]
         process = server.Process(target=child, args=(  # no daemon: those have no children
-            str(ROOT / script), args, str(self.folder), env or {}, output, signal_at, file_limit, forks))
+            str(ROOT / script), args, str(self.folder), env or {}, output, signal_at, file_limit, given,
+            forks))
         process.start()
         return process, output, f"{script} {' '.join(args)}"
 
