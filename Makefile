@@ -5,8 +5,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OUT := out/demo_addition
-# a process per core; the tests of a file share what they train, so they stay together
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+# a process per core; the tests of a file share what they train, so they stay together, in the order of conftest.py
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all compile-all lint clean
 

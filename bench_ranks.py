@@ -116,7 +116,7 @@ def parity(folder, model, ranks, device):
 def speed(folder, model, job, device, quick, environment):
     """A row: the time of a step of train.py with the settings of a job."""
     (what, ranks, sequences, more), config = job, MODELS[model][0]
-    steps, count = 60 if device == "cpu" else 100 if quick else 250, sequences_here(sequences, device)
+    steps, count = 30 if device == "cpu" else 100 if quick else 250, sequences_here(sequences, device)
     out_dir = f"{config[7:-3]}_{what}_{ranks}_{sequences}".replace(" ", "_").replace(",", "")
     launch(folder, config, ranks, device, f"--out_dir={out_dir}", f"--batch_size={count}", f"--max_iters={steps}",
            f"--gradient_accumulation_steps={ranks}", f"--eval_interval={steps}", "--log_interval=10",

@@ -13,6 +13,7 @@ A number must be finite and in the range with which its comment begins:
 import ast
 import contextlib
 import difflib
+import functools
 import inspect
 import io
 import math
@@ -90,12 +91,16 @@ def comments(source):
 
 def read_settings(source):
     """The settings among the statements of a script or a class: {name: Setting}, in order."""
-    body, note, found = ast.parse(source).body, comments(source), {}
+    body, top, found = ast.parse(source).body, [], {}
     if len(body) == 1 and isinstance(body[0], ast.ClassDef):
         body = body[0].body
     for node in body:
         if isinstance(node, ast.FunctionDef) or (isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)):
             break  # settings stand at the top, before the first function and the call of configure
+        top.append(node)
+    # of the rest of a long script no comment is needed, and to look for them took longer than all else
+    note = comments("".join(source.splitlines(True)[:top[-1].end_lineno])) if top else {}
+    for node in top:
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         if not isinstance(target, ast.Name) or not target.id.islower() or getattr(node, "value", None) is None:
             continue
@@ -109,11 +114,17 @@ def read_settings(source):
     return found
 
 
+@functools.cache
+def own_settings(cls):
+    """Those of a class without what it extends; to find its source, Python reads all of its file."""
+    return read_settings(inspect.getsource(cls))
+
+
 def class_settings(cls, names=None):
     """The settings of a dataclass and the dataclasses it extends; only `names`, if given."""
     found = {}
     for c in reversed(cls.__mro__[:-1]):
-        found |= read_settings(inspect.getsource(c))
+        found |= own_settings(c)
     return {k: s for k, s in found.items() if names is None or k in names}
 
 

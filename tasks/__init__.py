@@ -36,7 +36,7 @@ and may have, where the defaults below do not do:
 s is a namespace of the task's settings, as meta.json has them. Tracks: on track next the model says the next token; on
 track slots the answer is hidden behind slots and all of it is read out at once, each symbol at its own slot.
 """
-import importlib
+import importlib.machinery
 import importlib.util
 import inspect
 import os
@@ -74,6 +74,14 @@ def load(name):
     return importlib.import_module(f"tasks.{name}")
 
 
+class Fresh(importlib.machinery.SourceFileLoader):
+    """Reads a file as it is now. What Python keeps of one in __pycache__ would also be taken for another one of as many
+    bytes that was written within the same second."""
+
+    def get_code(self, fullname):
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def use(given):
     """The module that --task=NAME or --task=path/to/file.py names. SystemExit in one line if there is none."""
     if not given.endswith(".py"):
@@ -81,7 +89,8 @@ def use(given):
     name = os.path.basename(given)[:-3]
     if name in names() and not os.path.samefile(given, os.path.join(FOLDER, f"{name}.py")):
         raise SystemExit(f"--task={given}: there is a task {name} in tasks/; give the file another name")
-    spec = importlib.util.spec_from_file_location(name, given)
+    path = os.path.abspath(given)
+    spec = importlib.util.spec_from_file_location(name, path, loader=Fresh(name, path))
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

@@ -10,7 +10,9 @@ import random
 import runpy
 import shutil
 import signal
+import subprocess
 import sys
+import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,7 +28,13 @@ pytest.register_assert_rewrite("helpers")  # whose assertions should show their 
 
 # A new process that has torch loaded already: a script starts in a fraction of a second instead of in 3 to 5.
 server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["pytest", "torch._dynamo", "torch.nn.parallel", "matplotlib.pyplot", "scipy.stats"])
+server.set_forkserver_preload(["pytest", "torch._dynamo", "torch.nn.parallel", "torch.distributed.run", "cuda.tile",
+                               "matplotlib.pyplot", "scipy.stats"])
+
+
+# The files that take longest. They are begun first: then all processes end at about the same time.
+LONGEST = ("decode_rows", "kernels", "tasks", "pretrained", "sweep", "analyze", "train", "readme", "decode", "sample",
+           "bench", "outputs", "evaluate")
 
 
 def pytest_addoption(parser):
@@ -57,6 +65,8 @@ def third(items, seed):
 
 
 def pytest_collection_modifyitems(config, items):
+    first = {f"test_{name}.py": i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: first.get(item.nodeid.split("::")[0].rpartition("/")[2], len(first)))
     if config.option.all or any("::" in arg for arg in config.args):
         return
     optional = [item for item in items if not item.get_closest_marker("gpu")]
@@ -94,7 +104,56 @@ def watch(text, number):
     sys.stdout.write = watched
 
 
-def child(script, args, cwd, env, output, signal_at, file_limit):
+class Forked(subprocess.Popen):
+    """A process that, where it is told to be this Python with a script or a module, is a fork of this process, which
+    has torch loaded already; nothing of the project, though, but kernels/, whose operators are known to torch once."""
+
+    def __init__(self, args, *, env=None, **options):
+        if args[0] == sys.executable:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            options["preexec_fn"] = lambda: self.become([x for x in args[1:] if x != "-u"], env)
+        super().__init__(args, env=env, **options)
+
+    def become(self, words, env):
+        """In the new process, whose files and folder are set: be Python instead of calling it."""
+        status = 1
+        try:
+            os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # also that which tells Popen of exec
+            for name, handler in (("SIGINT", signal.default_int_handler), ("SIGTERM", signal.SIG_DFL),
+                                  ("SIGPIPE", signal.SIG_IGN)):
+                signal.signal(getattr(signal, name), handler)
+            if env is not None:
+                os.environ.clear()
+                os.environ.update(env)
+            for name, module in [*sys.modules.items()]:
+                if Path(getattr(module, "__file__", None) or "/").parent in (ROOT, ROOT / "tasks"):
+                    del sys.modules[name]
+            sys.stdout.reconfigure(write_through=True)
+            if words[0] == "-m":  # torchrun, whose ranks are Forked, too
+                from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+                subprocess_handler.Popen = Forked
+                sys.argv = words[1:]
+                runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+            else:
+                sys.argv, sys.path[0] = words, os.path.dirname(words[0])
+                runpy.run_path(words[0], run_name="__main__")
+            status = 0
+        except SystemExit as e:
+            if isinstance(e.code, str):
+                print(e.code, file=sys.stderr)
+            status = 0 if e.code is None else e.code if isinstance(e.code, int) else 1
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            try:
+                sys.stdout.flush()
+                sys.stderr.flush()
+            finally:
+                os._exit(status)
+
+
+def child(script, args, cwd, env, output, signal_at, file_limit, given, forks):
     """In the new process: be `python script args`, as far as the script can tell."""
     for fd in (1, 2):
         os.dup2(os.open(output[fd - 1], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
@@ -111,6 +170,14 @@ def child(script, args, cwd, env, output, signal_at, file_limit):
     if file_limit:
         import resource
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    if forks:
+        subprocess.Popen = Forked
+    if given is not None:
+        end, start = os.pipe()  # which has room for a prompt
+        os.write(start, given.encode())
+        os.close(start)
+        os.dup2(end, 0)
+        sys.stdin = os.fdopen(0, closefd=False)
     runpy.run_path(script, run_name="__main__")
 
 
@@ -125,13 +192,15 @@ class Scripts:
         clear message instead of a traceback."""
         return self.finish(*self.start(script, *args, **options), status)
 
-    def start(self, script, *args, env=None, signal_at=None, file_limit=None):
+    def start(self, script, *args, env=None, signal_at=None, file_limit=None, given=None, forks=False):
         """Start a script: what `finish` takes. env: changes of the environment, None takes a variable away;
-        signal_at: (text, signal) as `watch` takes them; file_limit: the largest size of a file, in bytes."""
+        signal_at: (text, signal) as `watch` takes them; file_limit: the largest size of a file, in bytes; given: what
+        comes from a pipe; forks: the scripts that it starts itself are Forked."""
         self.count += 1
         output = [str(self.folder / f"run{self.count}.{name}") for name in ("stdout", "stderr")]
         process = server.Process(target=child, args=(  # no daemon: those have no children
-            str(ROOT / script), args, str(self.folder), env or {}, output, signal_at, file_limit))
+            str(ROOT / script), args, str(self.folder), env or {}, output, signal_at, file_limit, given,
+            forks))
         process.start()
         return process, output, f"{script} {' '.join(args)}"
 

@@ -17,6 +17,7 @@ finds missing barriers; `schedule("reverse")` starts with the last block.
 import builtins
 import contextlib
 import dataclasses
+import functools
 import importlib
 import inspect
 import itertools
@@ -53,13 +54,16 @@ def _check(condition, message, error=TileError):
 
 
 # dtypes and promotion ------------------------------------------------------------------------------------------------
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)  # there is one of each
 class DType:
     name: str
     torch: torch.dtype
     kind: str  # b(ool), i(nteger), f(loat), r(estricted float: no arithmetic, no promotion)
 
     bitwidth = property(lambda self: self.torch.itemsize * 8)
+
+    def __repr__(self):
+        return self.name
 
 
 bool_ = DType("bool_", torch.bool, "b")
@@ -108,6 +112,11 @@ def _implicit(x, dtype):
 
 def _number(x, dtype):
     """A Python number as a scalar tile."""
+    return _kept_number(x, dtype) if x else Tile(torch.tensor(x, dtype=dtype.torch), dtype)  # -0.0 equals 0.0
+
+
+@functools.lru_cache(10_000, typed=True)
+def _kept_number(x, dtype):
     return Tile(torch.tensor(x, dtype=dtype.torch), dtype)
 
 
@@ -118,21 +127,27 @@ def _round_tf32(t):
     return torch.where(torch.isfinite(t), rounded.view(torch.float32), t)
 
 
+@functools.cache
+def _powers_of_two(shape):
+    return all(size > 0 and size & size - 1 == 0 for size in shape)
+
+
 # tiles ---------------------------------------------------------------------------------------------------------------
 class Tile:
     """An immutable value: t, a torch tensor that nothing writes to, and a dtype (torch has no tfloat32)."""
     __hash__ = None
 
     def __init__(self, t, dtype=None):
-        for size in t.shape:
-            _check(size > 0 and size & size - 1 == 0, f"tile shape {tuple(t.shape)} is not of powers of two")
+        if not _powers_of_two(t.shape):
+            raise TileError(f"tile shape {tuple(t.shape)} is not of powers of two")
         self.t, self.dtype = t, dtype or _FROM_TORCH[t.dtype]
 
     shape = property(lambda self: tuple(self.t.shape))
     ndim = property(lambda self: self.t.dim())
 
     def _scalar(self):
-        _check(self.ndim == 0, f"a tile of shape {self.shape} is no scalar")
+        if self.t.dim():
+            raise TileError(f"a tile of shape {self.shape} is no scalar")
         return self.t.item()
 
     def __index__(self):
@@ -156,14 +171,17 @@ class Tile:
 
 
 def _tile(x, kinds="bifr"):
-    x = _number(x, _loose_dtype(x)) if isinstance(x, _LOOSE) else x
-    _check(isinstance(x, Tile), f"expected a tile, got {type(x).__name__}")
-    _check(x.dtype.kind in kinds, f"{x.dtype} does not work here")
+    if not isinstance(x, Tile):
+        _check(isinstance(x, _LOOSE), f"expected a tile, got {type(x).__name__}")
+        x = _number(x, _loose_dtype(x))
+    if x.dtype.kind not in kinds:
+        raise TileError(f"{x.dtype} does not work here")
     return x
 
 
 def _constant(x, what="value", kinds=int):
-    _check(isinstance(x, kinds) and not isinstance(x, Tile), f"{what} must be a compile-time constant, got {x!r}")
+    if not isinstance(x, kinds):
+        raise TileError(f"{what} must be a compile-time constant, got {x!r}")
     return x
 
 
@@ -171,18 +189,23 @@ def _shape(shape, rank=None):
     shape = shape if isinstance(shape, tuple | list) else (shape,)
     for size in shape:
         _constant(size, "shape")
-        _check(size > 0 and size & size - 1 == 0, f"shape {tuple(shape)} is not of powers of two")
-    _check(rank is None or len(shape) in (rank, 0), f"shape {tuple(shape)} does not have rank {rank}")
+        if not (size > 0 and size & size - 1 == 0):
+            raise TileError(f"shape {tuple(shape)} is not of powers of two")
+    if not (rank is None or len(shape) in (rank, 0)):
+        raise TileError(f"shape {tuple(shape)} does not have rank {rank}")
     return tuple(shape)
 
 
 def _axis(axis, rank):
     _constant(axis, "axis")
-    _check(-rank <= axis < rank, f"axis {axis} is out of range for rank {rank}")
+    if not -rank <= axis < rank:
+        raise TileError(f"axis {axis} is out of range for rank {rank}")
     return axis % rank
 
 
 def _fit(t, shape):
+    if t.shape == shape:
+        return t
     _check(t.dim() <= len(shape) and all(a in (1, b) for a, b in zip(reversed(t.shape), reversed(shape), strict=False)),
            f"shape {tuple(t.shape)} cannot be broadcast to {tuple(shape)}")
     return t.expand(shape)
@@ -202,8 +225,9 @@ def _same_shape(*tensors):
 
 
 def _flags(dtype, rounding_mode, flush_to_zero):
-    _check(rounding_mode in (None, RoundingMode.RN) or dtype == float32, f"{rounding_mode} needs float32")
-    _check(not flush_to_zero or dtype == float32, "flush_to_zero needs float32")
+    if dtype != float32:
+        _check(rounding_mode in (None, RoundingMode.RN), f"{rounding_mode} needs float32")
+        _check(not flush_to_zero, "flush_to_zero needs float32")
 
 
 def _binary(x, y, function, kinds="if", force_float=False, result=None, rounding_mode=None, flush_to_zero=False):
@@ -211,10 +235,19 @@ def _binary(x, y, function, kinds="if", force_float=False, result=None, rounding
     if isinstance(x, _LOOSE) and isinstance(y, _LOOSE):
         return function(x, y)
     dtype = _promote(x, y, force_float)
-    _check(dtype.kind in kinds, f"this operator does not take {dtype}")
+    if dtype.kind not in kinds:
+        raise TileError(f"this operator does not take {dtype}")
     _flags(dtype, rounding_mode, flush_to_zero)
-    a, b = (astype(v, dtype).t if isinstance(v, Tile) else _number(v, dtype).t for v in (x, y))
-    return Tile(function(*_same_shape(a, b)).to((result or dtype).torch), result or dtype)
+    a, b = _as_tensor(x, dtype), _as_tensor(y, dtype)
+    if a.shape != b.shape and a.dim() and b.dim():
+        a, b = _same_shape(a, b)
+    return Tile(function(a, b).to((result or dtype).torch), result or dtype)
+
+
+def _as_tensor(x, dtype):
+    """The values of a tile or a Python number as one dtype."""
+    return (x if isinstance(x, Tile) and x.dtype is dtype else astype(x, dtype) if isinstance(x, Tile) else
+            _number(x, dtype)).t
 
 
 def truediv(x, y, /, *, rounding_mode=None, flush_to_zero=False):
@@ -302,7 +335,7 @@ def abs(x, /):
 
 def where(cond, x, y, /):
     cond, dtype = astype(_tile(cond), bool_), _promote(x, y)
-    a, b = (astype(v, dtype).t if isinstance(v, Tile) else _number(v, dtype).t for v in (x, y))
+    a, b = _as_tensor(x, dtype), _as_tensor(y, dtype)
     return Tile(torch.where(*_same_shape(cond.t, a, b)), dtype)
 
 
@@ -433,7 +466,8 @@ def reduce(x, /, axis, func, identity, *, keepdims=False):
 
 # arrays --------------------------------------------------------------------------------------------------------------
 def _index(x):
-    _check(isinstance(x, (int, Tile)) and not isinstance(x, bool), f"expected an integer index, got {x!r}")
+    if isinstance(x, bool) or not isinstance(x, (int, Tile)):
+        raise TileError(f"expected an integer index, got {x!r}")
     return x.__index__()
 
 
@@ -446,9 +480,10 @@ def _filler(mode, dtype):
 
 
 def _memory(order, scope, allowed):
-    _check(isinstance(order, MemoryOrder) and isinstance(scope, MemoryScope) and order.name in allowed.split(),
-           f"{order} is not one of {allowed}")
-    _check((order == MemoryOrder.WEAK) == (scope == MemoryScope.NONE), f"{order} with {scope}")
+    if not (isinstance(order, MemoryOrder) and isinstance(scope, MemoryScope) and order.name in allowed.split()):
+        raise TileError(f"{order} is not one of {allowed}")
+    if (order == MemoryOrder.WEAK) != (scope == MemoryScope.NONE):
+        raise TileError(f"{order} with {scope}")
 
 
 class Array:
@@ -466,10 +501,13 @@ def _window(array, index, shape, order):
     """The tensor's part under a tile, the slices of the tile that it fills, the tile's full shape."""
     index = index if isinstance(index, tuple | list) else (index,)
     rank = array.ndim
-    _check(len(index) == rank, f"index of {len(index)} axes for an array of rank {rank}")
-    order = range(rank) if order == "C" else [_axis(a, rank) for a in order]
-    _check(sorted(order) == list(range(rank)), f"order {order} is no permutation")
-    part, filled, shape = array.tensor.permute(tuple(order)), [], shape or (1,) * rank
+    if len(index) != rank:
+        raise TileError(f"index of {len(index)} axes for an array of rank {rank}")
+    part, filled, shape = array.tensor, [], shape or (1,) * rank
+    if order != "C":
+        order = [_axis(a, rank) for a in order]
+        _check(sorted(order) == list(range(rank)), f"order {order} is no permutation")
+        part = part.permute(tuple(order))
     for d, (i, size) in enumerate(zip(map(_index, index), shape, strict=True)):
         start, length = i * size, part.shape[d]
         low, high = builtins.max(start, 0), builtins.min(start + size, length)

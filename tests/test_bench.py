@@ -252,7 +252,7 @@ def test_joules(monkeypatch):
 def test_the_whole_script(scripts):
     """Groups in processes of their own, a row at a time."""
     said = scripts("bench.py", "--decode=True", "--device=cpu", "--out=x/decode.csv", "--span=0", "--seconds=300",
-                   "--tables=decode,text,start")
+                   "--tables=decode,text,start", forks=True)
     assert "table: x/decode.csv" in said.out
     with open(scripts.folder / "x/decode.csv", encoding="utf-8") as f:
         rows = list(csv.DictReader(f))
@@ -325,14 +325,19 @@ def test_a_row_that_needs_more_gpus_than_there_are(monkeypatch):
 
 
 @pytest.mark.full
-def test_two_ranks_beside_one_on_a_cpu():
+def test_two_ranks_beside_one_on_a_cpu(scripts):
     """That all of it runs, of one model; the times say nothing."""
-    rows = []
-    line, = bench_ranks.measure(2, "cpu", True, ["parity", "speed"], "1 x", rows.append)
+    said = scripts("bench.py", "--ranks=2", "--device=cpu", "--quick=True", "--only=1 x", "--out=x/ranks.csv",
+                   forks=True)
+    assert "0 rows failed" in said.out
+    with open(scripts.folder / "x/ranks.csv", encoding="utf-8") as f:
+        rows = list(csv.DictReader(f))
     same = rows.pop(0)
     assert same["bar"] == "losses within 0.0001 met", same
-    assert [(r["what"], r["ranks"], r["sequences"]) for r in rows] == [
+    assert [(r["what"], int(r["ranks"]), int(r["sequences"])) for r in rows] == [
         ("one", 1, 4), ("one, its share", 1, 2), ("same batch", 2, 4), ("batch of each", 2, 8),
         ("one, plain", 1, 4), ("same batch, plain", 2, 4), ("batch of each, plain", 2, 8)]
-    assert all(r["ms"] > 0 for r in rows)
-    assert line.startswith("1 x 12: gradients 0.1 MB")
+    assert all(float(r["ms"]) > 0 for r in rows)
+    text = (scripts.folder / "x/ranks.md").read_text(encoding="utf-8")
+    assert text.startswith("`python bench.py --ranks=2")
+    assert "\n1 x 12: gradients 0.1 MB" in text

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
-from conftest import pytest_collection_modifyitems, third
+from conftest import LONGEST, ROOT, pytest_collection_modifyitems, third
 
 
 def items(*names, **marks):
@@ -34,3 +34,11 @@ def test_what_is_left_out(whole, args, left):
     pytest_collection_modifyitems(config, found)
     assert [item.nodeid.split("[")[0] for item in out] == left
     assert [item.nodeid for item in found] == [x for x in names if x not in {item.nodeid for item in out}]
+
+
+def test_the_longest_files_come_first():
+    assert all((ROOT / f"tests/test_{name}.py").exists() for name in LONGEST)
+    names = [f"tests/test_{name}.py::{i}" for name in ("addition", LONGEST[2], "viewer", LONGEST[0]) for i in range(2)]
+    found = items(*names)
+    pytest_collection_modifyitems(SimpleNamespace(option=SimpleNamespace(all=True), args=["tests"]), found)
+    assert [item.nodeid for item in found] == names[6:] + names[2:4] + names[:2] + names[4:6]

@@ -644,11 +644,9 @@ def test_ctrl_c_and_mistakes_end_no_conversation(monkeypatch, capsys):
     ("1+2=\n3+4=\n", (), {(1, 2), (3, 4)}), ("", (), {(57, 68), (999, 1), (1234, 8766)}),
     ("1+2=", ("--start=5+6=",), {(5, 6)})])
 def test_prompts_in_a_pipe(scripts, trained, given, args, found):
-    command = [sys.executable, ROOT / "sample.py", f"--checkpoint={trained['next']}", "--trace=False", *args]
-    run = subprocess.run(command, cwd=scripts.folder, input=given, capture_output=True, text=True, timeout=600)
-    assert run.returncode == 0, run.stderr
-    assert set(answers(run.stdout)) == found
-    assert ("no prompt given" in run.stderr) == (not given)
+    run = scripts("sample.py", f"--checkpoint={trained['next']}", "--trace=False", *args, given=given)
+    assert set(answers(run.out)) == found
+    assert ("no prompt given" in run.err) == (not given)
 
 
 def test_a_mistake_in_a_pipe_is_not_blamed_on_start(scripts, trained):

@@ -83,7 +83,7 @@ def alone(scripts, folder):
 
 @pytest.fixture(scope="module")
 def swept(scripts, folder):
-    return scripts("sweep.py", "sweep_small.py", status=1)
+    return scripts("sweep.py", "sweep_small.py", status=1, forks=True)
 
 
 def read_csv(path):
@@ -265,7 +265,7 @@ def test_an_interrupted_sweep_goes_on(scripts, folder, alone):
     assert first.err.splitlines() == ["SIGTERM: the runs save and end; the same command goes on later"]
     assert torch.load(run / "ckpt_last.pt", weights_only=True)["iter_num"] == 20
     assert json.loads((run / "row.json").read_text())["done"] == {}
-    scripts(*args)
+    scripts(*args, forks=True)
     commands = [x for x in (run / "train.log").read_text().splitlines() if x.startswith("$")]
     assert ["--init_from=resume" in x for x in commands] == [False, True]
     assert all(torch.equal(v, weights(alone)[k]) for k, v in weights(run).items())
@@ -306,7 +306,7 @@ def test_a_run_of_several_ranks_that_takes_too_long_leaves_none_behind(tmp_path,
     monkeypatch.setattr(sweep, "timeout", 2.0)
     environment = os.environ | dict(PID=str(tmp_path / "pid"))
     assert sweep.launch(["train.py"], str(tmp_path / "log"), environment, 2) == "timeout after 2 s"
-    if (tmp_path / "pid").exists():
+    if (tmp_path / "pid").exists() and (tmp_path / "pid").read_text():
         with pytest.raises(ProcessLookupError):
             os.kill(int((tmp_path / "pid").read_text()), 0)
 
@@ -318,7 +318,7 @@ TWO_RANKS = "--rows=['two @1 on 2: --gradient_accumulation_steps=2 --max_iters=6
 def test_a_row_on_two_ranks(scripts, folder):
     """torchrun starts them; on a CPU, too, where a place is a process."""
     scripts("sweep.py", "sweep_small.py", TWO_RANKS, "--evaluate=['--digits=[1,2] --problems=9 --eval_iters=1']",
-            "--analyze=", "--parallel=1", "--out_dir=two", "--results=two")
+            "--analyze=", "--parallel=1", "--out_dir=two", "--results=two", forks=True)
     log = (folder / "two/two/seed3/train.log").read_text()
     assert log.startswith("$ torchrun --standalone --nproc_per_node=2 train.py small.py --warmup_iters=5 ")
     assert "2 process(es)" in log

@@ -2,9 +2,11 @@
 mistake."""
 import csv
 import json
+import os
 import re
 import runpy
 import shlex
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -331,6 +333,17 @@ def test_a_mistake_gets_one_line(scripts, old, new, words):
     assert re.match(r"(--task=)?\S*bad\.py(:\d+, in \w+)?: ", err)
     assert re.search(words, err)
     assert not (scripts.folder / "data/bad").exists()
+
+
+def test_a_file_is_read_as_it_is_now(tmp_path, monkeypatch):
+    """Not as Python keeps it of another one of the same second and length."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    monkeypatch.setattr(tasks, "own", {})
+    path = tmp_path / "mine.py"
+    for word in ("abc", "xyz"):
+        path.write_text(f"VOCAB = '{word}'")
+        os.utime(path, (1e9, 1e9))
+        assert tasks.use(str(path)).VOCAB == word
 
 
 def test_tasks_that_are_not_there(scripts):
