@@ -224,9 +224,7 @@ def launch(command, log, environment, ranks):
         # in a session of its own: Ctrl-C in a terminal reaches this process only, which passes it on, once
         options = torchrun_options(command, ranks)
         before = ["-m", TORCHRUN, *options] if options else []
-        process = subprocess.Popen([sys.executable, *before, os.path.join(HERE, command[0]), *command[1:]], stdout=f,
-                                   stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
-                                   start_new_session=True)
+        process = gpus.start([*before, os.path.join(HERE, command[0]), *command[1:]], f, environment)
         running.add(process)
         if stopping:  # since the line above
             process.terminate()

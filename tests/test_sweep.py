@@ -49,20 +49,21 @@ analyze = "--probes=False --tokens=200 --iterations=5 --loop_multiple=2 --energy
 parallel = 2
 """
 STOP = """import os, signal, sys, time
-write, told = sys.stdout.write, []
+write, told, sweep = sys.stdout.write, [], os.getppid()
 
 def watched(text):
     n = write(text)
     if text.startswith("iter 20/"):
         note = signal.getsignal(signal.SIGTERM)
         signal.signal(signal.SIGTERM, lambda *args: told.append(note(*args)))
-        os.kill(os.getppid(), signal.SIGTERM)
+        os.kill(sweep, signal.SIGTERM)
         while not told:
             time.sleep(0.01)
     return n
 
 sys.stdout.write = watched
-"""  # in a training that sweep.py starts: tells it to stop at iteration 20, and goes on once it passed the signal on
+"""  # where sweep.py starts a Python, of which trainings are forks: one tells it to stop at iteration 20, and goes on
+# once it passed the signal on
 PLAIN = ("small.py", "--warmup_iters=5", "--learning_rate=2e-3", "--seed=3")  # its second row
 
 
