@@ -228,7 +228,7 @@ def test_the_table_and_the_figure_of_a_text(monkeypatch, rng, tmp_path):
             f.write(f"iter,loss,val_loss\n0,,{x}\n5,1.0,\n10,,{y}\n")
     drawn = []
     monkeypatch.setattr(figures, "finish", lambda figure, axes, path, title: drawn.extend(figure.axes))
-    figures.draw_losses(found, sweep.curves(runs), "x.png")
+    figures.draw_losses(found, sweep.curves([r for run in runs for r in sweep.logged(run)]), "x.png")
     np.testing.assert_allclose([line.get_xdata()[0] for line in drawn[0].lines], sorted(best))
     assert drawn[2].get_yticklabels()[1].get_text().split() == ["1.2M", "9.9M", f"{middle:.4f}"]
     line = drawn[1].lines[0]
