@@ -830,7 +830,7 @@ def answer_labels(task, meta, tokens, answer):
 
 def task_sample(meta, N):
     """What make_sample takes from a task: tokens of the answer count; kinds, probes, difficulty by its labels."""
-    task, facts = tasks.load(meta.task), model_facts(meta)
+    task, facts = tasks.load(meta.task), SimpleNamespace(**model_facts(meta))
     train, (tokens, answer, difficulty) = fresh_rows(task, meta, "train", N), (
         sized_rows(task, meta, N) if sizes else fresh_rows(task, meta, "val", N))
     (X, Y), (train_X, train_Y) = (map(torch.from_numpy, tasks.inputs_and_targets(task, *rows, meta.track))
@@ -846,14 +846,12 @@ def task_sample(meta, N):
             lens = bool((label == Y)[mask].all())
             probes[name] = (known[name] >= 0, known[name]), (mask, label), classes, lens
     other = written & ~torch.stack([label >= 0 for label in labels.values()]).any(0)
-    reads = facts["pad_token"] != X
-    prompt, train_prompt = ((x != facts["pad_token"]) & ((x == facts["think_token"]).cumsum(1) == 0)
-                            for x in (X, train_X))
+    prompt, train_prompt = ((x != facts.pad_token) & ~think.thinks(facts, x) for x in (X, train_X))
     probes["token read"] = (train_Y >= 0, train_X), (written, X), meta.vocab_size, False  # of slots always the same
     probes["token read, prompt"] = (train_prompt, train_X), (prompt, X), meta.vocab_size, False
-    return dict(X=X, Y=Y, reads=reads, main=written, first="answer", groups=dict(answer=written, prompt=prompt),
-                train_X=train_X, train_main=train_Y >= 0, tasks=probes, kinds=kinds | {"other": other},
-                together=torch.arange(len(X))[:, None].expand_as(X),
+    return dict(X=X, Y=Y, reads=facts.pad_token != X, main=written, first="answer",
+                groups=dict(answer=written, prompt=prompt), train_X=train_X, train_main=train_Y >= 0, tasks=probes,
+                kinds=kinds | {"other": other}, together=torch.arange(len(X))[:, None].expand_as(X),
                 difficulty={k: torch.from_numpy(np.asarray(x))[:, None].expand_as(X) for k, x in difficulty.items()})
 
 

@@ -635,13 +635,18 @@ def measure_ranks(target, line):
         print(" ".join(f"{k}={x}" for k, x in row.items()), flush=True)
     print(line)
     lines = bench_ranks.measure(ranks, "cuda" if on_gpu() else "cpu", quick, chosen_tables(), only, emit)
+    print("".join(f"{x}\n" for x in lines), end="")
+    finish(target, line, began, file.rows, bench_ranks.markdown(file.rows), lines)
+
+
+def finish(target, line, began, rows, tables, lines):
+    """Write the Markdown of tables and lines, say what they come to, and end with status 1 if a row failed."""
     known = outputs.provenance(machine(), seconds=round(time.monotonic() - began, 1))
     with outputs.one_line(target), outputs.whole_file(target.removesuffix(".csv") + ".md") as f:
-        f.write("\n\n".join([f"`{known['command']}`: {line}", bench_ranks.markdown(file.rows), *lines,
-                             outputs.provenance_line(known)]) + "\n")
-    missed = sum("MISSED" in row.get("bar", "") for row in file.rows)
-    failed = sum("FAILED" in row["note"] for row in file.rows)
-    print(*lines, f"{missed} bars missed, {failed} rows failed, {known['seconds']:.0f} s; table: {target}", sep="\n")
+        f.write("\n\n".join([f"`{known['command']}`: {line}", tables, *lines, outputs.provenance_line(known)]) + "\n")
+    missed = sum(text.count("MISSED") for text in (*lines, *(row.get("bar", "") + row["note"] for row in rows)))
+    failed = sum("WRONG" in row["note"] or "FAILED" in row["note"] for row in rows)
+    print(f"{missed} bars missed, {failed} rows failed, {known['seconds']:.0f} s; table: {target}")
     sys.exit(failed > 0)
 
 
@@ -686,17 +691,9 @@ def main():
         if "start" in chosen_tables():
             bench_decode.start_rows(machine(), emit)
         figures.draw_writing(rows, target.removesuffix(".csv") + ".png")
-    known = outputs.provenance(machine(), seconds=round(time.monotonic() - began, 1))
-    with outputs.one_line(target), outputs.whole_file(target.removesuffix(".csv") + ".md") as f:
-        tables_of_all = markdown(rows) + bench_models.markdown(rows) + "".join(f"\n{x}\n" for x in lines)
-        f.write(f"`{known['command']}`: {line}\n{tables_of_all}\n{outputs.provenance_line(known)}\n")
     if record and times_paths:
         print(f"recorded: {record_paths(name, rows)} cases of {name} in {kernels.TABLE.name}")
-    missed = sum(row.get("bar", "").count("MISSED") + row["note"].count("MISSED") for row in rows)
-    missed += sum(line.count("MISSED") for line in lines)
-    failed = sum("WRONG" in row["note"] or "FAILED" in row["note"] for row in rows)
-    print(f"{missed} bars missed, {failed} rows failed, {time.monotonic() - began:.0f} s; table: {target}")
-    sys.exit(failed > 0)
+    finish(target, line, began, rows, (markdown(rows) + bench_models.markdown(rows)).strip("\n"), lines)
 
 
 if __name__ == "__main__":

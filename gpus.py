@@ -1,14 +1,27 @@
-"""GPUs for processes that run side by side: which of them a process gets, and NVIDIA's MPS, by which they share one."""
+"""Processes that run side by side: which GPU one gets, NVIDIA's MPS, by which they share it; how they start at once.
+
+A new Python takes seconds to load torch. So scripts are forks of a server that has loaded it: this file, run as a
+script. It touches no GPU and has loaded nothing else of this project, so a fork of it is what a new Python would be. It
+ends with the process that started it, its forks do not. `ps` knows all of them by the name of this file.
+"""
 import collections
 import contextlib
+import importlib
 import os
+import runpy
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
+from multiprocessing.connection import Connection, Pipe
 
 import torch
+
+LOADED = "torch._dynamo", "torch.nn.parallel", "matplotlib.figure", "scipy.stats"  # what scripts load later on
+lock, server = threading.Lock(), []  # its socket and its process, from the first call of start on
 
 
 class Places:
@@ -114,3 +127,93 @@ def mps(wanted, environment, say=print):
             if not why_not:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     control(text="quit\n")
+
+
+# ---- scripts that start at once
+
+class Fork:
+    """A fork of the server, as far as it goes what subprocess.Popen is of a new Python. OSError or EOFError where the
+    server has ended."""
+
+    def __init__(self, args, log, environment):
+        self.args, self.returncode = args, None
+        with lock:
+            if not server:
+                own, other = socket.socketpair()
+                with other:
+                    server[:] = own, subprocess.Popen(
+                        [sys.executable, os.path.abspath(__file__)], stdin=other, stdout=subprocess.DEVNULL,
+                        stderr=subprocess.DEVNULL, env=environment, start_new_session=True)
+        self.keeper, other = Pipe()
+        with other:
+            socket.send_fds(server[0], [b"+"], [other.fileno(), log.fileno()])
+        self.keeper.send((args, dict(environment), os.getcwd()))
+        self.pid = self.keeper.recv()
+
+    def wait(self, timeout=None):
+        """Its exit status, -n if signal n ended it. subprocess.TimeoutExpired after so many seconds."""
+        if self.returncode is None:
+            if not self.keeper.poll(timeout):
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            try:
+                self.returncode = self.keeper.recv()
+            except (OSError, EOFError):  # something killed the keeper, so nobody would learn how the script ends
+                self.kill()
+                self.returncode = -signal.SIGKILL
+        return self.returncode
+
+    def terminate(self, number=signal.SIGTERM):
+        if self.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def kill(self):
+        self.terminate(signal.SIGKILL)
+
+
+def start(args, log, environment):
+    """Start `python *args` in a session of its own, its output at the end of an open file: a subprocess.Popen, or what
+    has args, wait, terminate and kill like one. All have the OMP_NUM_THREADS of the first call."""
+    if sys.platform == "linux" and args[0] != "-m":  # elsewhere a fork may not use what was loaded before it
+        with contextlib.suppress(OSError, EOFError):
+            return Fork(args, log, environment)
+    return subprocess.Popen([sys.executable, *args], stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                            env=environment, start_new_session=True)
+
+
+def serve(requests):
+    """Fork for every request that a socket brings. Returns in these forks alone, each being what a new Python would be,
+    and ends this process once nobody can ask any more."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers need nobody to wait for them
+    while fds := socket.recv_fds(requests, 1, 2)[1]:
+        if not os.fork():
+            break
+        for fd in fds:
+            os.close(fd)
+    else:
+        raise SystemExit
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), requests.detach())  # whose end is the server's alone
+    caller, log = Connection(fds[0]), fds[1]
+    args, environment, folder = caller.recv()
+    pid = os.fork()
+    if pid:  # this one is the keeper, whom the system tells how its child ends
+        caller.send(pid)
+        caller.send(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        os._exit(0)
+    caller.close()
+    os.setsid()
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.argv[:], sys.path[0] = args, os.path.dirname(args[0])
+
+
+if __name__ == "__main__":
+    for name in LOADED:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    serve(socket.socket(fileno=0))
+    runpy.run_path(sys.argv[0], run_name="__main__")

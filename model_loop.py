@@ -140,6 +140,11 @@ def check(config):
         raise ValueError("num_loops and prompt_loops must be one or more counts")
     if config.update == "energy":
         check_energy(config)
+    elif config.inject == "none" and config.start != "x0":
+        raise ValueError(f"start {config.start!r} needs an injection: with inject 'none' nothing would read the input")
+    elif config.inject == "none" and 0 < config.grad_loops < max(counts):
+        raise ValueError("grad_loops below num_loops needs an injection: inject 'none' reads the input in loop 1 "
+                         "alone, and no gradient would reach the embeddings")
     if isinstance(config.alpha, str) and config.alpha not in ("learned", "gate", "backtrack"):
         raise ValueError(f"alpha {config.alpha!r} must be a number above 0, 'learned', 'gate' or, of update 'energy', "
                          "'backtrack'")
@@ -147,11 +152,6 @@ def check(config):
         raise ValueError(f"halt 'energy' and alpha 'backtrack' need a model of update 'energy', not {config.update!r}")
     if config.halt == "gate" and config.halt_head == "none":
         raise ValueError("halt 'gate' needs a model trained with --halt_head=joint or after")
-    if config.inject == "none" and config.start != "x0" and config.update != "energy":
-        raise ValueError(f"start {config.start!r} needs an injection: with inject 'none' nothing would read the input")
-    if config.inject == "none" and 0 < config.grad_loops < max(counts) and config.update != "energy":
-        raise ValueError("grad_loops below num_loops needs an injection: inject 'none' reads the input in loop 1 "
-                         "alone, and no gradient would reach the embeddings")
     if config.anderson and config.step_encoding != "none":
         raise ValueError(f"anderson looks for a fixed point, which loops that differ by step_encoding "
                          f"{config.step_encoding!r} do not have")

@@ -224,9 +224,7 @@ def launch(command, log, environment, ranks):
         # in a session of its own: Ctrl-C in a terminal reaches this process only, which passes it on, once
         options = torchrun_options(command, ranks)
         before = ["-m", TORCHRUN, *options] if options else []
-        process = subprocess.Popen([sys.executable, *before, os.path.join(HERE, command[0]), *command[1:]], stdout=f,
-                                   stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
-                                   start_new_session=True)
+        process = gpus.start([*before, os.path.join(HERE, command[0]), *command[1:]], f, environment)
         running.add(process)
         if stopping:  # since the line above
             process.terminate()
@@ -335,16 +333,19 @@ def collect_run(run):
     return row, ""
 
 
-def curves(runs, of="val_loss"):
-    """The validation losses of runs, or those on training data, of="train_loss", from their log.csv: {row: {seed:
-    {iteration: loss}}}."""
-    found = {}
-    for run in runs:
-        log, _ = outputs.read_log(f"{run['folder']}/log.csv")
-        losses = {int(r["iter"]): float(r[of]) for r in log if r.get(of)}
-        if losses:
-            found.setdefault(run["row"], {})[run["seed"]] = losses
-    return found
+def logged(run):
+    """A run's rows of <name>_curves.csv: the losses at the iterations of which its log.csv has a validation loss."""
+    log = {int(r["iter"]): r for r in outputs.read_log(f"{run['folder']}/log.csv")[0] if r.get("val_loss")}
+    return [dict(row=run["row"], seed=run["seed"], iter=it) | {
+        k: float(r[k]) for k in ("train_loss", "val_loss") if r.get(k)} for it, r in log.items()]
+
+
+def curves(rows):
+    """{row: {seed: {iteration: validation loss}}} of the rows of <name>_curves.csv."""
+    losses = {}
+    for r in rows:
+        losses.setdefault(r["row"], {}).setdefault(r["seed"], {})[int(r["iter"])] = float(r["val_loss"])
+    return losses
 
 
 # ---- all runs
@@ -428,11 +429,10 @@ def run_at(places, function, runs, target):
 
 def finish(runs, found, target):
     """The validation losses over the iterations, and the figure."""
-    losses, trained = curves(runs), curves(runs, "train_loss")
-    outputs.write_csv(f"{target}_curves.csv", ("row", "seed", "iter", "train_loss", "val_loss"), [
-        dict(row=name, seed=seed, iter=it, train_loss=trained[name][seed][it], val_loss=loss)
-        for name, own in losses.items() for seed, curve in own.items() for it, loss in curve.items()])
-    draw(runs, found, losses, target)
+    names = [run["row"] for run in runs]
+    rows = [r for run in sorted(runs, key=lambda run: names.index(run["row"])) for r in logged(run)]
+    outputs.write_csv(f"{target}_curves.csv", ("row", "seed", "iter", "train_loss", "val_loss"), rows)
+    draw(runs, found, curves(rows), target)
 
 
 def draw(runs, found, losses, target):
@@ -456,13 +456,11 @@ def draw(runs, found, losses, target):
 
 def draw_again(runs, target):
     """The figures from tables that are there already. SystemExit if they are not."""
-    losses, path = {}, f"{target}_curves.csv"
+    path = f"{target}_curves.csv"
     if not os.path.exists(f"{target}.csv"):
         raise SystemExit(f"{target}.csv is not there: nothing to draw")
     found = outputs.read_csv(f"{target}.csv")
-    for r in outputs.read_csv(path) if os.path.exists(path) else []:
-        losses.setdefault(r["row"], {}).setdefault(r["seed"], {})[int(r["iter"])] = float(r["val_loss"])
-    draw(runs, found, losses, target)
+    draw(runs, found, curves(outputs.read_csv(path) if os.path.exists(path) else []), target)
 
 
 def main():

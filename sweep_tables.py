@@ -1,9 +1,8 @@
 """The tables of sweep.py: which columns a finished step of a run gives, the CSV and the Markdown of all runs, and the
-comparison of two rows, where a rule was tried at several thresholds also at equal accuracy. And tables that are made
-of several, anew by
+comparison of two rows, where a rule was tried at several thresholds also at equal accuracy. And tables of several
+sweeps:
 
-    python -c "import sweep_tables; sweep_tables.write_block()"     results/block.md and its figure
-    python -c "import sweep_tables; sweep_tables.write_energy()"    results/energy.md
+    python sweep_tables.py      results/block.md, its figure and results/energy.md, anew from the tables in results/
 """
 import functools
 import json
@@ -15,6 +14,8 @@ import numpy as np
 
 import figures
 import outputs
+import runtime
+from configurator import configure
 from intervals import mean_interval
 
 FIRST = ("row", "seed", "parameters", "flops_per_token", "val_loss", "best_val_loss", "ms", "seconds", "device",
@@ -276,9 +277,9 @@ BLOCK = {"text, nats": (ON_TEXT, "best_val_loss", 1, "{:.3f}"),
          "ms a token, text, one core": ([("block_decode_cpu", TEXT)], "microseconds", 1e-3, "{:.2f}"),
          "N, one core": ([("block_decode_cpu", TRACK_N)], "microseconds", 1e-3, "{:.2f}"),
          "text, H200": ([("block_decode", TEXT)], "microseconds", 1e-3, "{:.2f}")}
-BLOCK_HEAD = """The block of today beside nanoGPT's: best validation loss of a text, exact match of additions on tracks
-N and P, and what they cost; median (lowest-highest) of the seeds, those of text, of additions. From
-[sweep_block.csv](sweep_block.csv), [sweep_block_digits.csv](sweep_block_digits.csv), the whole recipe's
+BLOCK_HEAD = """`python sweep_tables.py`: the block of today beside nanoGPT's, best validation loss of a text, exact
+match of additions on tracks N and P, and what they cost; median (lowest-highest) of the seeds, those of text, of
+additions. From [sweep_block.csv](sweep_block.csv), [sweep_block_digits.csv](sweep_block_digits.csv), the whole recipe's
 [sweep_block_long.csv](sweep_block_long.csv) and [sweep_track_n.csv](sweep_track_n.csv) (five seeds),
 [block_decode_cpu.csv](block_decode_cpu.csv) and [block_decode.csv](block_decode.csv). A training step is the first
 seed's, of 24 trainings that shared two H100: its milliseconds order the rows of a column, no more. Tokens are written
@@ -299,14 +300,14 @@ ENERGY = {"size 4, %": (RUNS, "uniform_4", 100, "{:.1f}"),
           "by delta": (STATE, "trained wrong_auc delta L", 1, "{:.2f}"),
           "loss, L loops": (STATE, "trained loss L", 1, "{:.4f}"),
           "loss, 4 L": (STATE, "trained loss 4 L", 1, "{:.4f}")}
-ENERGY_HEAD = """Descent of an energy beside Block at equal parameters. Exact match and validation loss: median
-(lowest-highest) of the seeds, from [sweep_energy.csv](sweep_energy.csv). All that follows is of seed 0, tokens of the
-answer, from [sweep_energy_states.csv](sweep_energy_states.csv): the share of (token, loop) steps of the L trained loops
-in which E falls, given the keys that the step saw (past still) or, the past having moved, its own; how many
-tokens are wrong after L loops, and the area under the curve by which E, entropy and delta tell them from right ones
-(0.5: not at all); the loss after L loops and after 4 L. In rows of replace E is a head that was taught afterwards to
-fall along the loops, which knows no past. `keys of x0` has a fixed step of 0.5 as well: no past moves there, so both
-shares are one. No times: 13 trainings shared a GPU."""
+ENERGY_HEAD = """`python sweep_tables.py`: descent of an energy beside Block at equal parameters. Exact match and
+validation loss: median (lowest-highest) of the seeds, from [sweep_energy.csv](sweep_energy.csv). All that follows is of
+seed 0, tokens of the answer, from [sweep_energy_states.csv](sweep_energy_states.csv): the share of (token, loop) steps
+of the L trained loops in which E falls, given the keys that the step saw (past still) or, the past having moved, its
+own; how many tokens are wrong after L loops, and the area under the curve by which E, entropy and delta tell them from
+right ones (0.5: not at all); the loss after L loops and after 4 L. In rows of replace E is a head that was taught
+afterwards to fall along the loops, which knows no past. `keys of x0` has a fixed step of 0.5 as well: no past moves
+there, so both shares are one. No times: 13 trainings shared a GPU."""
 
 
 def of_states(rows):
@@ -371,14 +372,24 @@ def write_beside(target, head, name_of, columns, counted, drawn=(), first=()):
         figures.draw_parts([x[0] for x in lines[2:]], panels, f"{target}.png")
 
 
-def write_block(target="results/block"):
+def write_block():
     """The Markdown and the figure of what BLOCK says; later seeds of a step's time ran beside trainings of another
     kind."""
-    write_beside(target, BLOCK_HEAD, "block", BLOCK, ("text, nats", "of N"),
+    write_beside("results/block", BLOCK_HEAD, "block", BLOCK, ("text, nats", "of N"),
                  ("text, nats", "N, 24 digits, %", "P, 12 digits, %", "N, whole recipe, 24 digits, %"),
                  first=("ms a step, text",))
 
 
-def write_energy(target="results/energy"):
+def write_energy():
     """The Markdown of what ENERGY says; the pictures of an energy are those of analyze.py."""
-    write_beside(target, ENERGY_HEAD, "row", ENERGY, ("val loss, nats",))
+    write_beside("results/energy", ENERGY_HEAD, "row", ENERGY, ("val loss, nats",))
+
+
+def main():
+    configure(__file__)
+    write_block()
+    write_energy()
+
+
+if __name__ == "__main__":
+    runtime.run(main)

@@ -2,7 +2,9 @@
 import csv
 import math
 import re
+import shutil
 import statistics
+import sys
 from functools import cache
 
 import pytest
@@ -521,12 +523,21 @@ def whole_recipe(name):
     return [100 * float(r["uniform_24"]) for r in rows_of(of) if r["row"] == row]
 
 
-def test_the_table_of_blocks(tmp_path, monkeypatch):
-    """results/block.md is what its command writes of the tables as they are, and says what they say."""
-    monkeypatch.chdir(ROOT)
-    sweep_tables.write_block(str(tmp_path / "block"))
-    assert (tmp_path / "block.md").read_text(encoding="utf-8") == page("results/block.md")
-    assert (tmp_path / "block.png").exists()
+def test_tables_of_several_sweeps_are_what_their_command_writes(tmp_path, monkeypatch):
+    """Of the tables as they are."""
+    shutil.copytree(ROOT / "results", tmp_path / "results", ignore=lambda _, names: [
+        n for n in names if not n.endswith(".csv")])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["sweep_tables.py"])
+    sweep_tables.main()
+    made = sorted(p.name for p in (tmp_path / "results").iterdir() if p.suffix != ".csv")
+    assert made == ["block.md", "block.png", "energy.md"]
+    for name in ("block.md", "energy.md"):
+        assert (tmp_path / "results" / name).read_text(encoding="utf-8") == page(f"results/{name}")
+
+
+def test_the_table_of_blocks():
+    """results/block.md says what the tables say."""
     head, _, *rows = [cells(x) for x in page("results/block.md").splitlines() if x.startswith("|")]
     names = {re.sub("^(1 x 12, |P, )", "", r["row"]) for t in ("sweep_block", "sweep_block_digits") for r in rows_of(t)}
     assert {row[0] for row in rows} == names - {"1 x 12"}
@@ -701,11 +712,8 @@ def agree_or_blank(cell, value):
         agree(cell, [value])
 
 
-def test_the_table_of_energies(tmp_path, monkeypatch):
-    """results/energy.md is what its command writes of the tables as they are, and says what they say."""
-    monkeypatch.chdir(ROOT)
-    sweep_tables.write_energy(str(tmp_path / "energy"))
-    assert (tmp_path / "energy.md").read_text(encoding="utf-8") == page("results/energy.md")
+def test_the_table_of_energies():
+    """results/energy.md says what the tables say."""
     _, _, *rows = [cells(x) for x in page("results/energy.md").splitlines() if x.startswith("|")]
     assert [row[0] for row in rows] == list(dict.fromkeys(r["row"] for r in rows_of("sweep_energy")))
     for name, count, four, twelve, loss, still, still_raw, moves, moves_raw, *more in rows:

@@ -444,7 +444,7 @@ def test_wandb_that_fails_later_only_warns(said, monkeypatch):
 def test_curves_of_a_damaged_log(tmp_path):
     (tmp_path / "log.csv").write_bytes(b"iter,loss,val_loss\n0,,2.5\n1,0.5,\n\xff\n5,,1.5\n6,,1.")
     runs = [dict(row="a", seed=1, folder=str(tmp_path)), dict(row="b", seed=1, folder=str(tmp_path / "none"))]
-    assert sweep.curves(runs) == {"a": {1: {0: 2.5, 5: 1.5, 6: 1.0}}}
+    assert sweep.curves([r for run in runs for r in sweep.logged(run)]) == {"a": {1: {0: 2.5, 5: 1.5, 6: 1.0}}}
 
 
 # ---- what a machine lacks

@@ -49,20 +49,21 @@ analyze = "--probes=False --tokens=200 --iterations=5 --loop_multiple=2 --energy
 parallel = 2
 """
 STOP = """import os, signal, sys, time
-write, told = sys.stdout.write, []
+write, told, sweep = sys.stdout.write, [], os.getppid()
 
 def watched(text):
     n = write(text)
     if text.startswith("iter 20/"):
         note = signal.getsignal(signal.SIGTERM)
         signal.signal(signal.SIGTERM, lambda *args: told.append(note(*args)))
-        os.kill(os.getppid(), signal.SIGTERM)
+        os.kill(sweep, signal.SIGTERM)
         while not told:
             time.sleep(0.01)
     return n
 
 sys.stdout.write = watched
-"""  # in a training that sweep.py starts: tells it to stop at iteration 20, and goes on once it passed the signal on
+"""  # where sweep.py starts a Python, of which trainings are forks: one tells it to stop at iteration 20, and goes on
+# once it passed the signal on
 PLAIN = ("small.py", "--warmup_iters=5", "--learning_rate=2e-3", "--seed=3")  # its second row
 
 
@@ -227,7 +228,7 @@ def test_the_table_and_the_figure_of_a_text(monkeypatch, rng, tmp_path):
             f.write(f"iter,loss,val_loss\n0,,{x}\n5,1.0,\n10,,{y}\n")
     drawn = []
     monkeypatch.setattr(figures, "finish", lambda figure, axes, path, title: drawn.extend(figure.axes))
-    figures.draw_losses(found, sweep.curves(runs), "x.png")
+    figures.draw_losses(found, sweep.curves([r for run in runs for r in sweep.logged(run)]), "x.png")
     np.testing.assert_allclose([line.get_xdata()[0] for line in drawn[0].lines], sorted(best))
     assert drawn[2].get_yticklabels()[1].get_text().split() == ["1.2M", "9.9M", f"{middle:.4f}"]
     line = drawn[1].lines[0]
