@@ -79,7 +79,7 @@ class LoopConfig(GPTConfig):
     keys: str = "state"         # keys and values are of: state, what the block reads; x0, others' input, in all loops
     step_encoding: str = "none"  # what tells the loops apart: none, learned, sinusoid, rope (rotates the query)
     update: str = "replace"     # replace: Block(u); euler, heun, rk4: step of Block(u) - u; energy, inject none: down E
-    alpha: float | str = 1.0    # > 0: step of all others; 'learned'; 'gate', a token's own; of energy or 'backtrack'
+    alpha: float | str = 1.0    # > 0: step of all others; solvers: or 'learned', 'gate' a token; energy: or 'backtrack'
     loop_norm: bool = False     # layer norm of the state after every loop
     grad_loops: int = 0         # >= 0: loops that gradients go back through, the last ones of a step; 0: all
     supervise: str = "last"     # of those, the loops whose readout is trained: last, half (the second half), all
@@ -195,12 +195,11 @@ def rules_of(config):
 def check_energy(config):
     """ValueError that names all settings that do not go with an energy, why, and the flags to take instead."""
     c = config
-    needs = {"another energy in each loop": dict(inject="none", step_encoding="none", loop_norm=False, tie_loops=True,
-                                                 n_layer=1),
+    needs = {"another energy in each loop": dict(inject="none", step_encoding="none", tie_loops=True, n_layer=1),
              "of Block, which an energy takes the place of": dict(block="nanogpt", n_kv_head=0, bias=False,
                                                                   dropout=0.0, place_margin=0.0),
              "rotates what an energy looks for": dict(pos="learned" if c.pos == "rope" else c.pos),
-             "may lift E again": dict(anderson=0),
+             "may lift E again": dict(loop_norm=False, anderson=0),
              "not tried with an energy": dict(start="x0", alpha=0.5 if c.alpha in ("learned", "gate") else c.alpha)}
     refused, flags = [], []
     for why, values in needs.items():

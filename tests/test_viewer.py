@@ -111,7 +111,7 @@ def test_a_curve_shows_rises_of_energy(tmp_path, falls):
     tokens[1]["score"] = falls
     shown = viewer.sequence(tokens, [0.01, 0.01], "x")
     seen = in_browser(viewer.page([shown, shown], "energy", "x"), tmp_path)
-    assert seen["charts"][3].startswith("Score of the rule (fall of energy)")
+    assert seen["charts"][3].startswith("Score (fall of energy)")
     *heights, end = seen["heights"][3]
     logarithmic = min(falls) > 0
     assert ("log scale" in seen["axes"][3]) == logarithmic
@@ -126,6 +126,7 @@ def test_why_a_token_took_all_loops(tmp_path):
     tokens = [row("a", "b", ["c"] * 3), row("b", "c", ["d"] * 3)]
     for score, min_loops, said in (
             ([0.095, 4.0, 3.0], 2, "fall of energy never was ≤ 1 from loop 2 on, the first that may halt it."),
+            ([5.0, 4.0, 0.5], 4, "fall of energy never was ≤ 1 from loop 4 on, the first that may halt it."),
             ([0.095, 4.0, 0.5], 2, "It halted in loop 3: fall of energy 0.50 ≤ 1."),
             ([5.0, 4.0, 3.0], 1, "fall of energy never was ≤ 1.")):
         tokens[1]["score"] = score
