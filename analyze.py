@@ -983,7 +983,8 @@ def write_page(model, meta, sample, path):
         writes = [text if on else None for text, on in zip(last, sample.main[i][reads].tolist(), strict=True)]
         rows = viewer.trace_rows(own, texts, writes, lambda t: viewer.visible(decode(meta, [t])))
         shown.append(viewer.sequence(rows, threshold[i].cpu()[reads].tolist()))
-    viewer.write(path, shown, sample.rule, f"{sample.title}, validation data, halting rule {sample.rule}.")
+    viewer.write(path, shown, sample.rule, f"{sample.title}, validation data, halting rule {sample.rule}.",
+                 model.config.min_loops)
 
 
 def untrained(trained, saved, overrides, other=0):

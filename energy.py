@@ -57,8 +57,8 @@ class EnergyBlock(nn.Module):
         if C % config.n_head:
             raise ValueError(f"n_embd {C} is not a multiple of n_head {config.n_head}")
         self.n_head, self.config = config.n_head, config
-        self.c_q, self.c_k = (nn.Linear(C, 2 * C, bias=config.bias) for _ in range(2))
-        self.c_fc = nn.Linear(C, 8 * C - 8, bias=config.bias)
+        self.c_q, self.c_k = (nn.Linear(C, 2 * C, bias=False) for _ in range(2))
+        self.c_fc = nn.Linear(C, 8 * C - 8, bias=False)
         self.head_strength = nn.Parameter(torch.full((config.n_head,), HEADS))
         self.memory_strength = nn.Parameter(MEMORIES * torch.randn(8 * C - 8))
 
@@ -66,6 +66,14 @@ class EnergyBlock(nn.Module):
         """Weights for a g whose channels are about 1, so that heads tell keys apart from the start."""
         for w in (self.c_q, self.c_k, self.c_fc):
             nn.init.normal_(w.weight, std=w.in_features ** -0.5)
+
+    def flops_per_token(self, T):
+        """Training FLOPs of a step per token at length T: 6 of each product, of which the gradient has those of the
+        energy twice. Backtracking evaluates the energy before and after every try, forward alone."""
+        scores = 2 * self.config.n_embd * T
+        energy = self.c_q.weight.numel() + self.c_fc.weight.numel() + scores  # products
+        tries = HALVINGS + 2 if self.config.alpha == "backtrack" else 0
+        return 6 * (self.c_k.weight.numel() + 2 * energy) + 2 * tries * energy
 
     def heads(self, x):
         """x (B,T,2C), half of the channels of every head and then the other half -> (B,nh,T,2 hs)."""
@@ -104,7 +112,7 @@ class EnergyBlock(nn.Module):
             h, x0 = at_least_float32(h), at_least_float32(x0)
             past = past._replace(keys=past.keys.to(h.dtype))
             g = normed(h)[0]
-            q, m = (F.linear(g, w.weight.to(h.dtype), w.bias) for w in (self.c_q, self.c_fc))
+            q, m = (F.linear(g, w.weight.to(h.dtype)) for w in (self.c_q, self.c_fc))
             found = self.scores(self.heads(q), past).logsumexp(-1) / past.beta
             attention = (self.head_strength[:, None] * found).sum(1)
             memory = (self.memory_strength * m.relu().square()).sum(-1) / 2

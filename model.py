@@ -194,6 +194,10 @@ class Block(nn.Module):
         self.ln_2 = make_norm(config)
         self.mlp = MLP(config)
 
+    def flops_per_token(self, T):
+        """Training FLOPs per token at length T: 6 a weight, and attention. PaLM, appendix B (2204.02311)."""
+        return 6 * sum(p.numel() for p in self.parameters()) + 12 * self.attn.config.n_embd * T
+
     def keys_values(self, x):
         """The keys and values (...,2 nkv hs) of what it reads, x (...,C), not rotated."""
         return self.attn.keys_values(self.ln_1(x))
@@ -324,10 +328,9 @@ class GPT(nn.Module):
         return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True, capturable=capturable)
 
     def flops_per_token(self, T, num_loops=1):
-        """Training FLOPs a token at length T: 6 a weight, and attention. PaLM, appendix B (2204.02311)."""
-        blocks = sum(p.numel() for p in self.transformer.h[:self.config.n_layer].parameters())  # of a loop
-        attention = 12 * self.config.n_layer * self.config.n_embd * T
-        return num_loops * (6 * blocks + attention) + 6 * self.lm_head.weight.numel()
+        """Training FLOPs per token at length T: of all loops, and 6 a weight of the head."""
+        loop = sum(block.flops_per_token(T) for block in self.transformer.h[:self.config.n_layer])
+        return num_loops * loop + 6 * self.lm_head.weight.numel()
 
     def estimate_mfu(self, sequences_per_iter, T, dt, peak_flops, num_loops=1):
         """Share of the GPU's peak (FLOP/s) that an iteration of dt seconds reaches."""

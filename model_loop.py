@@ -78,9 +78,8 @@ class LoopConfig(GPTConfig):
     inject: str = "add"         # what re-enters from loop 2 on: add h + x0; none h; concat W [h; x0]; decay a*h + b*x0
     keys: str = "state"         # keys and values are of: state, what the block reads; x0, others' input, in all loops
     step_encoding: str = "none"  # what tells the loops apart: none, learned, sinusoid, rope (rotates the query)
-    update: str = "replace"     # replace: h = Block(u); euler, heun, rk4: a step of Block(u) - u; energy: down an E
-    alpha: float | str = 1.0    # > 0: step size of all others; 'learned', a scalar; 'gate', a token's own; of energy
-                                # also 'backtrack': halved until E falls
+    update: str = "replace"     # replace: Block(u); euler, heun, rk4: step of Block(u) - u; energy, inject none: down E
+    alpha: float | str = 1.0    # > 0: step of all others; solvers: or 'learned', 'gate' a token; energy: or 'backtrack'
     loop_norm: bool = False     # layer norm of the state after every loop
     grad_loops: int = 0         # >= 0: loops that gradients go back through, the last ones of a step; 0: all
     supervise: str = "last"     # of those, the loops whose readout is trained: last, half (the second half), all
@@ -194,15 +193,22 @@ def rules_of(config):
 
 
 def check_energy(config):
-    """ValueError for what would make of an energy another one in each loop, or is no part of it."""
-    usual = dict(inject="none", step_encoding="none", loop_norm=False, tie_loops=True, n_layer=1, block="nanogpt",
-                 n_kv_head=0, place_margin=0.0)
-    for key, value in usual.items():
-        if getattr(config, key) != value:
-            raise ValueError(f"{key} {getattr(config, key)!r}: update 'energy' has one energy for all loops, whose "
-                             f"anchor reads x0; it needs {key} {value!r}")
-    if config.pos == "rope":
-        raise ValueError("update 'energy' finds what it looks for, which pos 'rope' would rotate; take another pos")
+    """ValueError that names all settings that do not go with an energy, why, and the flags to take instead."""
+    c = config
+    needs = {"another energy in each loop": dict(inject="none", step_encoding="none", tie_loops=True, n_layer=1),
+             "of Block, which an energy takes the place of": dict(block="nanogpt", n_kv_head=0, bias=False,
+                                                                  dropout=0.0, place_margin=0.0),
+             "rotates what an energy looks for": dict(pos="learned" if c.pos == "rope" else c.pos),
+             "may lift E again": dict(loop_norm=False, anderson=0),
+             "not tried with an energy": dict(start="x0", alpha=0.5 if c.alpha in ("learned", "gate") else c.alpha)}
+    refused, flags = [], []
+    for why, values in needs.items():
+        wrong = {key: value for key, value in values.items() if getattr(c, key) != value}
+        flags += [f"--{key}={value}" for key, value in wrong.items()]
+        if wrong:
+            refused.append(", ".join(f"{key} {getattr(c, key)!r}" for key in wrong) + f" ({why})")
+    if refused:
+        raise ValueError(f"update 'energy' goes without {', '.join(refused)}: take {' '.join(flags)}")
 
 
 def check_halting(config, given):
@@ -522,8 +528,7 @@ class LoopGPT(GPT):
 
     def descend(self, h, x0, cache=None):
         """A loop of update 'energy': states h (B,T,C) -> new ones."""
-        alpha, past = self.config.alpha, self.past(x0, h, cache)
-        return self.transformer.h[0](h, x0, past, alpha if alpha == "backtrack" else self.alpha(h, x0))
+        return self.transformer.h[0](h, x0, self.past(x0, h, cache), self.config.alpha)
 
     def past(self, x0, of, cache=None, again=False):
         """What an energy knows of other tokens, whose states are `of` (B,T,C) for inputs x0; the rest: EnergyBlock."""

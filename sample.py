@@ -424,9 +424,9 @@ class Thoughts:
             raise SystemExit(f"{trace_file} has {self.kept} of {len(self.traces)} traces, since it could not be "
                              "written")
         if self.page:
-            rule = self.model.config.halt
+            c = self.model.config
             with outputs.one_line(trace_file):
-                viewer.write(trace_file, self.pages, rule, f"{path}, halting rule {rule}.")
+                viewer.write(trace_file, self.pages, c.halt, f"{path}, halting rule {c.halt}.", c.min_loops)
         if self.lines or self.page:
             print(f"trace: {trace_file}")
         elif trace_file and figures.draw_traces(self.traces, self.titles, self.largest, trace_file):

@@ -467,8 +467,11 @@ def require_finite(run, loss):
     """Exit with status 1 once the loss or a weight, equal on all ranks, is not a number, before a checkpoint could take
     it in."""
     if not (torch.isfinite(loss) and weights_finite(run)):
+        a = run.model_args
+        alpha = "smaller alpha, " * (a.get("update", "replace") != "replace" and not isinstance(a["alpha"], str))
         end_together(run, f"the loss or a weight is not finite at iteration {run.it} (loss {float(loss):.4g}); "
-                     f"{what_is_saved(run)}; try a lower learning_rate, a longer warmup_iters or --dtype=float32", 1)
+                     f"{what_is_saved(run)}; try a {alpha}lower learning_rate, longer warmup_iters or --dtype=float32",
+                     1)
 
 
 def weights_finite(run):

@@ -60,9 +60,10 @@ def sequence(rows, thresholds, title="", answers=()):
     return found
 
 
-def page(sequences, rule, facts):
-    """The whole page as a string. sequences: as `sequence` makes them; rule: that halted the tokens; facts: a line."""
-    data = dict(sequences=sequences, rule=rule, above=RULES[rule].above, facts=facts)
+def page(sequences, rule, facts, min_loops=1):
+    """The whole page as a string. sequences: as `sequence` makes them; rule: that halted the tokens, min_loops: from
+    which loop on; facts: a line."""
+    data = dict(sequences=sequences, rule=rule, above=RULES[rule].above, min_loops=min_loops, facts=facts)
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&":  # none of which may end the script that holds the data
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -70,7 +71,7 @@ def page(sequences, rule, facts):
         return f.read().replace("{{DATA}}", text)
 
 
-def write(path, sequences, rule, facts):
+def write(path, sequences, rule, facts, min_loops=1):
     """Write the page of `page`. Raises OSError."""
     with outputs.whole_file(path) as f:
-        f.write(page(sequences, rule, facts))
+        f.write(page(sequences, rule, facts, min_loops))

@@ -8,6 +8,7 @@ from models import EASY, NEVER, halfway, random_weights
 from test_cache import assert_same, prompts
 from test_halting import assert_same_tokens
 from test_static import assert_same as assert_same_steps
+from torch.utils.flop_counter import FlopCounterMode
 
 import analyze
 import energy
@@ -15,10 +16,12 @@ from model import Block
 from model_loop import LoopConfig, LoopGPT, rules_of
 
 V, T, C, L, NH = 13, 11, 16, 5, 2
+TINY = ("--n_embd=16", "--n_head=2", "--batch_size=8", "--eval_iters=2", "--max_iters=2", "--device=cpu",
+        "--compile=False")
 PAD, THINK = 12, 11
-VARIANTS = [dict(alpha=0.4), dict(alpha="backtrack"), dict(alpha=0.7, keys="x0", bias=True, log_scale=3),
+VARIANTS = [dict(alpha=0.4), dict(alpha="backtrack"), dict(alpha=0.7, keys="x0", log_scale=3),
             dict(alpha="backtrack", log_scale=4, pos="place", number_tokens=tuple(range(10)), place_ids=99,
-                 place_subset=0), dict(alpha="gate", start="learned")]
+                 place_subset=0)]
 by_variant = pytest.mark.parametrize("settings", VARIANTS, ids=str)
 
 
@@ -44,19 +47,15 @@ def plain_energy(block, h, x0, before, trained=0):
     """E of one state h (C), input x0 (C), states `before` (S,C) whose keys it sees; token by token, head by head."""
     def g(x):
         return x / torch.sqrt((x * x).sum() / len(x) + 1e-5)
-
-    def linear(w, x):
-        return w.weight @ x + (0 if w.bias is None else w.bias)
     hs, S = C // NH, len(before)
     beta = 1 / math.sqrt(2 * hs) * (max(1.0, math.log(S) / math.log(trained)) if trained else 1.0)
-    q, total = linear(block.c_q, g(h)), ((h - x0) ** 2).sum() / 2
+    q, total = block.c_q.weight @ g(h), ((h - x0) ** 2).sum() / 2
     for i in range(NH):
         own = torch.cat([torch.arange(i * hs, (i + 1) * hs) + half for half in (0, C)])
-        score = torch.stack([beta * linear(block.c_k, g(x))[own] @ q[own] for x in before])
+        score = torch.stack([beta * (block.c_k.weight @ g(x))[own] @ q[own] for x in before])
         total = total - block.head_strength[i] / beta * torch.log(torch.exp(score).sum())
-    for w, b, c in zip(block.c_fc.weight, block.c_fc.bias if block.c_fc.bias is not None else [0] * len(
-            block.c_fc.weight), block.memory_strength, strict=True):
-        total = total - c / 2 * torch.clamp(w @ g(h) + b, min=0) ** 2
+    for w, c in zip(block.c_fc.weight, block.memory_strength, strict=True):
+        total = total - c / 2 * torch.clamp(w @ g(h), min=0) ** 2
     return total
 
 
@@ -236,13 +235,69 @@ def test_a_model_without_an_energy_cannot_halt_by_one():
             LoopGPT(LoopConfig(**dict(vocab_size=V, n_embd=C, n_head=NH) | settings))
 
 
-@pytest.mark.parametrize("settings", [
-    dict(inject="add"), dict(step_encoding="learned"), dict(loop_norm=True), dict(tie_loops=False), dict(n_layer=2),
-    dict(block="modern"), dict(n_kv_head=1), dict(pos="rope")], ids=str)
-def test_what_is_no_part_of_one_energy_is_refused_by_name(settings):
-    (key, value), = settings.items()
-    with pytest.raises(ValueError, match=f"{key}.*{value}"):
-        make(**settings)
+REFUSED = dict(inject=("add", "none"), step_encoding=("learned", "none"), loop_norm=(True, False),
+               tie_loops=(False, True), n_layer=(2, 1), block=("modern", "nanogpt"), n_kv_head=(1, 0),
+               bias=(True, False), dropout=(0.1, 0.0), place_margin=(0.5, 0.0), pos=("rope", "learned"),
+               anderson=(2, 0), start=("zero", "x0"), alpha=("gate", 0.5))
+
+
+def test_what_does_not_go_with_an_energy_is_refused_by_name(rng):
+    """Each alone, and any of them in one line, with the flags that make the settings good."""
+    for key in (*REFUSED, *(tuple(rng.permutation([*REFUSED])[:n]) for n in (2, 3, 5, len(REFUSED)))):
+        keys = (key,) if isinstance(key, str) else key
+        with pytest.raises(ValueError, match="update 'energy' goes without") as e:
+            make(**{k: REFUSED[k][0] for k in keys})
+        said, _, flags = str(e.value).partition(": take ")
+        assert sorted(flags.split()) == sorted(f"--{k}={REFUSED[k][1]}" for k in keys)
+        assert all(f"{k} {REFUSED[k][0]!r}" in said for k in keys)
+        make(**{k: REFUSED[k][1] for k in keys})
+    for settings in (dict(alpha="learned"), dict(start="learned"), dict(start="random")):
+        (key, value), = settings.items()
+        with pytest.raises(ValueError, match=f"{key} '{value}' .not tried with an energy.: take --{key}="):
+            make(**settings)
+
+
+@pytest.fixture(scope="module")
+def trained(scripts):
+    """A folder with a model of backtracked steps."""
+    scripts("train.py", *TINY, "--update=energy", "--inject=none", "--alpha=backtrack", "--out_dir=energy")
+    return "energy"
+
+
+def test_a_first_run_is_told_at_once_what_to_type(scripts):
+    """And what it is told works."""
+    run = scripts("train.py", *TINY, "--update=energy", "--loop_norm=True", "--out_dir=first", status=1)
+    assert run.err.count("\n") == 1
+    flags = run.err.partition(": take ")[2].split()
+    assert flags == ["--inject=none", "--loop_norm=False"]
+    scripts("train.py", *TINY, "--update=energy", *flags, "--out_dir=first")
+
+
+@pytest.mark.parametrize("script", ["evaluate", "analyze", "sample"])
+def test_no_script_accelerates_a_descent(scripts, trained, script):
+    """Anderson's mixture of backtracked steps may lift E."""
+    run = scripts(f"{script}.py", f"--out_dir={trained}", "--anderson=2", status=1)
+    assert "anderson 2 (may lift E again): take --anderson=0" in run.err
+    assert run.err.count("\n") == 1
+
+
+def test_a_loss_that_is_not_finite_may_be_of_alpha(scripts):
+    run = scripts("train.py", *TINY, "--update=energy", "--inject=none", "--alpha=1e30", "--out_dir=nan", status=1)
+    assert "not finite" in run.err
+    assert "try a smaller alpha, lower learning_rate" in run.err
+
+
+# ---- what it costs
+
+@by_variant
+def test_flops_are_the_products_that_are_done(settings):
+    """As torch counts those of a whole step of training, backward too; of other sizes than the rest of the tests."""
+    width, heads, length, loops = (int(torch.randint(*of, ())) for of in ((2, 9), (1, 4), (3, 20), (1, 5)))
+    model = make(n_embd=4 * heads * width, n_head=heads, num_loops=loops, **settings).train()
+    idx = torch.randint(V, (3, length))
+    with FlopCounterMode(display=False) as count:
+        model(idx, torch.randint(V, (3, length)))[1].backward()
+    assert count.get_total_flops() == idx.numel() * model.flops_per_token(length, loops)
 
 
 # ---- writing

@@ -245,13 +245,13 @@ def test_trace_file_and_picture(scripts, trained, track):
 @pytest.mark.parametrize("track", ["next", "slots"])
 def test_the_page_says_what_the_trace_says(scripts, trained, track):
     """Sequences, numbers before halting, thresholds of reading and writing, and the answer after each loop."""
-    sample = ("sample.py", f"--checkpoint={trained[track]}", "--start=7+5= 1+2=", "--trace=False")
+    sample = ("sample.py", f"--checkpoint={trained[track]}", "--start=7+5= 1+2=", "--trace=False", "--min_loops=2")
     out = scripts(*sample, "--trace_file=t.html").out.splitlines()
     scripts(*sample, "--trace_file=t.jsonl")
     rows = [json.loads(line) for line in (scripts.folder / "t.jsonl").read_text(encoding="utf-8").splitlines()]
     page = (scripts.folder / "t.html").read_text(encoding="utf-8")
     data = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])
-    assert (data["rule"], data["above"], out[-1]) == ("confidence", True, "trace: t.html")
+    assert (data["rule"], data["above"], data["min_loops"], out[-1]) == ("confidence", True, 2, "trace: t.html")
     for i, found in enumerate(data["sequences"]):
         assert found["title"] == out[i]
         assert (found["said"][-1], found["right"][-1]) == (out[i].split(" ")[0], "wrong" not in out[i])

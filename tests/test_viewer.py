@@ -11,6 +11,7 @@ import pytest
 import viewer
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; on Debian: apt install chromium")
 ATTACK = "</script><img onerror=document.title='broken' src=x>"
 PROBE = """<script>
 const seen = {}, cells = () => [...document.querySelectorAll(".token")];
@@ -28,6 +29,9 @@ try {
   cells()[1].click();
   seen.clicked = document.getElementById("detail").textContent;
   seen.charts = [...document.querySelectorAll("#detail svg")].map(s => s.getAttribute("aria-label"));
+  const drawn = [...document.querySelectorAll("#detail svg")];
+  seen.axes = drawn.map(s => s.textContent);
+  seen.heights = drawn.map(s => [...s.querySelectorAll(".point")].map(p => Number(p.getAttribute("cy"))));
   press("ArrowRight"); press("ArrowUp");
   seen.focus = cells().indexOf(document.activeElement);
   seen.label = document.activeElement.getAttribute("aria-label");
@@ -85,23 +89,60 @@ def test_text_of_the_model_is_no_markup():
     assert data_of(page)["sequences"][0]["tokens"][0]["reads"] == ATTACK
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; on Debian: apt install chromium")
+def in_browser(page, folder):
+    """What PROBE sees of a page in Chromium."""
+    (folder / "page.html").write_text(page.replace("</body>", PROBE), encoding="utf-8")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+               "--window-size=1200,900",
+               f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr", "--dump-dom"]
+    run = subprocess.run([*command, (folder / "page.html").as_uri()], capture_output=True, encoding="utf-8",
+                         timeout=300, check=True)
+    assert "CONSOLE" not in run.stderr
+    seen = json.loads(html.unescape(re.search(r'<pre id="seen">(.*?)</pre>', run.stdout, re.S)[1]))
+    assert "error" not in seen, seen["error"]
+    return seen
+
+
+@needs_chromium
+@pytest.mark.parametrize("falls", [[4.0, 0.002, 0.03], [4.0, -0.5, 0.02], [4.0, 0.0, 0.02]], ids=str)
+def test_a_curve_shows_rises_of_energy(tmp_path, falls):
+    """As far below 0 as they are; and a log scale where none is there. The labels tell a fall from an energy."""
+    tokens = [row("a", "b", ["c"] * 3), row("b", "c", ["d"] * 3)]
+    tokens[1]["score"] = falls
+    shown = viewer.sequence(tokens, [0.01, 0.01], "x")
+    seen = in_browser(viewer.page([shown, shown], "energy", "x"), tmp_path)
+    assert seen["charts"][3].startswith("Score (fall of energy)")
+    *heights, end = seen["heights"][3]
+    logarithmic = min(falls) > 0
+    assert ("log scale" in seen["axes"][3]) == logarithmic
+    apart = [math.log(x) if logarithmic else x for x in falls]
+    share = (apart[0] - apart[2]) / (apart[0] - apart[1])
+    assert (heights[0] - end) / (heights[0] - heights[1]) == pytest.approx(share, rel=1e-3)
+
+
+@needs_chromium
+def test_why_a_token_took_all_loops(tmp_path):
+    """A score that passes before min_loops halts nothing, and is not passed over."""
+    tokens = [row("a", "b", ["c"] * 3), row("b", "c", ["d"] * 3)]
+    for score, min_loops, said in (
+            ([0.095, 4.0, 3.0], 2, "fall of energy never was ≤ 1 from loop 2 on, the first that may halt it."),
+            ([5.0, 4.0, 0.5], 4, "fall of energy never was ≤ 1 from loop 4 on, the first that may halt it."),
+            ([0.095, 4.0, 0.5], 2, "It halted in loop 3: fall of energy 0.50 ≤ 1."),
+            ([5.0, 4.0, 3.0], 1, "fall of energy never was ≤ 1.")):
+        tokens[1]["score"] = score
+        shown = viewer.sequence(tokens, [1.0, 1.0], "x")
+        assert said in in_browser(viewer.page([shown, shown], "energy", "x", min_loops), tmp_path)["clicked"]
+
+
+@needs_chromium
 def test_the_page_in_a_browser(tmp_path):
     """The slider changes what tokens say; clicks, keys and labels work; nothing is said on the console."""
     first = viewer.sequence([row("1", None, ["9", "2"]), row("+", "2", ["2"]), row("한", "3", ["1", "2", "3"])],
                             [-math.inf, 1.5, 0.6], "1+2=3", [("1+2=21", False), ("1+2=22", False), ("1+2=3", True)])
     second = viewer.sequence([row(ATTACK, "b", ["a", "b"]), row("<i>", "d", ["d"])], [1.0, 2.0])
     page = viewer.page([first, second], "entropy", "x")
-    (tmp_path / "page.html").write_text(page.replace("</body>", PROBE), encoding="utf-8")
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-               "--window-size=1200,900",
-               f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--dump-dom"]
     for _ in range(5):  # until the window has the focus, without which nothing on a page is shown as focused
-        run = subprocess.run([*command, (tmp_path / "page.html").as_uri()], capture_output=True, encoding="utf-8",
-                             timeout=300, check=True)
-        assert "CONSOLE" not in run.stderr
-        seen = json.loads(html.unescape(re.search(r'<pre id="seen">(.*?)</pre>', run.stdout, re.S)[1]))
-        assert "error" not in seen, seen["error"]
+        seen = in_browser(page, tmp_path)
         if seen["active"]:
             break
     assert seen["list"] == ["1+2=3", (ATTACK + "<i>")[:viewer.TITLE] + "…"]
