@@ -754,8 +754,8 @@ def draw_energy(rows, s, path):
         draw_curves(axes[2], rows, "energy_falls_past_still", s.first, "past still,", ls=":", marker="x")
     label_axes(axes[2], "loop", "share of tokens", "whose energy falls", ylim=(-0.03, 1.03))
     draw_curves(axes[3], rows, f"{what}_slope", s.first)
-    label_axes(axes[3], "loop (0: before the first)", f"norm of the gradient of {what.replace('_', ' ')}", "how steep",
-               yscale="log")
+    label_axes(axes[3], "loop (0: before the first)", "norm of its gradient", "how steep")
+    axes[3].set_ylim(bottom=0)
     draw_curves(axes[4], rows, "loss", s.first)
     label_axes(axes[4], "loop", "loss (nats per token)", "the answer meanwhile", yscale="log")
     for i, group in enumerate(hard):

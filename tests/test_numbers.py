@@ -772,10 +772,10 @@ def test_the_page_of_energies():
             agree(cell, [value])
 
 
-def descent(what, loop, group="answer", weights="trained"):
-    """A number of results/energy_descent.csv, of the one seed that is backtracked and has keys of x0."""
-    (r,) = found("energy_descent", what=what, weights=weights, loop=str(loop), **{"class": group})
-    return float(r["value"])
+def descent(what, loop=4, row="backtracked, keys of x0", weights="trained"):
+    """Numbers of results/energy_descent.csv, one per seed."""
+    known = found("energy_descent", row=row, what=what, weights=weights, loop=str(loop), **{"class": "answer"})
+    return [float(r["value"]) for r in known]
 
 
 def test_what_is_said_of_energies():
@@ -787,13 +787,13 @@ def test_what_is_said_of_energies():
     for shown, value in ((mean, statistics.mean(ours) - statistics.mean(block)), (low, interval.low),
                          (high, interval.high)):
         agree(shown, [value])
-    shown = re.findall(r"([\d.]+)%? \(([\d.]+)\)", re.search(r"on a core (.*?) at 2, 4, 8 and 12 digits", text)[1])
+    shown = re.findall(r"([\d.]+)%? \(([\d.]+)\)", re.search(r"on a CPU, has (.*?) at 2, 4, 8 and 12 digits", text)[1])
     for cell, size in zip(shown, ["2", "4", "8", "12"], strict=True):
-        known = [100 * float(r["accuracy"]) for r in found("energy_descent_seeds", kind="uniform", n=size)]
+        known = values("sweep_energy_descent", "backtracked, keys of x0", f"uniform_{size}")
         assert len(known) == 3
         for number, value in zip(cell, (statistics.median(known), min(known)), strict=True):
             agree(number, [value])
-    ours, chance = re.search(r"loops of 4 it has ([\d., and]+)%, random ([\d., and]+)\)", text).groups()
+    ours, chance = re.search(r"loops of 4 it has ([\d., and]+)%, random ([\d., and]+);", text).groups()
     points = found("energy_descent_seeds", rule="energy", threshold="3.0")
     for cells_of, column in ((ours, "accuracy"), (chance, "random_accuracy")):
         for number, r in zip(re.findall(NUMBER, cells_of), points, strict=True):
@@ -802,18 +802,36 @@ def test_what_is_said_of_energies():
         shown = re.search(re.escape(label) + r"([\d., and]+)", text)[1]
         for number, size in zip(re.findall(NUMBER, shown), (2, 4, 8, 12), strict=True):
             agree(number, values("sweep_demo_energy", row, f"uniform_{size}"))
-    near, far, lifted = re.search(r"loss is ([\d.]+) after 4 loops, .*? and ([\d.]+) after 16, where ([\d.]+)% of "
-                                  "pushes", text).groups()
-    agree(near, [descent("loss", 4)])
-    agree(far, [descent("loss", 16)])
-    agree(lifted, [100 * descent("energy_lifted", 16)])
-    assert "E falls in 100% of the steps of each ([rows]" in text
-    assert {descent("energy_falls_until", 4, weights=w) for w in ("trained", "untrained")} == {1}
-    assert {descent("energy_rises_past_still_until", l) for l in (4, 16)} == {0}
-    near, far = re.search(r"it goes from ([\d.]+) to ([\d.]+) in a model all of whose tokens are right", text).groups()
-    for shown, loops in ((near, 1), (far, 4)):
-        agree(shown, [energy_state("N, energy, backtracked", "loss", loops)])
-    assert energy_state("N, energy, backtracked", "energy", 1, "wrong") is None
+    fixed = [energy_state(row, "energy_falls_past_still_until") for row in ENERGIES.values()
+             if "replace" not in row and "backtracked" not in row]
+    shown = re.search(r"lifts E in (\d+) to (\d+)% of the trained", text).groups()
+    assert [*map(int, shown)] == [round(100 * (1 - end)) for end in (max(fixed), min(fixed))]
+    for weights in ("trained", "untrained"):
+        assert {*descent("energy_falls_until", weights=weights)} == {1}
+        assert {*descent("energy_rises_past_still_until", 32, weights=weights)} == {0}
+    rest = dict(row="replace, trained to rest")
+    left = [after / before for after, before in zip(descent("taught_energy_slope", 32, **rest),
+                                                    descent("taught_energy_slope", **rest), strict=True)]
+    for pattern, scale, values_of in (
+            (r"After 32 loops LOW to HIGH% of the tokens stand still", 100, descent("energy_stands", 32)),
+            (r"on slopes of LOW to HIGH \(", 1, descent("energy_slope", 32)),
+            (r"\(LOW to HIGH after loop 4\)", 1, descent("energy_slope")),
+            (r"has gone from LOW to HIGH up to", 1, descent("loss")),
+            (r"up to LOW to HIGH\. ", 1, descent("loss", 32)),
+            (r"nearly flat \(slopes of LOW to HIGH;", 1, descent("minimum_slope")),
+            (r"; LOW to HIGH% of pushes of 0\.1% lift it\)", 100, descent("minimum_lifted")),
+            (r"the loss is LOW to HIGH, and", 1, descent("minimum_loss")),
+            (r"and LOW to HIGH% of the tokens are right", 100, descent("minimum_right")),
+            (r"stand still to LOW to HIGH% after 32 loops", 100, descent("delta", 32, **rest)),
+            (r"with LOW to HIGH% of the head's slope", 100, left),
+            (r"and LOW to HIGH% of pushes lift it", 100, descent("taught_energy_lifted", 32, **rest))):
+        low, high = re.search(re.sub("LOW|HIGH", r"([\\d.]+)", pattern), text).groups()
+        assert len(values_of) == 3
+        agree(low, [scale * min(values_of)])
+        agree(high, [scale * max(values_of)])
+    shown = re.search(r"the adder of a hundred digits likewise \(([\d.]+)%, ([\d.]+)%\)", text).groups()
+    for number, what in zip(shown, ("delta", "taught_energy_lifted"), strict=True):
+        agree(number, [100 * x for x in descent(what, 32, row="pretrained/addition.pt")])
     agree(re.search(r"a fixed step ([\d.]+)% of the tokens end in a limit cycle", text)[1],
           [100 * energy_state("P, energy", "limit_cycle", 4, "any")])
     for loops in (1, 4):  # every token stands still
