@@ -432,11 +432,12 @@ def finish(runs, found, target):
     names = [run["row"] for run in runs]
     rows = [r for run in sorted(runs, key=lambda run: names.index(run["row"])) for r in logged(run)]
     outputs.write_csv(f"{target}_curves.csv", ("row", "seed", "iter", "train_loss", "val_loss"), rows)
-    draw(runs, found, curves(rows), target)
+    draw(runs, found, rows, target)
 
 
-def draw(runs, found, losses, target):
-    """The figure of the rows of the table and of the losses that `curves` finds; that of the states, if any."""
+def draw(runs, found, rows, target):
+    """The figure of the rows of the table and of `rows`, those of <name>_curves.csv; of trainings on fixed rows that of
+    both losses; that of the states, if any."""
     trained = [max(loop_counts(run["settings"].get("num_loops", LoopConfig.num_loops))) for run in runs]
     common = trained[0] if min(trained) == max(trained) else None  # of an evaluation that asks for none
     asked = [re.search(r"--num_loops=(\d+)", entry) for entry in evaluate]
@@ -445,9 +446,12 @@ def draw(runs, found, losses, target):
     if has_sizes(found):
         drawn = figures.draw_sweep(found, ceilings, f"{target}.png")
     elif any("best_val_loss" in row for row in found):
-        drawn = figures.draw_losses(found, losses, f"{target}.png")
+        drawn = figures.draw_losses(found, curves(rows), f"{target}.png")
     if drawn:
         print(f"figure: {target}.png")
+    fixed = any(run["settings"].get("fresh_rows") is False for run in runs)
+    if fixed and rows and figures.draw_fit(rows, f"{target}_fit.png"):
+        print(f"figure: {target}_fit.png")
     states = figures.read_table(path) if os.path.exists(path := f"{target}_states.csv") else []
     of_every_loop = any((r["what"], r["loop"]) == ("norm", 1) for r in states)  # older tables have the last ones alone
     if of_every_loop and figures.draw_states(states, f"{target}_states.png"):
@@ -460,7 +464,8 @@ def draw_again(runs, target):
     if not os.path.exists(f"{target}.csv"):
         raise SystemExit(f"{target}.csv is not there: nothing to draw")
     found = outputs.read_csv(f"{target}.csv")
-    draw(runs, found, curves(outputs.read_csv(path) if os.path.exists(path) else []), target)
+    rows = figures.read_table(path) if os.path.exists(path) else []
+    draw(runs, found, [r | dict(row=str(r["row"])) for r in rows], target)
 
 
 def main():

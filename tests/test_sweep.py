@@ -194,6 +194,9 @@ def test_a_figure_is_drawn_anew_from_the_tables(scripts, folder, swept):
     assert out == "".join(f"figure: {path}\n" for path in paths)
     assert [(folder / path).read_bytes() for path in paths] == was
     assert sorted(folder.glob("out/**/*")) == runs
+    fixed = scripts("sweep.py", "sweep_small.py", "--redraw=True", "--overrides=['--fresh_rows=False']").out
+    assert "figure: results/sweep_small_fit.png\n" in fixed
+    assert (folder / "results/sweep_small_fit.png").read_bytes().startswith(b"\x89PNG")
     assert "nothing to draw" in scripts("sweep.py", "sweep_small.py", "--redraw=True", "--results=results/no",
                                         status=None).err
 
