@@ -578,7 +578,7 @@ def input_and_path(model, x, loops):
 class TaughtEnergy:
     """A function V >= 0 of a state and its input that is taught to fall along the loops of a model.
 
-    In every loop it shall fall by the length of the step, so that nothing is asked of a state at rest.
+    In every loop it shall fall by the length of the step, so that a path which slows down has no flat end.
     """
 
     def __init__(self, model, X, counts, L):
@@ -689,13 +689,13 @@ def energy_rows(name, model, seen, sample):
     for key, fell in falls.items():
         rows += [mean_row(what + key, name, x, main, l, sample.first) for l, x in enumerate(fell, 1)]
         rows += [mean_row(f"{what}{key}_until", name, fell[:l].double().mean(0), main, l, sample.first)
-                 for l in (sample.L, sample.total)]
+                 for l in sorted({sample.L, sample.total})]
     for group in ("right", "wrong"):
         rows += [mean_row(f"{what}energy_on_line", name, x, groups[group], sample.L, f"{group} {s:g}")
                  for s, x in zip(LINE, at.line, strict=True)]
     rows += [mean_row(f"{what}energy_slope", name, x, main, l, sample.first) for l, x in enumerate(at.slope)]
     rows += [mean_row(f"{what}energy_lifted", name, x, main, l, sample.first)
-             for l, x in zip((sample.L, sample.total), at.lifted, strict=False)]
+             for l, x in {sample.L: at.lifted[0], sample.total: at.lifted[1]}.items()]
     read = [readout_statistics(model.readout(h), y) for h, y in chunks(model, at.lowest[0], sample.Y)]
     loss, guess = (torch.cat([part[key] for part in read]).cpu() for key in ("loss", "prediction"))
     told = dict(energy=at.lowest_energy[0], slope=at.lowest_slope[0], distance=at.lowest_distance[0],

@@ -747,7 +747,7 @@ def draw_energy(rows, s, path):
             axes[1].plot(x, y[of], **look, ms=4, label=f"{group} trained")
             axes[1].fill_between(x, low[of], high[of], color=look["color"], alpha=0.2, lw=0)
     label_axes(axes[0], "loop (0: before the first)", what.replace("_", " "), "right and wrong tokens")
-    label_axes(axes[1], "from the first state (0) to the last (1)", what.replace("_", " "),
+    label_axes(axes[1], f"from the first state (0) to that after loop {s.L} (1)", what.replace("_", " "),
                f"on a line, the past that of loop {s.L}", whole=False)
     draw_curves(axes[2], rows, f"{what}_falls", s.first)
     if what == "energy":

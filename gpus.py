@@ -6,6 +6,7 @@ ends with the process that started it, its forks do not. `ps` knows all of them 
 """
 import collections
 import contextlib
+import gc
 import importlib
 import os
 import runpy
@@ -21,6 +22,7 @@ from multiprocessing.connection import Connection, Pipe
 import torch
 
 LOADED = "torch._dynamo", "torch.nn.parallel", "matplotlib.figure", "scipy.stats"  # what scripts load later on
+ANSWER = 300  # seconds, after which a script is started as ever
 lock, server = threading.Lock(), []  # its socket and its process, from the first call of start on
 
 
@@ -147,8 +149,15 @@ class Fork:
         self.keeper, other = Pipe()
         with other:
             socket.send_fds(server[0], [b"+"], [other.fileno(), log.fileno()])
+        if not self.keeper.poll(ANSWER):
+            self.keeper.close()  # so that a fork which comes later has nothing to run
+            raise OSError("the server does not answer")
+        self.keeper.recv()
         self.keeper.send((args, dict(environment), os.getcwd()))
-        self.pid = self.keeper.recv()
+        try:
+            self.pid = self.keeper.recv()
+        except EOFError:  # the script may run already: no second one
+            self.pid, self.returncode = None, -signal.SIGKILL
 
     def wait(self, timeout=None):
         """Its exit status, -n if signal n ended it. subprocess.TimeoutExpired after so many seconds."""
@@ -158,12 +167,13 @@ class Fork:
             try:
                 self.returncode = self.keeper.recv()
             except (OSError, EOFError):  # something killed the keeper, so nobody would learn how the script ends
-                self.kill()
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.pid, signal.SIGKILL)
                 self.returncode = -signal.SIGKILL
         return self.returncode
 
     def terminate(self, number=signal.SIGTERM):
-        if self.returncode is None:
+        if self.returncode is None and not self.keeper.poll():  # then its number may be another process's by now
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
@@ -195,6 +205,7 @@ def serve(requests):
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.dup2(os.open(os.devnull, os.O_RDONLY), requests.detach())  # whose end is the server's alone
     caller, log = Connection(fds[0]), fds[1]
+    caller.send("ready")
     args, environment, folder = caller.recv()
     pid = os.fork()
     if pid:  # this one is the keeper, whom the system tells how its child ends
@@ -215,5 +226,7 @@ if __name__ == "__main__":
     for name in LOADED:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # a collection in a fork would copy all of what was loaded
     serve(socket.socket(fileno=0))
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,5 +1,5 @@
-# What a minimum of an energy says, on one core: an energy that falls by construction, and a Block that comes to rest,
-# whose energy a head is taught afterwards (docs/energy.md). Width 64. Data:
+# What a minimum of an energy says, on one core: an energy that falls by construction, and a Block that hardly moves in
+# the end, whose energy a head is taught afterwards (docs/energy.md). Width 64. Data:
 # python data/addition/prepare.py --max_digits=3 --zeros=shorter --out_dir=data/addition/demo
 base = "config/demo_addition.py"
 seeds = [0, 1, 2]
