@@ -662,10 +662,11 @@ def observe_energy(model, of, X, loops, L):
         for h, p in ((path[L], pasts[L]), (path[-1], pasts[-1]), (lowest, pasts[L])):
             pushes = torch.randn(LIFTS, *x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
             pushes *= LIFT * h.norm(dim=-1, keepdim=True) / pushes.norm(dim=-1, keepdim=True)
-            lifted.append(torch.stack([of(h + push, x0, p) > of(h, x0, p) for push in pushes]).double().mean(0))
+            level = of(h, x0, p)  # in the end that of the lowest
+            lifted.append(torch.stack([of(h + push, x0, p) > level for push in pushes]).double().mean(0))
         found.append(dict(
             E=E, still=still, slope=slope, line=line, lifted=torch.stack(lifted), lowest=lowest.float()[None],
-            lowest_energy=of(lowest, x0, pasts[L])[None],
+            lowest_energy=level[None],
             lowest_slope=slope_of(of, lowest, x0, pasts[L]).norm(dim=-1)[None],
             lowest_distance=((lowest - path[L]).norm(dim=-1) / path[L].norm(dim=-1))[None]))
     return SimpleNamespace(**{k: torch.cat([part[k].cpu() for part in found], 1) for k in found[0]})
