@@ -18,10 +18,10 @@ rows = [
     "1 x 12, keys of x0: --keys=x0",
     "12 layers: config/train_gpt_12l.py",
     "12 layers, modern: config/train_gpt_12l.py --block=modern",
-    "12 layers, rms @1: config/train_gpt_12l.py --block=rms",
-    "12 layers, swiglu @1: config/train_gpt_12l.py --block=swiglu",
-    "12 layers, qk @1: config/train_gpt_12l.py --block=qk",
-    "12 layers, shared keys @1: config/train_gpt_12l.py --n_kv_head=2",
+    "12 layers, rms: config/train_gpt_12l.py --block=rms",
+    "12 layers, swiglu: config/train_gpt_12l.py --block=swiglu",
+    "12 layers, qk: config/train_gpt_12l.py --block=qk",
+    "12 layers, shared keys: config/train_gpt_12l.py --n_kv_head=2",
     "12 layers left early: config/train_loop_1x12.py --tie_loops=False --inject=none --step_encoding=none "
     "--dropout=0.4 --supervise=all --halt=kl --halt_threshold=0.003",
 ]
