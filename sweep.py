@@ -51,7 +51,7 @@ evaluate: list[str] = []        # "--key=value ..." of evaluate.py, or "label: -
 analyze = ""                    # "--key=value ..." of analyze.py, for runs of the first seed: results/<name>_states.csv
 parallel = 0                    # >= 0: runs at once; 0: one per core, on CUDA half as many and at most 8 per GPU
 mps: bool | str = "auto"        # NVIDIA's MPS for runs that share a GPU; auto: where it is installed
-timeout = 0.0                   # >= 0: seconds after which a training, or an evaluation, is killed; 0: never
+timeout = 0.0                   # >= 0: seconds after which a training, or an evaluation, is told to end; 0: never
 out_dir = ""                    # where the runs go; empty: out/<name of the file>
 results = ""                    # path of the tables without .csv and .md; empty: results/<name of the file>
 dry_run = False                 # check everything, print the commands, a line per run, and stop
@@ -232,7 +232,7 @@ def launch(command, log, environment, ranks):
             process.wait(timeout or None)
             late = ""
         except subprocess.TimeoutExpired:
-            kill(process)
+            process.terminate()  # a training saves; and MPS can lose all that share a GPU with one killed at work
             late = f"timeout after {timeout:g} s"
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(60)

@@ -286,6 +286,23 @@ def test_a_run_that_takes_too_long(scripts, folder):
     assert out.strip().splitlines()[-1].startswith("failed: slow, seed 3 (slow/slow/seed3/train.log)")
 
 
+SAVES = """import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(pathlib.Path("saved").touch()))
+pathlib.Path("began").touch()
+time.sleep(1000)
+"""
+
+
+def test_a_run_that_takes_too_long_is_told_so_that_it_saves(tmp_path, monkeypatch):
+    """On a machine so slow that it has not begun by then, this says nothing."""
+    (tmp_path / "train.py").write_text(SAVES)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep, "HERE", str(tmp_path))
+    monkeypatch.setattr(sweep, "timeout", 3.0)
+    assert sweep.launch(["train.py"], str(tmp_path / "log"), dict(os.environ), 1) == "timeout after 3 s"
+    assert (tmp_path / "saved").exists() == (tmp_path / "began").exists()
+
+
 TORCHRUN = """#!%s
 import os, signal, subprocess, sys
 
