@@ -239,7 +239,7 @@ def launch(command, log, environment, ranks):
             process.kill()
         status = process.wait()
         running.discard(process)
-        if status == 0:
+        if status == 0 and not late:
             return ""
         f.seek(start)
         last_line = f.read().strip().rpartition("\n")[2]
