@@ -337,6 +337,83 @@ def test_who_takes_more_loops_in_text():
     assert (round(said["loops_surprise"], 2), round(said["settles_surprise"], 2)) == (0.30, 0.19)
 
 
+@cache
+def beside_known():
+    """The table of loops beside layers, by its first five columns."""
+    return {tuple(r[k] for k in ("pair", "what", "weights", "loop", "class")): float(r["value"])
+            for r in rows_of("beside_text_12")}
+
+
+def beside(pair, what, loop, group=None, weights="trained"):
+    """The number of a loop or layer; without a group beside the one of its own number."""
+    return beside_known()[pair, what, weights, str(loop), group or f"beside {loop}"]
+
+
+OF_SEEDS = "loop_gpt_0", "loop_gpt_1"
+PAIRS = {"CKA, loop beside layer": ("cka", *OF_SEEDS), "layer beside layer": ("cka", "gpt_gpt"),
+         "loop beside loop": ("cka", "loop_loop"), "same guess, loop and layer": ("lens_agreement", *OF_SEEDS),
+         "layer and layer": ("lens_agreement", "gpt_gpt"), "loop and loop": ("lens_agreement", "loop_loop")}
+CURVES = {"logit lens": ("lens_accuracy", "next token"), "probe, next": ("probe_accuracy", "next token"),
+          "probe, character read": ("probe_accuracy", "token read"), "loss": ("loss", "all"),
+          "entropy": ("entropy", "all"), "delta": ("delta", "all")}
+
+
+def test_layers_beside_loops():
+    """The tables of the log, and what docs/findings.md and docs/text.md say of them."""
+    (heading,) = re.findall(r"^### (12 layers beside 12 loops.*)", page("root.md"), re.M)
+    head, rows = table("root.md", heading)
+    assert len(rows) == len(PAIRS) + 2
+    for label, *shown in rows:
+        fresh = label.startswith("untrained")
+        what, *pairs = ("cka" if "beside" in label else "lens_agreement", *OF_SEEDS) if fresh else PAIRS[
+            label.split(" of the other")[0]]
+        for l, cell in zip(head[1:], shown, strict=True):
+            if what == "cka" or l != "0":
+                known = [100 * beside(pair, what, l, weights="untrained" if fresh else "trained") for pair in pairs]
+                assert not fresh or known[0] == known[1]  # one draw
+                agree_each(cell, known[:1] if fresh else known)
+    head, rows = table("root.md", heading, 2)
+    assert len(rows) == 2 * len(CURVES)
+    for label, *shown in rows:
+        kind, of = label.split(": ")
+        what, group = CURVES[next(k for k in CURVES if kind.startswith(k))]
+        scale, weights = 100 if kind.endswith("%") else 1, "trained" if of == "loops" else "beside"
+        for l, cell in zip(head[1:], shown, strict=True):
+            if cell:
+                agree_each(cell, [scale * beside(pair, what, l, group, weights) for pair in OF_SEEDS])
+
+    similar = [[[100 * beside(pair, "cka", l, f"beside {k}") for k in range(13)] for l in range(13)]
+               for pair in OF_SEEDS]
+    nearest, log = [[row.index(max(row)) for row in rows] for rows in similar], " ".join(page("root.md").split())
+    for of, seed in zip(nearest, "01", strict=True):
+        assert f"{', '.join(map(str, of[1:]))} of seed {seed}" in log
+    (finding,) = re.findall(r"^\| One block x 12 loops runs ahead of 12 layers .*", page("docs/findings.md"), re.M)
+    text = " ".join(page("docs/text.md").split())
+    for claim in (finding, text):
+        assert [int(x) for x in re.search(r"loop 4 is nearest (?:to )?layer (\d) or (\d)", claim).groups()] == [
+            of[4] for of in nearest]
+
+    two = r"([\d.]+) and ([\d.]+)%?"
+    ends = [100 * beside(pair, "lens_agreement", 12) for pair in (*OF_SEEDS, "loop_loop", "gpt_gpt")]
+    shown = re.search(rf"CKA {two}, with layer 4 {two}\), a probe has {two} there \(layer 4 {two}\); .*? on {two} of "
+                      r"the characters \(two trainings of the loop on ([\d.]+), of the layers on ([\d.]+)\)",
+                      finding).groups()
+    known = [max(rows[4]) for rows in similar] + [rows[4][4] for rows in similar] + [
+        100 * beside(pair, "probe_accuracy", 4, "next token", of) for of in ("trained", "beside") for pair in OF_SEEDS]
+    agree_each(", ".join(shown), known + ends)
+    shown = re.search(rf"after loop 3 a probe has {two} \(layer 3: {two}\), the head {two} \({two}\)\..*? on {two} of "
+                      r"the characters; two trainings of the loop agree on ([\d.]+), two of the layers on ([\d.]+)\.",
+                      text).groups()
+    known = [100 * beside(pair, f"{of}_accuracy", 3, "next token", weights) for of in ("probe", "lens")
+             for weights in ("trained", "beside") for pair in OF_SEEDS]
+    agree_each(", ".join(shown), known + ends)
+    for l in range(1, 13):  # where the head is behind in both seeds, and where it is ahead
+        behind = {beside(pair, "lens_accuracy", l, "next token") < beside(
+            pair, "lens_accuracy", l, "next token", "beside") for pair in OF_SEEDS}
+        assert l > 3 or behind == {True}
+        assert not 5 <= l <= 10 or behind == {False}
+
+
 @pytest.mark.parametrize(("label", "rows"), [
     ("rate of", ["1 x 12, rate 5e-4", "1 x 12, rate 1e-3", "1 x 12, rate 4e-3"]), ("dropout", ["1 x 12, dropout 0.1"]),
     ("inject", ["1 x 12, inject none", "1 x 12, inject concat"]), ("rope", ["1 x 12, rope"]),
