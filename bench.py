@@ -8,7 +8,8 @@
     python bench.py --decode=True --tables=text --checkpoints=out/a,out/b/ckpt_last.pt
     python bench.py --decode=True --tables=decode --checkpoints=config/sweep_block.py --out=results/block_decode.csv
                                                         a token of each row's model, which nobody has trained
-    python bench.py --ranks=4                           training on one, two, four GPUs, results/ranks_<gpu>.csv, .md
+    python bench.py --ranks=4                           training on one, two, four GPUs, results/ranks_<gpu>.csv, .md;
+                                                        goes on where it was stopped
     python bench.py --device=cpu                        tiny shapes in torch: that the script works, nothing else;
     python bench.py --decode=True --device=cpu --tables=addition --checkpoints=pretrained/addition.pt
                                                         checkpoints that are given are measured in full there, too
@@ -627,23 +628,47 @@ def print_row(row):
 
 
 def measure_ranks(target, line):
-    """Training on several GPUs beside one: the table, and what it leads to expect of more."""
-    began, file = time.monotonic(), outputs.Table(target, bench_ranks.COLUMNS)
-
-    def emit(row):
-        file.add(row)
-        print(" ".join(f"{k}={x}" for k, x in row.items()), flush=True)
+    """Training on several GPUs beside one: the table, and what it leads to expect of more. What an earlier call has
+    measured on this machine stays, and is not run again."""
+    began, place = time.monotonic(), "cuda" if on_gpu() else "cpu"
+    stamp = dict(machine=bench_ranks.fingerprint(place, line, quick),
+                 commit=outputs.provenance_line(outputs.provenance()).split(", ")[0])
+    before = bench_ranks.rows_there(target, stamp["machine"])
+    runs = bench_ranks.todo(ranks, place, chosen_tables(), only, before)
     print(line)
-    lines = bench_ranks.measure(ranks, "cuda" if on_gpu() else "cpu", quick, chosen_tables(), only, emit)
+    if not runs:
+        print(f"nothing is left to run, {target} has {len(before)} rows of this machine; without it all is run anew")
+        return
+    said = [f"{len(before)} of these rows were there before this command: "
+            + ", ".join(dict.fromkeys(r["commit"] for r in before))] if before else []
+    print(*said, sep="\n", end="\n" * len(said))
+
+    def emit(rows, left):
+        rows[-1].update(stamp)
+        with outputs.going_on(target):
+            outputs.write_csv(target, bench_ranks.COLUMNS, rows)
+            going = [f"Not all of it: {left} runs are left, with which the same command goes on."] if left else []
+            write_markdown(target, line, began, bench_ranks.markdown(rows),
+                           [*bench_ranks.expected(rows), *said, *going])
+        print(" ".join(f"{k}={x}" for k, x in rows[-1].items() if k not in stamp), flush=True)
+    rows = bench_ranks.measure(runs, ranks, place, quick, emit, before)
+    lines = bench_ranks.expected(rows)
     print("".join(f"{x}\n" for x in lines), end="")
-    finish(target, line, began, file.rows, bench_ranks.markdown(file.rows), lines)
+    finish(target, line, began, rows, bench_ranks.markdown(rows), lines + said)
+
+
+def write_markdown(target, line, began, tables, lines):
+    """Write the Markdown of tables and lines beside the CSV; where it comes from."""
+    known = outputs.provenance(machine(), seconds=round(time.monotonic() - began, 1))
+    with outputs.whole_file(target.removesuffix(".csv") + ".md") as f:
+        f.write("\n\n".join([f"`{known['command']}`: {line}", tables, *lines, outputs.provenance_line(known)]) + "\n")
+    return known
 
 
 def finish(target, line, began, rows, tables, lines):
     """Write the Markdown of tables and lines, say what they come to, and end with status 1 if a row failed."""
-    known = outputs.provenance(machine(), seconds=round(time.monotonic() - began, 1))
-    with outputs.one_line(target), outputs.whole_file(target.removesuffix(".csv") + ".md") as f:
-        f.write("\n\n".join([f"`{known['command']}`: {line}", tables, *lines, outputs.provenance_line(known)]) + "\n")
+    with outputs.one_line(target):
+        known = write_markdown(target, line, began, tables, lines)
     missed = sum(text.count("MISSED") for text in (*lines, *(row.get("bar", "") + row["note"] for row in rows)))
     failed = sum("WRONG" in row["note"] or "FAILED" in row["note"] for row in rows)
     print(f"{missed} bars missed, {failed} rows failed, {known['seconds']:.0f} s; table: {target}")

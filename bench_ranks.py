@@ -5,15 +5,21 @@ First parity: captured steps of all ranks, interrupted and resumed, against plai
 micro-steps. Then speed: a time is the median of the logged ms per step of a run of its own, after 50 steps, on a text
 of random characters, which costs a step what any other does. c(B) is a step of B sequences on one GPU, a(n) what n GPUs
 add: the share of the exchange is a(n) of c(B) + a(n), as far as it does not hide behind the arithmetic.
+
+A run takes most of a minute, nearly all of it compiling. So the table is whole after each of them, and the same command
+goes on with it on the same machine.
 """
+import hashlib
 import json
 import os
+import platform
 import random
 import statistics
 import string
 import subprocess
 import sys
 import tempfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import gpus
@@ -29,7 +35,9 @@ TINY = ("--n_embd=32", "--n_head=2", "--block_size=16")  # on a CPU: that it wor
 WITHIN, BETWEEN = 300, 50       # GB/s that an all-reduce moves: NVLink of one host, if not measured; a network card
 TIMEOUT = 240                   # seconds of a run
 COLUMNS = ("model", "what", "ranks", "sequences", "ms", "tokens_s", "gradient_mb", "ratio", "exchange", "expected_ms",
-           "bar", "note")
+           "bar", "note", "machine", "commit")
+NUMBERS = COLUMNS[2:10]
+running, lock, ending = [], threading.Lock(), threading.Event()  # processes; whether all of them are to end
 
 
 def jobs(ranks):
@@ -57,8 +65,12 @@ def launch(folder, config, ranks, device, *words, environment=None):
                "--eval_iters=1", *words, *(TINY if device == "cpu" else ())]
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as f:
-        process = subprocess.Popen([sys.executable, *start, *command], cwd=folder, stdout=f, stderr=subprocess.STDOUT,
-                                   env=environment)
+        with lock:
+            if ending.is_set():
+                raise KeyboardInterrupt
+            process = subprocess.Popen([sys.executable, *start, *command], cwd=folder, stdout=f,
+                                       stderr=subprocess.STDOUT, env=environment)
+            running.append(process)
         late = False
         try:
             process.wait(TIMEOUT)
@@ -68,9 +80,21 @@ def launch(folder, config, ranks, device, *words, environment=None):
             process.wait()
         f.seek(0)
         said = f.read()
+    if ending.is_set():
+        raise KeyboardInterrupt
     if process.returncode:
         print(*said.splitlines()[-60:], sep="\n", flush=True)
         raise RuntimeError(f"more than {TIMEOUT} s" if late else f"exit status {process.returncode}, see above")
+
+
+def end_all():
+    """End the runs, and have no other one start."""
+    with lock:
+        ending.set()
+        for process in running:  # those that have ended get no signal
+            process.terminate()
+    for process in running:
+        process.wait()
 
 
 def of_run(folder, out_dir, name):
@@ -192,10 +216,38 @@ def expected(rows):
 
 # ---- all of it
 
-def measure(ranks, device, quick, tables, only, emit):
-    """Run the tables, of parity and speed, of models whose names contain `only`, emit(row) after each run, plain steps
-    last; the lines of `expected`. Runs go side by side where GPUs are free, and one that fails costs its row."""
-    rows, on_gpu, models = [], device != "cpu", [model for model in MODELS if only in model]
+def fingerprint(device, *settings):
+    """What tells these GPUs, or this host, and the settings from others: all rows of a table have it in common."""
+    names = sorted(gpus.visible()) if device != "cpu" else platform.node()
+    return hashlib.sha256(json.dumps([names, *settings]).encode()).hexdigest()[:12]
+
+
+def rows_there(path, machine):
+    """The rows of a table that have not failed, if it is of the machine of this fingerprint; a line if it is not."""
+    found = outputs.read_csv(path) if os.path.isfile(path) else []
+    if any(r.get("machine") != machine for r in found):
+        print(f"{path} is of another machine, of other versions or settings, or does not say: all is run anew")
+        return []
+    return [{k: json.loads(x) if k in NUMBERS else x for k, x in r.items() if x or k == "note"}
+            for r in found if "FAILED" not in r["note"]]
+
+
+def todo(ranks, device, tables, only, rows):
+    """The runs that are not among the rows, (model, job), of models whose names contain `only`: those of parity and of
+    speed, as far as tables has them, plain steps last."""
+    models = [model for model in MODELS if only in model]
+    runs = [(model, ("parity", ranks, BATCH // ranks, ())) for model in models if "parity" in tables]
+    runs += sorted([(model, job) for model in models for job in jobs(ranks) if "speed" in tables],
+                   key=lambda run: ("plain" in run[1][0], run[1][1]))
+    there = {tuple(r[k] for k in ("model", "what", "ranks", "sequences")) for r in rows}
+    return [(model, job) for model, job in runs
+            if (model, *job[:2], job[1] * sequences_here(job[2], device)) not in there]
+
+
+def measure(runs, ranks, device, quick, emit, before=()):
+    """Do the runs, as todo gives them: all rows, those before first; emit(rows, how many runs are left) after each.
+    Runs go side by side where GPUs are free, and one that fails costs its row."""
+    rows, on_gpu = list(before), device != "cpu"
     places = gpus.Places(gpus.visible() if on_gpu else [str(i) for i in range(ranks)], 1)
 
     def done(model, what, count, function, *args):
@@ -206,8 +258,9 @@ def measure(ranks, device, quick, tables, only, emit):
         return row
 
     def keep(row):
-        rows.append(judge(row, rows))
-        emit(rows[-1])
+        rows.append(row)
+        rows[:] = [judge(r, rows) for r in rows]  # those before, too: what they are held against may be new
+        emit(rows, len(before) + len(runs) - len(rows))
 
     def speed_somewhere(model, job):
         names = places.take(job[1])
@@ -221,13 +274,16 @@ def measure(ranks, device, quick, tables, only, emit):
         model, job = task
         return done(model, job[0], job[1], speed_somewhere, model, job)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(ranks if on_gpu else 1) as pool:
-        write_text(folder)
-        for model in models if "parity" in tables else ():
-            keep(done(model, "parity", ranks, parity, folder, model, ranks, device))
-        tasks = [(model, job) for model in models for job in jobs(ranks)] if "speed" in tables else []
-        for row in pool.map(timed, sorted(tasks, key=lambda task: ("plain" in task[1][0], task[1][1]))):
-            keep(row)
-    return expected(rows)
+        try:
+            write_text(folder)
+            for model in (model for model, job in runs if job[0] == "parity"):
+                keep(done(model, "parity", ranks, parity, folder, model, ranks, device))
+            for row in pool.map(timed, [(model, job) for model, job in runs if job[0] != "parity"]):
+                keep(row)
+        except BaseException:  # a signal; without this the pool waits for the end of each run, and for others
+            end_all()
+            raise
+    return rows
 
 
 def markdown(rows):

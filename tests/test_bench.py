@@ -2,7 +2,11 @@
 import csv
 import json
 import math
+import signal
+import threading
+import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -318,20 +322,91 @@ def test_a_row_that_needs_more_gpus_than_there_are(monkeypatch):
     monkeypatch.setattr(bench_ranks, "write_text", lambda folder: None)
     monkeypatch.setattr(bench_ranks, "speed", lambda folder, model, job, device, quick, environment: rank_row(
         job[0], job[1], float(environment["CUDA_VISIBLE_DEVICES"].count(",") + 1), model))
-    rows = []
-    bench_ranks.measure(4, "cuda", True, ["speed"], "1 x", rows.append)
+    runs, counts = bench_ranks.todo(4, "cuda", ["speed"], "1 x", []), []
+    rows = bench_ranks.measure(runs, 4, "cuda", True, lambda rows, left: counts.append((len(rows), left)))
     assert {r["ranks"]: r.get("ms") for r in rows} == {1: 1.0, 2: 2.0, 4: None}
     assert all("it needs 4 GPU(s), and 2 are left" in r["note"] for r in rows if r["ranks"] == 4)
+    assert counts == [(n, len(runs) - n) for n in range(1, len(runs) + 1)]
+
+
+def test_a_table_goes_on_with_rows_of_its_own_machine(monkeypatch, tmp_path, rng, capsys):
+    """Any rows of it, in any order, a failed one tried again: then no run is left, and each is held against its one
+    GPU, which may have come last. Another machine, other settings and tables that do not say theirs begin anew."""
+    path, cards = str(tmp_path / "x.csv"), ["GPU-b", "GPU-a"]
+    monkeypatch.setattr(bench_ranks.gpus, "visible", lambda: cards)
+    monkeypatch.setattr(bench_ranks, "write_text", lambda folder: None)
+    monkeypatch.setattr(bench_ranks, "speed", lambda folder, model, job, *more: rank_row(
+        job[0], job[1], 8.0 / job[1], model) | dict(sequences=job[1] * job[2]))
+    wanted = bench_ranks.todo(2, "cuda", ["speed"], "", [])
+    assert len(wanted) == 14
+    machine = bench_ranks.fingerprint("cuda", "a line", False)
+    rows = bench_ranks.measure(wanted, 2, "cuda", False, lambda rows, left: rows[-1].update(machine=machine))
+    kept = [rows[i] for i in rng.permutation(14)[:7]]
+    failed = dict(model="1 x 12", what="one", ranks=1, note="FAILED: x", machine=machine)
+    kept = [r for r in kept if (r["model"], r["what"]) != ("1 x 12", "one")]
+    bench_ranks.outputs.write_csv(path, bench_ranks.COLUMNS, [failed, *kept])
+    cards.reverse()  # the order of the cards says nothing
+    assert bench_ranks.fingerprint("cuda", "a line", False) == machine
+    before = bench_ranks.rows_there(path, machine)
+    assert before == kept
+    left = bench_ranks.todo(2, "cuda", ["speed"], "", before)
+    assert [run for run in wanted if run in left] == left
+    assert len(left) == 14 - len(kept)
+    whole = bench_ranks.measure(left, 2, "cuda", False, lambda rows, left: rows[-1].update(machine=machine), before)
+
+    def by_run(rows):
+        return sorted(rows, key=lambda r: (r["model"], r["what"], r["ranks"], r["sequences"]))
+    assert by_run(whole) == by_run(rows)
+    assert bench_ranks.todo(2, "cuda", ["speed"], "", whole) == []
+    assert capsys.readouterr().out == ""
+    cards[0] = "GPU-c"
+    for other in (bench_ranks.fingerprint("cuda", "a line", False), bench_ranks.fingerprint("cpu", "a line", False)):
+        assert bench_ranks.rows_there(path, other) == []
+        assert "all is run anew" in capsys.readouterr().out
+    assert len({bench_ranks.fingerprint("cuda", line, quick) for line in "ab" for quick in (False, True)}) == 4
+    bench_ranks.outputs.write_csv(path, bench_ranks.COLUMNS[:-2], kept)
+    assert bench_ranks.rows_there(path, machine) == []
+
+
+def test_a_command_that_is_stopped_ends_its_runs(monkeypatch, tmp_path):
+    """The one that runs, and those that wait for its place never start."""
+    monkeypatch.setattr(bench_ranks, "ROOT", str(tmp_path))
+    monkeypatch.setattr(bench_ranks, "running", [])
+    monkeypatch.setattr(bench_ranks, "ending", threading.Event())
+    (tmp_path / "train.py").write_text("import time\nopen('started', 'a').write('x')\ntime.sleep(3600)\n")
+    with ThreadPoolExecutor(1) as pool:
+        runs = [pool.submit(bench_ranks.launch, str(tmp_path), "x", 1, "cpu") for _ in range(3)]
+        while not (tmp_path / "started").exists():
+            assert not runs[0].done()
+            time.sleep(0.01)
+        bench_ranks.end_all()
+        for run in runs:
+            with pytest.raises(KeyboardInterrupt):
+                run.result()
+    (process,) = bench_ranks.running
+    assert process.returncode == -signal.SIGTERM
+    assert (tmp_path / "started").read_text() == "x"
 
 
 @pytest.mark.full
 def test_two_ranks_beside_one_on_a_cpu(scripts):
-    """That all of it runs, of one model; the times say nothing."""
-    said = scripts("bench.py", "--ranks=2", "--device=cpu", "--quick=True", "--only=1 x", "--out=x/ranks.csv",
-                   forks=True)
+    """That all of it runs, of one model, in two commands of which the first is stopped; the times say nothing."""
+    def found():
+        with open(scripts.folder / "x/ranks.csv", encoding="utf-8") as f:
+            return list(csv.DictReader(f))
+    command = "bench.py", "--ranks=2", "--device=cpu", "--quick=True", "--only=1 x", "--out=x/ranks.csv"
+    said = scripts(*command, forks=True, signal_at=("what=one ranks", signal.SIGTERM), status=130)
+    assert "Traceback" not in said.err
+    first = found()
+    assert [r["what"] for r in first] == ["parity", "one"]
+    assert "Not all of it: 6 runs are left" in (scripts.folder / "x/ranks.md").read_text(encoding="utf-8")
+    said = scripts(*command, forks=True)
     assert "0 rows failed" in said.out
-    with open(scripts.folder / "x/ranks.csv", encoding="utf-8") as f:
-        rows = list(csv.DictReader(f))
+    rows = found()
+    assert rows[:2] == first
+    again = scripts(*command, forks=True)
+    assert "nothing is left to run" in again.out
+    assert found() == rows
     same = rows.pop(0)
     assert same["bar"] == "losses within 0.0001 met", same
     assert [(r["what"], int(r["ranks"]), int(r["sequences"])) for r in rows] == [
@@ -341,3 +416,5 @@ def test_two_ranks_beside_one_on_a_cpu(scripts):
     text = (scripts.folder / "x/ranks.md").read_text(encoding="utf-8")
     assert text.startswith("`python bench.py --ranks=2")
     assert "\n1 x 12: gradients 0.1 MB" in text
+    assert "\n2 of these rows were there before this command: " in text
+    assert "runs are left" not in text

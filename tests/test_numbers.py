@@ -11,6 +11,8 @@ import pytest
 from conftest import ROOT
 from scipy import stats
 
+import bench_ranks
+import figures
 import sweep_tables
 from looplm_kernels import RULES
 
@@ -292,18 +294,52 @@ def test_ranks(model):
     assert all(" met" in r["bar"] for r in rows_of("ranks_h100_80gb_hbm3") if r["bar"])
 
 
-def test_four_ranks():
+@pytest.mark.parametrize("model", ["1 x 12", "12 layers"])
+def test_four_ranks(model):
     """docs/scale.md: a step on four GPUs, what two led to expect of it, and the share of the exchange."""
-    one, = found("scale", model="1 x 12", what="one")
-    same, each = (found("scale", model="1 x 12", what=what, ranks="4")[0] for what in ("same batch", "batch of each"))
+    one, same, each = (found("scale", model=model, what=what, ranks=n)[0] for what, n in (
+        ("one", "1"), ("same batch", "4"), ("batch of each", "4")))
+    _, *said = line(table("docs/scale.md", "One training on several GPUs", 2)[1], model)
+    for cell, row, columns in zip(said, (one, same, same, same, each, each, each), (
+            ["ms"], ["ms", "expected_ms"], ["ratio"], ["exchange"], ["ms", "expected_ms"], ["ratio"], ["exchange"]),
+            strict=True):
+        agree(cell.removesuffix(" times"), [float(row[c]) * (100 if c == "exchange" else 1) for c in columns])
+    finding = re.search(r"^\| Four GPUs do .*$", page("docs/findings.md"), re.M)[0]
+    agree(re.search(r"do ([\d.]+) times" if model == "1 x 12" else r"([\d.]+) on 12 layers", finding)[1],
+          [float(each["ratio"])])
+    if model == "12 layers":
+        agree(re.search(r"12 layers with 16 sequences .*?\[([\d.]+)%", page("docs/decisions.md"))[1],
+              [100 * float(same["exchange"])])
+
+
+def test_what_two_ranks_foretell_and_what_hosts_differ_by():
     text = " ".join(page("docs/scale.md").split())
-    shown = re.search(r"does ([\d.]+) times .*?: ([\d.]+) ms per step, where two of them had led to expect ([\d.]+)\. "
-                      r"The same batch takes ([\d.]+) ms, ([\d.]+) of one GPU's ([\d.]+) \(expected ([\d.]+)\)\. "
-                      r"The exchange is ([\d.]+) and ([\d.]+)% of", text).groups()
-    known = [each["ratio"], each["ms"], each["expected_ms"], same["ms"], same["ratio"], one["ms"], same["expected_ms"],
-             100 * float(each["exchange"]), 100 * float(same["exchange"])]
-    for cell, value in zip(shown, known, strict=True):
-        agree(cell, [float(value)])
+    off = [float(r["ms"]) / float(r["expected_ms"]) - 1 for r in rows_of("scale") if r["expected_ms"]]
+    assert len(off) == 4
+    assert max(off) < 0
+    for name in ("docs/scale.md", "docs/findings.md"):
+        (far,) = re.findall(r"foretells a step on four to ([\d.]+)%|expect the steps to within ([\d.]+)%", page(name))
+        agree("".join(far), [-100 * min(off)])
+    here, = found("scale", model="1 x 12", what="same batch", ranks="2")
+    h100, = found("ranks_h100_80gb_hbm3", model="1 x 12", what="same batch", ranks="2")
+    there, = found("scale_first_host", model="1 x 12", what="same batch", ranks="2")
+    four, = found("scale_first_host", model="1 x 12", what="batch of each", ranks="4")
+    shown = re.search(r"1 x 12 did ([\d.]+) times the tokens, .*? the bar of 0\.60 for the same batch \(([\d.]+), "
+                      r"([\d.]+)\); on this one they miss it \(([\d.]+)\)", text).groups()
+    for cell, row in zip(shown, (four, there, h100, here), strict=True):
+        agree(cell, [float(row["ratio"])])
+    assert ["MISSED" in row["bar"] for row in (there, h100, here)] == [False, False, True]
+    agree(re.search(r"on another host ([\d.]+)\)", page("docs/findings.md"))[1], [float(four["ratio"])])
+    mb = [float(found("scale", model=model, what="one")[0]["gradient_mb"]) for model in ("12 layers", "1 x 12")]
+    assert round(mb[0] / mb[1]) == 11  # an eleventh
+
+
+def test_the_table_of_four_ranks():
+    """results/scale.md is made of the rows of results/scale.csv."""
+    rows = figures.read_table(ROOT / "results/scale.csv")
+    assert bench_ranks.markdown(rows) in page("results/scale.md")
+    assert [bench_ranks.judge(r, rows) for r in rows] == rows
+    assert all(x in page("results/scale.md") for x in bench_ranks.expected(rows))
 
 
 TEXTS = {"GPT, 12": "12 layers", "1 block, 12": "1 x 12", "GPT, 1 ": "1 layer", "2 blocks": "2 x 6",
