@@ -491,7 +491,8 @@ def draw_states(rows, path):
     line of panels; rows: of <name>_states.csv, of which these may be many loops."""
     names = list(dict.fromkeys(r["row"] for r in rows))
     groups = [names[i:i + LINES] for i in range(0, len(names), LINES)]
-    shown = dict(norm="norm of the state h", delta="delta: |change of h| / |h|")
+    from matplotlib.ticker import LogFormatter  # as in guarded
+    shown = dict(norm="norm of the state h", delta="delta:\n|change of h| / |h|")
     figure, axes = new_figure(4 * len(groups), 4, 2.4)
     for n, (k, what, weights) in enumerate(itertools.product(range(len(groups)), shown, STYLE)):
         ax, model = axes[n], axes[n % 4 // 2 * 2]
@@ -505,6 +506,8 @@ def draw_states(rows, path):
         for l in {min(r["loop"] for r in x if r["what"] == "loss") for x in own.values()}:
             ax.axvline(l, color="0.4", lw=1, ls=":", label="the loops of training")
         label_axes(ax, "loop", shown[what] if n % 2 == 0 else "", weights, yscale="log")
+        if what == "norm":  # often within a decade, where 1.15 x 10^1 would stand for 11.5
+            ax.yaxis.set(major_formatter=LogFormatter(), minor_formatter=LogFormatter())
     finish(figure, axes, path, "Mean over tokens after every loop, the first seed of each row; bands: 95% interval")
 
 

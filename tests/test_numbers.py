@@ -1,5 +1,6 @@
 """The numbers in the tables of README.md and docs/ are those of results/: a change of either side alone fails here."""
 import csv
+import itertools
 import math
 import re
 import shutil
@@ -768,11 +769,17 @@ def test_the_gate_that_knows_its_loop():
     assert "four seeds of five" in on_n
 
 
-def first_under(row, bound):
+def first_under(name, row, bound):
     """The first evaluation of each seed whose validation loss is under a bound, inf where there is none."""
-    curves = [r for r in rows_of("sweep_injection_curves") if r["row"] == row]
+    curves = [r for r in rows_of(f"{name}_curves") if r["row"] == row]
     return [min((int(r["iter"]) for r in curves if r["seed"] == seed and float(r["val_loss"]) < bound),
                 default=float("inf")) for seed in dict.fromkeys(r["seed"] for r in curves)]
+
+
+def injection(label):
+    """The row of config/sweep_injection.py that a table calls so."""
+    inject, _, encoding = label.partition(", ")
+    return f"{inject}, {encoding} step encoding" if encoding else f"inject {inject}"
 
 
 def test_injections_over_five_seeds():
@@ -781,15 +788,14 @@ def test_injections_over_five_seeds():
     head, rows = table("root.md", heading)
     known, late = {}, {True: [], False: []}
     for label, *shown in rows:
-        inject, _, encoding = label.partition(", ")
-        name = f"{inject}, {encoding} step encoding" if encoding else f"inject {inject}"
+        name = injection(label)
         known[label] = {n: seeds("sweep_injection", name, f"uniform_{n}") for n in (4, 8, 12, 16, 20)}
         for bound, cell in zip((0.3, 0.1), shown, strict=False):
             steps = [float(x.replace(",", "").replace("never", "inf")) for x in re.findall(r"[\d,]+|never", cell)]
-            assert steps == spread(first_under(name, bound)), (label, bound)
-        never = [x == float("inf") for x in first_under(name, 0.1)]
+            assert steps == spread(first_under("sweep_injection", name, bound)), (label, bound)
+        never = [x == float("inf") for x in first_under("sweep_injection", name, 0.1)]
         assert shown[2] == f"{5 - sum(never)} of 5"
-        late[encoding == "learned"] += never
+        late["learned" in label] += never
         for title, cell in zip(head[4:], shown[3:], strict=True):
             agree(cell, known[label][int(title.split()[0])])
     assert len(known) == 8
@@ -805,6 +811,119 @@ def test_injections_over_five_seeds():
                           " ".join(page("docs/decisions.md").split())).groups()
     agree(add, known["add"][8])
     agree(none, known["none"][8])
+
+
+def heading_of(words):
+    """The one heading of the log that begins so."""
+    (heading,) = re.findall(rf"^### ({re.escape(words)}.*)", page("root.md"), re.M)
+    return heading
+
+
+def says(name, pattern, *known):
+    """The groups of a pattern in a page, whose lines are joined, are these numbers."""
+    shown = re.search(pattern, " ".join(page(name).split())).groups()
+    for cell, value in zip(shown, known, strict=True):
+        agree(cell, value)
+
+
+def test_injections_of_track_p():
+    """The table of the log, and what the pages say of it."""
+    head, rows = table("root.md", heading_of("Track P adds without x0"))
+    known = {}
+    for label, *shown in rows:
+        name = injection(label)
+        for bound, cell in zip((0.3, 0.01), shown, strict=False):
+            steps = [float(x.replace(",", "")) for x in re.findall(r"[\d,]+", cell)]
+            assert steps == spread(first_under("sweep_injection_parallel", name, bound)), (label, bound)
+        for title, cell in zip(head[3:], shown[2:], strict=True):
+            size, _, kind = title.removesuffix(" digits").partition(", ")
+            agree(cell, seeds("sweep_injection_parallel", name, f"{kind or 'uniform'}_{size}"))
+        known[label] = seeds("sweep_injection_parallel", name, "uniform_8")
+    assert len(known) == 8
+    says("docs/findings.md", r"nor on track P, where 8 digits have from ([\d.]+% \([\d.]+\)) to ([\d.]+ \([\d.]+\))",
+         min(known.values()), max(known.values()))
+    says("docs/decisions.md", r"on track P, where they have ([\d.]+% \([\d.]+\)) and ([\d.]+ \([\d.]+\))",
+         known["add"], known["none"])
+
+
+def test_intervals_of_injections_on_track_p():
+    """How many of the log's pairs are told apart: intervals without 0, and those in which one row is the lower."""
+    rows = rows_of("sweep_injection_parallel")
+    columns = ["val_loss", *(f"{kind}_{n}" for kind in ("uniform", "hard") for n in (4, 6, 8, 10, 12))]
+    names, without, learned = list(dict.fromkeys(r["row"] for r in rows)), 0, 0
+    for a, b in itertools.combinations(names, 2):
+        for column, (x, y, _, mean) in sweep_tables.differences(rows, a, b).items():
+            if column in columns and (mean["mean_low"] > 0 or mean["mean_high"] < 0):
+                without += 1
+                learned += (b if x > y else a) == "add, learned step encoding"
+    assert (f"intervals (28 pairs, `--compare=\"inject add,inject none\"` and so on) {without} leave 0 out"
+            in page("root.md"))
+    assert learned == 11
+
+
+def test_injections_at_other_widths():
+    """The table of the log, and its two rows of 256 channels in docs/findings.md."""
+    head, rows = table("root.md", heading_of("At 256 channels track N needs no x0"))
+    assert [row[0] for row in rows] == list(dict.fromkeys(r["row"] for r in rows_of("sweep_injection_width")))
+    for label, count, *shown in rows:
+        assert count == str(len(found("sweep_injection_width", row=label)))
+        for title, cell in zip(head[2:], shown, strict=True):
+            size, _, kind = title.removesuffix(" digits").partition(", ")
+            agree(cell, seeds("sweep_injection_width", label, f"{kind or 'uniform'}_{size}"))
+    cell = r"([\d.]+%? \([\d.]+\))"
+    says("docs/findings.md", rf"track N has {cell} at 12 digits and {cell} at 20, with it {cell} and {cell}",
+         *(seeds("sweep_injection_width", f"N 256, {x}", f"uniform_{n}") for x in ("none", "add") for n in (12, 20)))
+
+
+def test_solvers_over_five_seeds():
+    """The log's table of them, and what docs/findings.md and docs/decisions.md say of it."""
+    head, rows = table("root.md", heading_of("No solver is told from replace"))
+    columns = [f"{kind}uniform_{n}" for kind, sizes in (("", (4, 8, 12)), ("long_", (4, 8)), ("anderson_", (4, 8)))
+               for n in sizes]
+    names = list(dict.fromkeys(r["row"] for r in rows_of("sweep_dynamics")))
+    assert [row[0] for row in rows] == names
+    assert len(head) == len(columns) + 1
+    for label, *shown in rows:
+        assert len(found("sweep_dynamics", row=label)) == 5
+        for cell, column in zip(shown, columns, strict=True):
+            agree(cell, seeds("sweep_dynamics", label, column))
+    known, cell = (lambda row, column: seeds("sweep_dynamics", row, column)), r"([\d.]+%? \([\d.]+\))"
+    gate, rest = "concat, euler gate", names[-1]
+    best = max(max(values("sweep_dynamics", row, "long_uniform_4")) for row in names[:8] if not row.endswith("gate"))
+    assert best < min(values("sweep_dynamics", gate, "long_uniform_4"))
+    says("docs/findings.md", rf"after 32 loops they keep {cell} at 4 digits, the best seed of replace, of fixed and of "
+         r"learned steps has ([\d.]+)", known(gate, "long_uniform_4"), [best])
+    says("docs/findings.md", rf"keeps what it has, {cell} at 4 digits after 32 loops, {cell} at 8",
+         known(rest, "long_uniform_4"), known(rest, "long_uniform_8"))
+    says("docs/findings.md", rf"replace without x0 keeps {cell} at 4 digits by it, without it {cell}, and has {cell} "
+         "after", *(known("none, replace", f"{kind}uniform_4") for kind in ("anderson_", "long_", "")))
+    most = [max(max(values("sweep_dynamics", row, "uniform_12")) for row in names[8:10])]
+    says("docs/findings.md", r"Heun and Runge-Kutta, with as many evaluations, have at most ([\d.]+)% at 12", most)
+    says("docs/decisions.md", r"Heun and Runge-Kutta have at most ([\d.]+)% at 12", most)
+    assert min(min(values("sweep_dynamics", row, "uniform_4")) for row in names[8:10]) >= 99.95
+    says("docs/decisions.md", rf"steps keep {cell} at 4 digits after 32 loops, replace {cell}",
+         known(gate, "long_uniform_4"), known("concat, replace", "long_uniform_4"))
+    says("docs/decisions.md", rf"has {cell} at 12 digits with 32 loops", known(gate, "long_uniform_12"))
+
+
+def test_exponents_with_loop_norm_and_without():
+    """The log's table of Lyapunov exponents, and how many of its rows with loop norm are above 0 and below."""
+    _, rows = table("root.md", heading_of("Exponents over 4 times the trained loops"))
+    above = below = 0
+    for label, norm, *shown in rows:
+        name, key, row = "sweep_dynamics_states", "row", label
+        if label.startswith("demo"):
+            name, key, row = "lyapunov", "model", "demo add_euler_0.5" + "_no_loop_norm" * (norm == "no")
+        elif label == "add, replace" or label.endswith("6, 8 or 10 loops") or norm == "no":
+            name, row = "sweep_anchor_states", label.split(",")[0] + ", no norm" * (norm == "no")
+        for weights, cell in zip(("trained", "untrained"), shown, strict=True):
+            (r,) = found(name, what="lyapunov_exponent", weights=weights, **{key: row})
+            value, low, high = (float(r[k]) for k in ("value", "low", "high"))
+            for number, known in zip(re.findall(NUMBER, cell), (value, low, high), strict=True):
+                agree(number, [known], least=3)
+            if weights == "trained" and norm == "yes":
+                above, below = above + (low > 0), below + (high < 0)
+    assert (above, below) == (7, 1)
 
 
 def energy_state(row, what, loops=1, group=None, weights="trained", of="value"):
