@@ -92,16 +92,28 @@ def as_it_writes(exact):
     return copy.deepcopy(exact).bfloat16() if exact.lm_head.weight.is_cuda else exact
 
 
+def beginning(model):
+    """The one token after which a model writes: the think token, where it has one, since the decode kernel writes
+    nothing before it and an untrained model may never come to it."""
+    token = getattr(model.config, "think_token", None)
+    return [0 if token is None else token]
+
+
+def fastest(pace, way):
+    """The way that writes fastest by the pace of generate.py; where way is auto, of those that auto may take."""
+    return min((x for x in pace if way != "auto" or x[0] in (*generate.AUTO, "eager")), key=lambda x: pace[x][1])[0]
+
+
 def written(prepare, exact, model, B, T, ways, asked=None, against=(), reread=False):
     """Paths of bench.py by which a model, exact or as it writes, writes T tokens of B sequences: one for each of the
     ways of generate.py, the last one auto or the only one, and reread. A token is a call. asked: {way: its bars}."""
     gpu, right = exact.lm_head.weight.is_cuda, (torch.ones((), device=exact.lm_head.weight.device),)
     generate.CACHE_BYTES = max(generate.CACHE_BYTES, 2 ** 32)  # so that all B are written together
-    wrote = {}
+    wrote, begin = {}, beginning(model)
 
     def write(way):
         wrote[way] = [[] for _ in range(B)], []
-        for burst in generate.write(model, [[0]] * B, T - 1, seed=7, way=way):
+        for burst in generate.write(model, [begin] * B, T - 1, seed=7, way=way):
             for row, tokens in zip(burst.rows, burst.tokens, strict=True):
                 wrote[way][0][row] += tokens
             wrote[way][1].extend(burst.loops[0] if burst.loops else ())
@@ -112,18 +124,18 @@ def written(prepare, exact, model, B, T, ways, asked=None, against=(), reread=Fa
         took = {name for name, _ in generate.kept_for(model).pace}
         if not took >= {way} - {"auto", "eager"}:
             raise RuntimeError(f"written by {', '.join(took)}")
-        return functools.partial(write, way), (1 + gap(exact, [0], wrote[way][0][0], 1.0, 7),)
+        return functools.partial(write, way), (1 + gap(exact, begin, wrote[way][0][0], 1.0, 7),)
     paths = [prepare(f"called: {way}", functools.partial(make, way), right, calls=T - 1, against=against,
                      times=2 if way == "eager" and gpu else 5, bars=(asked or {}).get(way, [])) for way in ways]
     last, loops, pace = paths[-1], wrote.get(ways[-1], ((), ()))[1], generate.kept_for(model).pace
     if reread:
         def again():
-            for _ in generate.write(model, [[0]], T - 1, seed=7, reread=True):
+            for _ in generate.write(model, [begin], T - 1, seed=7, reread=True):
                 pass
         paths.append(prepare("eager, re-reading", lambda: (again, right), right, calls=T - 1, times=1, against=against))
     for p in paths:
         p.note += f", {statistics.mean(loops):.2f} loops" if loops else ""
-    last.note += f", by {min(pace, key=lambda way: pace[way][1])[0]}" if pace else ""
+    last.note += f", by {fastest(pace, ways[-1])}" if pace else ""
     return paths
 
 

@@ -1,4 +1,4 @@
-# The block of today beside nanoGPT's on text, each part alone, in 1 x 12 and in 12 layers; and 12 layers that may be
+# The block of today beside nanoGPT's on text, each part alone in 1 x 12, most in 12 layers; and 12 layers that may be
 # left early. Some 50 minutes of one H100, under NVIDIA's MPS. Additions: sweep_block_digits.py.
 # Data: python data/shakespeare_char/prepare.py
 base = "config/train_loop_1x12.py"

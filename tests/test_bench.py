@@ -17,12 +17,14 @@ import bench
 import bench_decode
 import bench_models
 import bench_ranks
+import burst
 import figures
 import generate
 import sweep
 from configurator import read_settings
 from dataset import checkpoint_meta, model_facts
 from kernels import paths
+from model import GPT, GPTConfig
 from model_loop import LoopConfig, LoopGPT
 from runtime import load_checkpoint
 
@@ -43,6 +45,12 @@ def test_a_token_by_every_way(small):
     assert ("best called", "<=", 1.05) in {p.name: p for p in case.paths}["called: auto"].bars
     half = bench_decode.micro_case(bench.prepare, bench.Case, "cpu", 16, 2, "half")
     assert all(", 1.00 loops" in p.note for p in half.paths)
+
+
+def test_auto_is_said_to_write_by_what_it_may_take():
+    """The compiled step is for those who name it, though it were the fastest."""
+    pace = {("compiled", 1): (3, 0.1), ("graph", 1): (3, 0.2), ("eager", 1): (3, 0.9)}
+    assert (bench_decode.fastest(pace, "auto"), bench_decode.fastest(pace, "compiled")) == ("graph", "compiled")
 
 
 def test_a_wrong_token_has_a_gap(small):
@@ -71,13 +79,21 @@ def test_a_token_of_each_row_of_a_tuning_file(scripts, small, monkeypatch):
     assert bench_decode.micro_shapes(True, ["sweep_rows.py"]) == [[shape] for shape in shapes]
     model, meta = sweep.models("sweep_rows.py")["qk"]()
     assert (model.config.block, model.config.halt, meta.task) == ("qk", "delta", "addition")
-    notes = {}
+    notes, begun, write = {}, [], generate.write
+
+    def noted(model, given, *args, **kwargs):
+        begun.append((model.config, given))
+        return write(model, given, *args, **kwargs)
+    monkeypatch.setattr(generate, "write", noted)
     for shape in shapes:
         case = bench_decode.row_case(bench.prepare, bench.Case, "cpu", *shape)
         (path,) = case.paths
         assert path.run, path.note
         assert path.calls == (19 if case.name == "layers" else 39)
         notes[case.name] = path.note
+    for config, given in begun:  # additions after "="; text has none, and begins with its first character
+        assert given == [[getattr(config, "think_token", 0)]]
+    assert model.config.think_token == meta.vocab.index("=")
     why = generate.KernelWriter.why_not(model, 1, 40)
     assert "block 'qk'" in why
     assert notes["qk"] == f"error 0e+00, 3.00 loops, by eager, 40 tokens, no kernel: {why}"
@@ -85,6 +101,24 @@ def test_a_token_of_each_row_of_a_tuning_file(scripts, small, monkeypatch):
     (scripts.folder / "sweep_none.py").write_text('rows = ["a: --dataset=none"]')
     with pytest.raises(SystemExit, match="the data of 'a' are not there"):
         bench_decode.micro_shapes(False, ["sweep_none.py"])
+
+
+def test_what_is_written_begins_where_the_kernel_may(rng):
+    """With the think token, after which nothing keeps the decode kernel from its turn, whatever the model then says;
+    after another token it waits for the model to say it."""
+    model = make(halt="none", halt_head="none", update="replace", pos="place", place_ids=400, place_subset=0,
+                 number_tokens=tuple(range(10)))
+    (begin,) = bench_decode.beginning(model)
+    assert begin == model.config.think_token == THINK
+    for first in range(THINK + 1):
+        reader = generate.Reader(model, [[first]], 24)
+        reader.next()
+        reader.append([[int(rng.integers(10))]])
+        writer = burst.KernelWriter(reader, None, 0.0, None, None, 0)
+        writer.cache = reader.cache  # as `burst` keeps it
+        assert bool(reader.cache.thinks_of_all.all()) == bool(writer.tokens([20])) == (first == begin)
+    assert bench_decode.beginning(bench_decode.micro_model(16, 3, 24, "whole")) == [0]
+    assert bench_decode.beginning(GPT(GPTConfig(n_layer=1, n_head=1, n_embd=8, vocab_size=9, block_size=4))) == [0]
 
 
 def test_a_case_without_the_first_path_shows_no_other_ones_time():

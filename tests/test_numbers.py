@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT
 from scipy import stats
 
+import bench
 import bench_ranks
 import figures
 import sweep_tables
@@ -670,12 +671,102 @@ def test_the_table_of_blocks():
         on_n = "" if name.startswith("12 layers") else name
         for title, of, case in (("ms a token, text, one core", "block_decode_cpu", on_text(name)),
                                 ("N, one core", "block_decode_cpu", on_n),
-                                ("text, H200", "block_decode", on_text(name))):
+                                ("text, H200", "block_decode", on_text(name)), ("N, H200", "block_decode", on_n)):
             ways = [r["microseconds"] for r in rows_of(of) if r["case"] == case != ""]
             took = [float(x) / 1000 for x in ways if x]
             assert bool(took) == bool(at[title])
             if took:
                 agree(at[title], [min(took)])
+        for title, of, row in (("ms a step, text, 24 on two H100", "sweep_block", on_text(name)),
+                               ("N, the same", "sweep_block_digits", on_n),
+                               ("text, H200 alone", "block_ms", on_text(name))):
+            ms = [float(r["ms"]) for r in rows_of(of) if r["row"] == row and r["seed"] == "0"]
+            assert bool(ms) == bool(at[title])
+            if ms:
+                agree(at[title], ms)
+
+
+def decode_times(of="block_decode"):
+    """{row of a tuning file: {way: ms}}, what failed left out."""
+    times = {}
+    for r in rows_of(of):
+        if r["microseconds"]:
+            times.setdefault(r["case"], {})[r["path"].removeprefix("called: ")] = float(r["microseconds"]) / 1000
+    return times
+
+
+def test_the_costs_of_the_block():
+    """docs/block.md, "What a step costs" and "What a character costs": alone on a card, and by which way."""
+    text = " ".join(page("docs/block.md").split("**What a step costs.**")[1].split())
+    ms = {r["row"].removeprefix("1 x 12, "): [float(r["ms"])] for r in rows_of("block_ms")}
+    alone = re.search(r"characters: ([\d.]+) ms, with (.*?) \(one seed\)", text)
+    agree(alone[1], ms.pop("1 x 12"))
+    shown = dict(re.findall(r"(\w[\w ]*?)`? ([\d.]+)(?:,|$)", alone[2]))
+    assert shown.keys() == ms.keys()
+    for name, value in shown.items():
+        agree(value, ms[name])
+    layers = found("scale", model="12 layers", what="one", ranks="1")
+    agree(re.search(r"of 12 layers one, ([\d.]+)\.", text)[1], [float(r["ms"]) for r in layers])
+
+    times = decode_times()
+    kernel = times["1 x 12"]["kernel"]
+    on_text, on_n = ({k: x for k, x in times.items() if bool(re.match("1 x 12|12 layers", k)) == one} for one in (1, 0))
+    del on_text["1 x 12"]
+    agree(re.search(r"in ([\d.]+) ms, by the kernel", text)[1], [kernel])
+    auto, compiled = ([x[way] for x in on_text.values()] for way in ("auto", "compiled"))
+    row = next(x for x in page("docs/findings.md").splitlines() if x.startswith("| An H200 writes a character"))
+    agree(re.search(r"block in ([\d.]+) ms \(kernel\)", row)[1], [kernel])
+    span = r"([\d.]+) to ([\d.]+)"
+    for where, words, known in ((text, f"take {span} ms by a CUDA graph", auto),
+                                (text, f"and {span} by the compiled", compiled),
+                                (row, f"in {span} by the graph", auto), (row, f"{span} by the compiled", compiled),
+                                (text, f"takes {span} ms, blocks", [min(x.values()) for x in on_n.values()])):
+        for cell, value in zip(re.search(words, where).groups(), (min(known), max(known)), strict=True):
+            agree(cell, [value])
+    assert "kernel" not in on_n["nanogpt"]
+    assert "nanogpt's kernel is not timed" in text
+    one_core = decode_times("block_decode_cpu")
+    for words, row in ((r"takes ([\d.]+) ms per character", "1 x 12"), (r"with qk ([\d.]+), by", "1 x 12, qk"),
+                       (r"by `modern` ([\d.]+), by 12", "1 x 12, modern"),
+                       (r"by 12 layers ([\d.]+) \(one", "12 layers")):
+        agree(re.search(words, text)[1], [one_core[row]["eager"]])
+
+
+def test_the_table_of_writing_is_that_of_its_rows():
+    """results/block_decode.md, as bench.py would write it."""
+    rows = [{k: float(x) if k == "microseconds" else x for k, x in r.items() if x or k == "note"}
+            for r in rows_of("block_decode")]
+    head, _, tables = page("results/block_decode.md").partition("\n\n")
+    assert head.endswith(rows[0]["note"])
+    assert tables.strip("\n") == bench.markdown(rows).strip("\n")
+
+
+def test_what_parts_cost_on_text():
+    """docs/block.md and docs/findings.md: differences to nanoGPT's block by seed with 95% intervals, in both models."""
+    text, row = " ".join(page("docs/block.md").split()), next(
+        x for x in page("docs/findings.md").splitlines() if x.startswith("| On text a gated MLP costs"))
+    span = r" ([\d.]+)(?: nats)?(?: in the loop| in 12 layers)? \((?:95% interval )?(-?[\d.]+) to ([\d.]+)"
+    for words, a, b, sign in (
+            (f"the gates cost{span}", "1 x 12, swiglu", "1 x 12", 1),
+            (f"and{span}", "12 layers, swiglu", "12 layers", 1),
+            (f"`rms` gains{span}", "12 layers, rms", "12 layers", -1),
+            (f"in the loop{span}", "1 x 12, rms", "1 x 12", -1)):
+        agree_interval(re.search(words, text).groups(), a, b, sign)
+    for words, a, b, sign in ((f"MLP costs{span}", "1 x 12, swiglu", "1 x 12", 1),
+                              (f"the gate costs{span}", "12 layers, swiglu", "12 layers", 1),
+                              (f"RMSNorm gains{span}", "12 layers, rms", "12 layers", -1)):
+        agree_interval(re.search(words, row).groups(), a, b, sign)
+    for a, b in (("12 layers, qk", "12 layers"), ("12 layers, shared keys", "12 layers"), ("1 x 12, qk", "1 x 12"),
+                 ("1 x 12, shared keys", "1 x 12")):  # not told apart
+        low, high = differing("sweep_block", a, b, "best_val_loss", 1)[1:]
+        assert low < 0 < high
+
+
+def agree_interval(shown, a, b, sign):
+    """Mean, low and high of the difference of two rows of the sweep of text; sign -1: as what is gained."""
+    mean, low, high = (sign * x for x in differing("sweep_block", a, b, "best_val_loss", 1))
+    for cell, value in zip(shown, (mean, *sorted((low, high))), strict=True):
+        agree(cell, [value])
 
 
 def test_the_page_of_the_block():
