@@ -485,9 +485,9 @@ def test_mistakes_stop_before_anything_runs(scripts, folder, old, new, words):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "config").glob("sweep_*.py")), ids=lambda p: p.stem)
-def test_committed_sweeps(scripts, monkeypatch, path):
+def test_committed_sweeps(folder, monkeypatch, path):
     """Every row, with every key, of every committed tuning file, as --dry_run=True prints them."""
-    monkeypatch.chdir(scripts.folder)
+    monkeypatch.chdir(folder)
     for key, value in configure(sweep.__file__, argv=[f"config/{path.name}"])[0].items():
         monkeypatch.setattr(sweep, key, value)
     lines = [sweep.as_typed(command, run["ranks"]) for run in sweep.plan(f"config/{path.name}", "out")
