@@ -633,14 +633,15 @@ def measure_ranks(target, line):
     began, place = time.monotonic(), "cuda" if on_gpu() else "cpu"
     stamp = dict(machine=bench_ranks.fingerprint(place, line, quick),
                  commit=outputs.provenance_line(outputs.provenance()).split(", ")[0])
+    outputs.lock(f"{target}.lock", target, "--out")  # two would lose each other's rows, and disturb each other's times
     before = bench_ranks.rows_there(target, stamp["machine"])
     runs = bench_ranks.todo(ranks, place, chosen_tables(), only, before)
     print(line)
     if not runs:
-        print(f"nothing is left to run, {target} has {len(before)} rows of this machine; without it all is run anew")
+        print(f"nothing is left to run, {target} has {len(before)} rows of this machine; remove it to run all anew")
         return
     said = [f"{len(before)} of these rows were there before this command: "
-            + ", ".join(dict.fromkeys(r["commit"] for r in before))] if before else []
+            + ", ".join(dict.fromkeys(r.get("commit", "?") for r in before))] if before else []
     print(*said, sep="\n", end="\n" * len(said))
 
     def emit(rows, left):
@@ -652,6 +653,8 @@ def measure_ranks(target, line):
                            [*bench_ranks.expected(rows), *said, *going])
         print(" ".join(f"{k}={x}" for k, x in rows[-1].items() if k not in stamp), flush=True)
     rows = bench_ranks.measure(runs, ranks, place, quick, emit, before)
+    with outputs.one_line(target):  # where the last one did not reach a full disk, for example
+        outputs.write_csv(target, bench_ranks.COLUMNS, rows)
     lines = bench_ranks.expected(rows)
     print("".join(f"{x}\n" for x in lines), end="")
     finish(target, line, began, rows, bench_ranks.markdown(rows), lines + said)

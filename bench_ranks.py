@@ -9,6 +9,7 @@ add: the share of the exchange is a(n) of c(B) + a(n), as far as it does not hid
 A run takes most of a minute, nearly all of it compiling. So the table is whole after each of them, and the same command
 goes on with it on the same machine.
 """
+import csv
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import gpus
 import outputs
@@ -223,13 +224,17 @@ def fingerprint(device, *settings):
 
 
 def rows_there(path, machine):
-    """The rows of a table that have not failed, if it is of the machine of this fingerprint; a line if it is not."""
-    found = outputs.read_csv(path) if os.path.isfile(path) else []
-    if any(r.get("machine") != machine for r in found):
-        print(f"{path} is of another machine, of other versions or settings, or does not say: all is run anew")
-        return []
-    return [{k: json.loads(x) if k in NUMBERS else x for k, x in r.items() if x or k == "note"}
-            for r in found if "FAILED" not in r["note"]]
+    """The rows of a table that have not failed, if it is of the machine of this fingerprint; a line if it is not.
+    SystemExit if it cannot be read, since it would be lost."""
+    try:
+        found = outputs.read_csv(path) if os.path.isfile(path) else []
+        if any(r.get("machine") != machine for r in found):
+            print(f"{path} is of another machine, of other versions or settings, or does not say: all is run anew")
+            return []
+        return [{k: json.loads(x) if k in NUMBERS else x for k, x in r.items() if x or k == "note"}
+                for r in found if "FAILED" not in r["note"]]
+    except (OSError, ValueError, TypeError, csv.Error) as e:
+        raise SystemExit(f"{path} cannot be read ({e}): mend or remove it, or give another --out") from None
 
 
 def todo(ranks, device, tables, only, rows):
@@ -278,8 +283,9 @@ def measure(runs, ranks, device, quick, emit, before=()):
             write_text(folder)
             for model in (model for model, job in runs if job[0] == "parity"):
                 keep(done(model, "parity", ranks, parity, folder, model, ranks, device))
-            for row in pool.map(timed, [(model, job) for model, job in runs if job[0] != "parity"]):
-                keep(row)
+            # as they end: what has ended behind one that still runs is not lost to a stop
+            for future in as_completed([pool.submit(timed, (model, job)) for model, job in runs if job[0] != "parity"]):
+                keep(future.result())
         except BaseException:  # a signal; without this the pool waits for the end of each run, and for others
             end_all()
             raise

@@ -257,18 +257,23 @@ locks = {}                      # path -> open file, since the kernel takes a lo
 
 def lock_folder(folder):
     """Make a folder, and make it this process's own until it ends; SystemExit if another process has it."""
-    path = os.path.join(folder, ".lock")
+    lock(os.path.join(folder, ".lock"), folder, "--out_dir")
+
+
+def lock(path, name, key):
+    """Hold a file of locks at path until this process ends: the folder or table of that name, which a key gives, is its
+    own. SystemExit if another process holds it."""
     while True:
-        with one_line(f"--out_dir={folder}"):
-            os.makedirs(folder, exist_ok=True)
+        with one_line(f"{key}={name}"):
+            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
             f = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (open as long as the process)
         try:
             import fcntl  # not every system has it
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             f.seek(0)
-            raise SystemExit(f"{folder} is in use by another run ({f.read().strip()}): wait for its end, or give "
-                             "another --out_dir") from None
+            raise SystemExit(f"{name} is in use by another run ({f.read().strip()}): wait for its end, or give "
+                             f"another {key}") from None
         except (ImportError, OSError):  # nor every file system
             break
         if os.path.exists(path) and os.path.samestat(os.fstat(f.fileno()), os.stat(path)):

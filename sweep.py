@@ -63,6 +63,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 TORCHRUN = "torch.distributed.run"
 ENTRY = re.compile(r"(?:\s*(\w[^:@]*?)\s*(?:@(\d+)\s*)?(?:\bon (\d+)\s*)?:)?(.*)", re.DOTALL)  # name @3 on 2: words
 running, stopping = set(), []   # processes, which a signal ends, too; the signal that told this one to stop
+told = set()                    # those of the running that have been told to end
 
 
 # ---- the plan
@@ -214,6 +215,13 @@ def kill(process):
     process.terminate() if TORCHRUN in process.args else process.kill()
 
 
+def tell(process):
+    """Have a process save and end, once: a second signal would end a training that saves (runtime.on_stop)."""
+    if process not in told:
+        told.add(process)
+        process.terminate()
+
+
 def launch(command, log, environment, ranks):
     """Run a command to its end, its output at the end of a log: what went wrong, "" if nothing."""
     with open(log, "a+", encoding="utf-8", errors="replace") as f:
@@ -227,18 +235,19 @@ def launch(command, log, environment, ranks):
         process = gpus.start([*before, os.path.join(HERE, command[0]), *command[1:]], f, environment)
         running.add(process)
         if stopping:  # since the line above
-            process.terminate()
+            tell(process)
         try:
             process.wait(timeout or None)
             late = ""
         except subprocess.TimeoutExpired:
-            process.terminate()  # a training saves; and MPS can lose all that share a GPU with one killed at work
+            tell(process)  # a training saves; and MPS can lose all that share a GPU with one killed at work
             late = f"timeout after {timeout:g} s"
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(60)
             process.kill()
         status = process.wait()
         running.discard(process)
+        told.discard(process)
         if status == 0 and not late:
             return ""
         f.seek(start)
@@ -360,7 +369,7 @@ def pass_on(name):
     stopping.append(name)
     print(f"{name}: the runs save and end; the same command goes on later", file=sys.stderr, flush=True)
     for process in list(running):
-        process.terminate()
+        tell(process)
 
 
 def kill_all():

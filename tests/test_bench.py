@@ -402,6 +402,32 @@ def test_a_table_goes_on_with_rows_of_its_own_machine(monkeypatch, tmp_path, rng
     assert bench_ranks.rows_there(path, machine) == []
 
 
+@pytest.mark.parametrize("damage", [b"1 x 12,one,1,6x4", b"1 x 12,one,1,64\xff"])
+def test_a_table_that_cannot_be_read_stays(tmp_path, damage):
+    """Its rows took hours: whoever can mend it decides."""
+    path, row = tmp_path / "x.csv", dict(model="1 x 12", what="one", ranks=1, sequences=64, note="", machine="m")
+    bench_ranks.outputs.write_csv(str(path), bench_ranks.COLUMNS, [row])
+    assert bench_ranks.rows_there(str(path), "m") == [row]
+    path.write_bytes(path.read_bytes().replace(b"1 x 12,one,1,64", damage))
+    with pytest.raises(SystemExit, match="cannot be read"):
+        bench_ranks.rows_there(str(path), "m")
+
+
+def test_a_run_that_has_ended_is_kept_before_one_that_began_earlier(monkeypatch):
+    monkeypatch.setattr(bench_ranks.gpus, "visible", lambda: ["GPU-0", "GPU-1"])
+    monkeypatch.setattr(bench_ranks, "write_text", lambda folder: None)
+    kept = threading.Event()
+
+    def speed(folder, model, job, *more):
+        if job[2] == 64:
+            assert kept.wait(60)
+        return rank_row(job[0], job[1], 1.0, model)
+    monkeypatch.setattr(bench_ranks, "speed", speed)
+    runs = [("1 x 12", ("one", 1, 64, ())), ("1 x 12", ("one, its share", 1, 32, ()))]
+    rows = bench_ranks.measure(runs, 2, "cuda", True, lambda rows, left: kept.set())
+    assert [r["what"] for r in rows] == ["one, its share", "one"]
+
+
 def test_a_command_that_is_stopped_ends_its_runs(monkeypatch, tmp_path):
     """The one that runs, and those that wait for its place never start."""
     monkeypatch.setattr(bench_ranks, "ROOT", str(tmp_path))

@@ -941,15 +941,18 @@ def test_intervals_of_injections_on_track_p():
     """How many of the log's pairs are told apart: intervals without 0, and those in which one row is the lower."""
     rows = rows_of("sweep_injection_parallel")
     columns = ["val_loss", *(f"{kind}_{n}" for kind in ("uniform", "hard") for n in (4, 6, 8, 10, 12))]
-    names, without, learned = list(dict.fromkeys(r["row"] for r in rows)), 0, 0
+    names, without, learned, equal = list(dict.fromkeys(r["row"] for r in rows)), 0, 0, 0
     for a, b in itertools.combinations(names, 2):
         for column, (x, y, _, mean) in sweep_tables.differences(rows, a, b).items():
+            equal += column in columns and mean["mean_low"] == mean["mean_high"]
             if column in columns and (mean["mean_low"] > 0 or mean["mean_high"] < 0):
                 without += 1
                 learned += (b if x > y else a) == "add, learned step encoding"
     assert (f"intervals (28 pairs, `--compare=\"inject add,inject none\"` and so on) {without} leave 0 out"
             in page("root.md"))
     assert learned == 11
+    says("root.md", r"In (\d+) no seed differs .* of the other (\d+) chance makes (\d+)", [equal], [308 - equal],
+         [round((308 - equal) / 20)])
 
 
 def test_injections_at_other_widths():
@@ -986,6 +989,12 @@ def test_solvers_over_five_seeds():
          r"learned steps has ([\d.]+)", known(gate, "long_uniform_4"), [best])
     says("docs/findings.md", rf"keeps what it has, {cell} at 4 digits after 32 loops, {cell} at 8",
          known(rest, "long_uniform_4"), known(rest, "long_uniform_8"))
+    says("docs/findings.md", rf"the one of 4, 8 or 16 has {cell} and keeps {cell}",
+         known(names[-2], "uniform_4"), known(names[-2], "long_uniform_4"))
+    for row in names:
+        kept = [x / y for x, y in zip(*(values("sweep_dynamics", row, f"{kind}uniform_4") for kind in ("long_", "")),
+                                      strict=True)]
+        assert (min(kept) > 0.5) == (row in names[-2:]), row  # most of it, in every seed
     says("docs/findings.md", rf"replace without x0 keeps {cell} at 4 digits by it, without it {cell}, and has {cell} "
          "after", *(known("none, replace", f"{kind}uniform_4") for kind in ("anderson_", "long_", "")))
     most = [max(max(values("sweep_dynamics", row, "uniform_12")) for row in names[8:10])]
@@ -994,6 +1003,9 @@ def test_solvers_over_five_seeds():
     assert min(min(values("sweep_dynamics", row, "uniform_4")) for row in names[8:10]) >= 99.95
     says("docs/decisions.md", rf"steps keep {cell} at 4 digits after 32 loops, replace {cell}",
          known(gate, "long_uniform_4"), known("concat, replace", "long_uniform_4"))
+    free = [seeds("sweep_anchor", f"{x}, no norm", "long_uniform_4") for x in ("add", "none")]
+    says("docs/decisions.md", rf"replace with add keeps {cell}, three seeds", *free[:1])
+    says("root.md", rf"replace keeps {cell} at 4 digits after 32 loops with add, and {cell} with none", *free)
     says("docs/decisions.md", rf"has {cell} at 12 digits with 32 loops", known(gate, "long_uniform_12"))
 
 

@@ -303,6 +303,35 @@ def test_a_run_that_takes_too_long_is_told_so_that_it_saves(tmp_path, monkeypatc
     assert (tmp_path / "saved").exists() == (tmp_path / "began").exists()
 
 
+@pytest.mark.parametrize("first", ["signal", "timeout"])
+def test_what_is_told_to_end_is_told_once(tmp_path, monkeypatch, first):
+    """By a signal and by its timeout, in either order: a training that hears two ends before it has saved."""
+    heard = []
+
+    class Process:
+        args, waits = (), 0
+
+        def wait(self, timeout=None):
+            self.waits += 1
+            if self.waits == (1 if first == "signal" else 2):
+                sweep.pass_on("SIGTERM")
+            if self.waits == 1:
+                raise subprocess.TimeoutExpired("x", timeout)
+            return 130
+
+        def terminate(self):
+            heard.append("SIGTERM")
+
+        def kill(self):
+            assert self.waits > 1
+    monkeypatch.setattr(sweep.gpus, "start", lambda *args: Process())
+    monkeypatch.setattr(sweep, "timeout", 3.0)
+    monkeypatch.setattr(sweep, "stopping", [])
+    assert sweep.launch(["train.py"], str(tmp_path / "log"), {}, 1) == "interrupted"
+    assert heard == ["SIGTERM"]
+    assert not sweep.running | sweep.told
+
+
 TORCHRUN = """#!%s
 import os, signal, subprocess, sys
 
