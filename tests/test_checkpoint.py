@@ -313,3 +313,16 @@ def test_reading_faster_than_in_training_and_thinking_on_is_named(good, capsys, 
         err = capsys.readouterr().err
         assert ("prompt_loops=3 with think_loops=9: in training every token took 4 loops or more" in err) == warned
         assert err.count("\n") == warned
+
+
+@pytest.mark.parametrize(("overrides", "said"), [
+    (dict(think_loops=9), True), (dict(think_loops=4), False), (dict(think_loops=9, min_loops=4), False),
+    (dict(think_loops=9, halt="none"), False), (dict(think_loops=9, prompt_loops=4), False)])
+def test_reading_by_a_rule_and_thinking_on_is_named(good, capsys, overrides, said):
+    """Where a rule may stop the prompt before every training step and the answer takes more loops."""
+    outputs.warn.cache_clear()
+    args = good["model_args"] | dict(num_loops=[8, 4, 6], think_token=3, prompt_loops=0, halt="confidence")
+    torch.save(good | dict(model_args=args), "ckpt.pt")
+    checkpoint.open_model("ckpt.pt", "", "cpu", overrides)
+    line = "halt=confidence for the prompt with think_loops=9: in training every token took 4 loops or more"
+    assert (line in capsys.readouterr().err) == said

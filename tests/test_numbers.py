@@ -620,6 +620,86 @@ def test_the_table_of_reading_and_writing():
                 assert [float(x) for x in cell.split(", ")] == pytest.approx(known, abs=0.051)
 
 
+def waiting_loss(known, read, write, n):
+    """Points lost by reading so instead of in 8 loops, one per seed; known: exact match in % by (read, write, n)."""
+    return [full - less for full, less in zip(known("8", write, n), known(read, write, n), strict=True)]
+
+
+def shipped_loss(name, read, write, sizes=("4", "8", "12")):
+    """The most points that a pretrained model loses so, of some sizes."""
+    def known(*at):
+        where = dict(zip(("read", "write", "n"), at, strict=True))
+        return [100 * float(r["accuracy"]) for r in found(f"waiting_{name}", kind="waiting", **where)]
+    return max(max(waiting_loss(known, read, write, n)) for n in sizes)
+
+
+PAIRS = [(read, write) for read in ("3", "4") for write in ("24", "32")]  # of the bar
+
+
+def waiting_seeds(row):
+    """For `waiting_loss`: the seeds of a row of the sweep."""
+    return lambda read, write, n: values("sweep_waiting", row, f"read_{read}_write_{write}_{n}")
+
+
+def test_the_tables_of_what_fast_reading_loses():
+    """Of docs/protocol.md and, with the same rows, of the log: the shipped models, and five seeds of each training."""
+    heading = "Reading fast, writing slowly"
+    shipped, sweep = (table("docs/protocol.md", heading, nth)[1] for nth in (2, 3))
+    for name, *shown in shipped:
+        for cell, pair in zip(shown, PAIRS, strict=True):
+            agree(cell, [shipped_loss(name.strip("`").removesuffix(".pt"), *pair)])
+    assert len(shipped) == 4
+    assert len(sweep) == 15
+    for row, n, at_24, at_32, *shown, within in sweep:
+        known = waiting_seeds(row)
+        for cell, write in ((at_24, "24"), (at_32, "32")):
+            agree(cell, spread(known("8", write, n))[:2])
+        lost = [waiting_loss(known, *pair, n) for pair in PAIRS]
+        for cell, of in zip(shown, lost, strict=True):
+            agree(cell, [statistics.median(of), max(of)])
+        assert within == f"{sum(max(seed) < 1.0001 for seed in zip(*lost, strict=True))} of 5"
+    for row in (*shipped, *sweep):
+        assert f"| {' | '.join(row)} |" in page("root.md")
+    (card,) = re.findall(r"^\| reading in 3 or 4 loops and .*", page("pretrained/readme.md"), re.M)
+    address, search, parallel, older = cells(card)[1:5]
+    by_name = {row[0].strip("`").removesuffix(".pt"): [*map(float, row[1:])] for row in shipped}
+    more = {name: [shipped_loss(f"{name}_12", *pair, sizes=["12"]) for pair in PAIRS] for name in (
+        "addition", "addition_parallel")}  # of 1,000 problems
+    said = re.search(r"`addition.pt` loses (\S+) and (\S+) points read in 3, `addition_parallel.pt` (\S+) and (\S+), "
+                     r"and neither\s+any read in 4", page("docs/protocol.md")).groups()
+    for shown, value in zip(said, more["addition"][:2] + more["addition_parallel"][:2], strict=True):
+        agree(shown, [value])
+    for name, cell in (("addition", address), ("addition_parallel", parallel)):
+        assert more[name][2:] == [0, 0]
+        assert f"(of 1,000 problems {max(more[name]):.1f}" in cell
+    assert f"in 3 up to {max(by_name['addition'][:2])} points" in address
+    assert by_name["addition"][2:] == [0, 0]
+    assert f"{100 - min(by_name['addition_search'])}% or less at 12 digits" in search
+    assert "nothing is lost" in parallel
+    assert by_name["addition_parallel"] == [0] * 4
+    assert f"{min(by_name['addition_parallel_search'])} to {max(by_name['addition_parallel_search'])} points" in older
+
+
+def test_what_is_said_of_frozen_prompts():
+    """docs/findings.md: one row, of both tracks with frozen prompts and without."""
+    (said,) = re.findall(r"^\| (Trained with half of its prompts frozen.*?) \| holds", page("docs/findings.md"), re.M)
+    search, parallel = said.split("; track P ")
+    for pattern, row in ((r"with (\S+% \(\S+\)) at 12", "N, frozen prompts"), (r"instead of (\S+ \(\S+\)), ", "N")):
+        agree(re.search(pattern, search)[1], spread(values("sweep_waiting", row, "read_3_write_24_12"))[:2])
+    sizes = "4", "8", "12"
+    worst = {row: {n: [x for pair in PAIRS for x in waiting_loss(waiting_seeds(row), *pair, n)] for n in sizes}
+             for row in ("N", "N, frozen prompts", "P", "P, frozen prompts")}
+    least, most = re.search(r"\(without: (\S+) to (\S+)\)", search).groups()
+    without = sum(worst["N"].values(), [])
+    for shown, value in ((re.search(r"loses (\S+) points at most", search)[1], max(
+            sum(worst["N, frozen prompts"].values(), []))), (least, min(without)), (most, max(without)),
+            (re.search(r"loses (\S+) at most to 8", parallel)[1], max(
+                worst["P, frozen prompts"]["4"] + worst["P, frozen prompts"]["8"])),
+            (re.search(r"\((\S+) at most; ", parallel)[1], max(worst["P, frozen prompts"]["12"])),
+            (re.search(r"without: ([\d.]+)\)$", parallel)[1], max(worst["P"]["12"]))):
+        agree(shown, [value])
+
+
 def on_text(name):
     """The row of a block in the sweep of text."""
     return name if name.startswith("12 layers") else f"1 x 12, {name}".removesuffix(", nanogpt")
