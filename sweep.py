@@ -62,8 +62,8 @@ redraw = False                  # draw the figures anew from the tables, run not
 HERE = os.path.dirname(os.path.abspath(__file__))
 TORCHRUN = "torch.distributed.run"
 ENTRY = re.compile(r"(?:\s*(\w[^:@]*?)\s*(?:@(\d+)\s*)?(?:\bon (\d+)\s*)?:)?(.*)", re.DOTALL)  # name @3 on 2: words
-running, stopping = set(), []   # processes, which a signal ends, too; the signal that told this one to stop
-told = set()                    # those of the running that have been told to end
+# processes, which a signal ends, too; those of them that have been told to end; the signal that told this one to stop
+running, told, stopping = set(), set(), []
 
 
 # ---- the plan
