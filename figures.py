@@ -26,6 +26,7 @@ DIFFICULTY_SIZE = 12  # of the problems whose loops sweep.py tells by their diff
 TRACES, TOKENS, LOOPS = 6, 60, 16  # that a heat map shows at most: sequences, and tokens and loops of each
 LINES = 4  # in a panel at most; more become a table, or the best are taken
 SIZES = 10  # that a table shows at most
+WAITED = re.compile(r"read_(\w+?)_write_(\d+)_(\d+)")  # columns of draw_waiting: loops of both, and the size
 WIDTH = 8.5  # of a figure in inches: its smallest letters, of 8 points, are 10 pixels high where it is 800 wide
 NEAR = 0.9  # of the most loops allowed: a mean above that is too low, since problems were cut off
 FONTS = {"font.size": 9, "axes.titlesize": 9.5, "figure.titlesize": 9.5, "legend.fontsize": 8.5, "xtick.labelsize": 8.5,
@@ -374,6 +375,7 @@ def draw_sweep(found, ceilings, path):
 
     found: the rows of the table of sweep.py, with columns uniform_8, hard_8, kl_loops_solved_8, ...; ceilings: {label
     of an evaluation, "kl" of these: its num_loops, None if not known}."""
+    found = [{k: x for k, x in r.items() if not WAITED.fullmatch(k)} for r in found]  # draw_waiting shows those
     halting = [label for label in dict.fromkeys(["", *ceilings])
                if halts(found, size_columns(found, "loops_solved", label).values())]
     kinds = kinds_told(found, "", ceilings)[0]
@@ -408,6 +410,30 @@ def draw_sweep(found, ceilings, path):
                if loops else f"{kind} problems" + ", exact match in %" * tables)
     of_table = ("One seed" if most == 1 else "From the lowest seed to the highest") + "; dark is worse"
     finish(figure, [] if tables else axes, path, of_table if tables else what_lines_are(most))
+
+
+@guarded
+def draw_waiting(found, path):
+    """Exact match against the loops that write the answer, one of them the rule's, a line per number of loops that read
+    the problem: a line of panels per row of a sweep, a panel per size, as draw_seeds does.
+
+    found: the rows of the table of sweep.py, with columns read_3_write_24_12, as sweep_tables.columns_of_evaluation
+    names them."""
+    known = [m.groups() for k in dict.fromkeys(k for r in found for k in r) if (m := WAITED.fullmatch(k))]
+    reads, writes, sizes = (list(dict.fromkeys(x)) for x in zip(*known, strict=True))
+    rows, most = list(dict.fromkeys(r["row"] for r in found)), 0
+    figure, axes = new_figure(len(rows) * len(sizes), len(sizes), 2.2, sharey=True)
+    for ax, (row, size) in zip(axes, itertools.product(rows, sizes), strict=True):
+        own = [r for r in found if r["row"] == row]
+        for i, read in enumerate(reads):
+            values = of_seeds(own, [f"read_{read}_write_{write}_{size}" for write in writes], 100)
+            draw_seeds(ax, range(len(writes)), values, i, f"read {f'until {read}' if '_' in read else f'in {read}'}"
+                       .replace("_", "."))
+            most = max(most, int((~np.isnan(values).all(0)).sum()))
+        label_axes(ax, "loops of writing" if row == rows[-1] else "", "exact match (%)" if size == sizes[0] else "",
+                   f"{row}, size {size}", ylim=(-3, 103))
+        ax.set_xticks(range(len(writes)), ["by rule" if write == "0" else write for write in writes])
+    finish(figure, axes, path, what_lines_are(most))
 
 
 @guarded

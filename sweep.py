@@ -458,6 +458,9 @@ def draw(runs, found, rows, target):
         drawn = figures.draw_losses(found, curves(rows), f"{target}.png")
     if drawn:
         print(f"figure: {target}.png")
+    if any(figures.WAITED.fullmatch(k) for row in found for k in row) and figures.draw_waiting(
+            found, f"{target}_waiting.png"):
+        print(f"figure: {target}_waiting.png")
     fixed = any(run["settings"].get("fresh_rows") is False for run in runs)
     if fixed and rows and figures.draw_fit(rows, f"{target}_fit.png"):
         print(f"figure: {target}_fit.png")

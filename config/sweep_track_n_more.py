@@ -1,5 +1,5 @@
-# Beside the headline (sweep_track_n.py), in its whole recipe: prompts that stand still early in half of the training rows,
-# and gated steps, which think on untaught in a short training (sweep_dynamics.py). Do 24 digits stay?
+# Beside the headline (sweep_track_n.py), in its whole recipe: prompts that stand still early in half of the training
+# rows, and gated steps, which think on untaught in a short training (sweep_dynamics.py). Do 24 digits stay?
 # Data: python data/addition/prepare.py
 base = "config/train_addition.py"
 seeds = [0, 1, 2, 3, 4]

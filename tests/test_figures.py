@@ -156,6 +156,27 @@ def test_training_beside_validation_loss_has_a_panel_per_row(drawn, rng, tmp_pat
             np.testing.assert_allclose(line.get_xydata().T, [100 * np.arange(5), np.nanmedian(losses, 0)])
 
 
+def test_reading_and_writing_have_a_panel_per_row_and_size(drawn, rng, tmp_path):
+    """Medians over seeds; until 0.9 nothing is written by the rule. The other panels of the sweep leave them out."""
+    reads, writes, sizes = ("3", "8", "0_9"), (0, 8, 24), (4, 12)
+    known = rng.random((2, 3, len(reads), len(writes), len(sizes)))  # rows, seeds
+    known[:, :, 2, 0] = np.nan
+    found = [dict(row=f"row {i}", seed=seed, error="", uniform_4=0.5) | {
+        f"read_{read}_write_{write}_{size}": "" if np.isnan(x) else str(x)
+        for (read, write, size), x in zip(itertools.product(reads, writes, sizes), seen.flat, strict=True)}
+        for i, seeds in enumerate(known) for seed, seen in enumerate(seeds)]
+    assert figures.draw_waiting(found, str(tmp_path / "x.png"))
+    for ax, (i, k) in zip(drawn[0].axes, itertools.product(range(2), range(2)), strict=True):
+        assert ax.get_title() == f"row {i}, size {sizes[k]}"
+        lines = [line for line in ax.lines if line.get_label().startswith("read ")]
+        assert [line.get_label() for line in lines] == [f"read {x} (3 seeds)" for x in ("in 3", "in 8", "until 0.9")]
+        for line, values in zip(lines, 100 * np.median(known[i, ..., k], 0), strict=True):
+            np.testing.assert_allclose(line.get_ydata(), values[~np.isnan(values)])
+            np.testing.assert_allclose(line.get_xdata(), np.arange(3)[~np.isnan(values)])
+    assert figures.draw_sweep(found, {}, str(tmp_path / "y.png"))
+    assert [ax.get_title() for ax in drawn[1].axes] == ["uniform problems"]
+
+
 def test_points_of_a_frontier_name_rule_and_threshold(drawn, rng, tmp_path):
     assert figures.draw_frontier(frontier(rng), 16, str(tmp_path / "x.png"))
     (figure,) = drawn
