@@ -66,17 +66,19 @@ def say_default_threshold(model, meta, saved, overrides):
 
 
 def say_fast_reading(model, saved, overrides):
-    """A line, if the prompt takes fewer loops than any in training, or may by a rule, and the answer more: loops that
-    were only trained on a prompt that thinks on meet one that was frozen early."""
+    """A line, if the prompt takes fewer loops than any in training, or may by a rule, and the answer is told to take
+    more: loops that were only trained on a prompt that thinks on meet one that was frozen early."""
     trained, c = saved["model_args"], model.config
     least, drawn = min(loop_counts(trained.get("num_loops", 0))), trained.get("prompt_loops")
     if isinstance(drawn, (list, tuple)):
         least = min([least, *filter(None, drawn)])
-    by_rule = not c.reading and c.halt != "none"
-    fewest = c.min_loops if by_rule else c.reading
-    if overrides.keys() & {"prompt_loops", "think_loops"} and 0 < fewest < least < c.think_loops:
-        said = f"halt={c.halt} for the prompt" if by_rule else f"prompt_loops={c.reading}"
-        warn(f"{said} with think_loops={c.think_loops}: in training every token took {least} "
+    fixed = max(loop_counts(c.num_loops)) if c.halt == "none" else 0  # of a token without a count of its own
+    fewest, most = c.reading or fixed or c.min_loops, c.think_loops or fixed
+    if overrides.keys() & {"prompt_loops", "think_loops"} and 0 < fewest < least < most:
+        read = f"num_loops={fixed}" if fixed else f"halt={c.halt}"
+        read = f"prompt_loops={c.reading}" if c.reading else f"{read} for the prompt"
+        wrote = f"think_loops={most}" if c.think_loops else f"num_loops={most} for the answer"
+        warn(f"{read} with {wrote}: in training every token took {least} "
              "loops or more, and an answer that thinks on after a faster reading may break: evaluate.py --waiting=True "
              "shows what it costs")
 

@@ -1,5 +1,5 @@
 # Does what the newer block gives in the short recipe of sweep_block_digits.py hold in the whole one of track N?
-# nanogpt's block has five seeds in sweep_track_n.py. One H100, some 10 minutes; start NVIDIA's MPS first.
+# nanogpt's block has five seeds in sweep_track_n.py. One H100, some 10 minutes.
 # Data: python data/addition/prepare.py
 base = "config/train_addition.py"
 seeds = [0, 1, 2]

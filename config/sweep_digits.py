@@ -1,5 +1,5 @@
 # Track N to 100 digits, whatever the shape of the problem: config/train_addition_long.py, and the same without what
-# finds the end of a number and keeps the ids apart. On a GPU start NVIDIA's MPS first. Data: see there.
+# finds the end of a number and keeps the ids apart. Data: see there.
 base = "config/train_addition_long.py"
 seeds = [0, 1, 2, 3, 4]
 overrides = ["--cuda_graph=True --compile=True"]

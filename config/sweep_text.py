@@ -1,5 +1,5 @@
 # Space against time on text: 12 layers, 1 block x 12 loops (equal FLOPs), 1 layer (equal parameters), and the steps
-# between; how their settings were found: sweep_text_tuning.py. On a GPU start NVIDIA's MPS first.
+# between; how their settings were found: sweep_text_tuning.py.
 # Data: python data/shakespeare_char/prepare.py
 seeds = [0, 1, 2]
 overrides = ["--eval_iters=50 --cuda_graph=True --compile=True"]

@@ -1,5 +1,5 @@
 # The rates, dropout and weight decay tried for the three main models of sweep_text.py, and what moves the looped one.
-# On a GPU start NVIDIA's MPS first. Data: python data/shakespeare_char/prepare.py
+# Data: python data/shakespeare_char/prepare.py
 seeds = [0]
 overrides = ["--eval_iters=50 --cuda_graph=True --compile=True"]
 rows = [

@@ -1,4 +1,4 @@
-# Track N, the headline: five seeds of config/train_addition.py. On a GPU start NVIDIA's MPS first.
+# Track N, the headline: five seeds of config/train_addition.py.
 # Data: python data/addition/prepare.py
 base = "config/train_addition.py"
 seeds = [0, 1, 2, 3, 4]

@@ -1,5 +1,5 @@
 # Track N as far as it goes, 40 digits: 10 of 64 ids instead of 16, 4 loops instead of 8, twice the steps. Two seeds of
-# five get there, two fall behind the headline. On a GPU start NVIDIA's MPS first. Data: python data/addition/prepare.py
+# five get there, two fall behind the headline. Data: python data/addition/prepare.py
 base = "config/train_addition.py"
 seeds = [0, 1, 2, 3, 4]
 overrides = ["--num_loops=[4,4,4,4,4,4,8,16] --grad_loops=0 --max_iters=32000 --halt=none --prompt_loops=0 "

@@ -1,5 +1,5 @@
 # Track P whose slots are told the place below, from which a carry comes; then what keeps the ids apart too (see
-# config/train_addition_long.py); then the same on rows as short as the numbers. On a GPU start NVIDIA's MPS first.
+# config/train_addition_long.py); then the same on rows as short as the numbers.
 # Data: python data/addition/prepare.py --track=slots --max_places=12 --out_dir=data/addition/padded, and
 # python data/addition/prepare.py --track=slots --zeros=shorter --few_rows=0.25 --out_dir=data/addition/slots
 base = "config/train_addition_parallel.py"
