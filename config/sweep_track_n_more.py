@@ -9,10 +9,10 @@ rows = [
     "frozen prompts: --prompt_loops=[0,0,3,4]",
     "concat, euler gate: --prompt_loops=0 --inject=concat --update=euler --alpha=gate",
 ]
-evaluate = [  # those of sweep_track_n.py; the last: read in 4 loops, written in 32
+evaluate = [  # those of sweep_track_n.py, then read in 4 loops and written in 8 and in 32
     "--digits=[1,2,3,4,5,6,8,12,16,20,24,30,40] --num_loops=8 --prompt_loops=0 --eval_iters=0 --backend=torch",
     "16: --digits=[4,8,12,16,20,24] --num_loops=16 --prompt_loops=0 --problems=1000 --eval_iters=0 --backend=torch",
     "32: --digits=[4,8,12,16,20,24] --num_loops=32 --prompt_loops=0 --problems=1000 --eval_iters=0 --backend=torch",
     "fast: --digits=[4,8,12,16,20,24] --num_loops=8 --prompt_loops=4 --problems=1000 --eval_iters=0 --backend=torch",
-    "fast_32: --digits=[4,8,12,16,20,24] --num_loops=32 --prompt_loops=4 --problems=1000 --eval_iters=0 --backend=torch",
+    "fast32: --digits=[4,8,12,16,20,24] --num_loops=32 --prompt_loops=4 --problems=1000 --eval_iters=0 --backend=torch",
 ]
