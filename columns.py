@@ -120,7 +120,7 @@ TABLES = {
         "loops_solved_<n>": "the same of solved problems alone",
         "accuracy_random_<n>": "accuracy of halting at random with the same loops",
         "loops_<difficulty>_<n>": "loops of the slowest token of solved problems whose difficulty is that, at one size",
-        "read_<i>_write_<j>_<n>": "accuracy by loops of reading (0_9: confidence 0.9) and writing (0: by rule); --waiting=True",
+        "read_<i>_write_<j>_<n>": "accuracy by loops of reading (0_9: confidence 0.9) and of writing (0: the rule)",
         "<label>_<column>": "any of these in an evaluation with a label",
         "error": "why the run failed, empty if it did not",
         "iter": "<name>_curves.csv: the iteration of train_loss and val_loss",
