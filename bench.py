@@ -632,7 +632,7 @@ def measure_ranks(target, line):
     measured on this machine stays, and is not run again."""
     began, place = time.monotonic(), "cuda" if on_gpu() else "cpu"
     stamp = dict(machine=bench_ranks.fingerprint(place, line, quick),
-                 commit=outputs.provenance_line(outputs.provenance()).split(", ")[0])
+                 commit=outputs.commit_line(outputs.provenance()))
     outputs.lock(f"{target}.lock", target, "--out")  # two would lose each other's rows, and disturb each other's times
     before = bench_ranks.rows_there(target, stamp["machine"])
     runs = bench_ranks.todo(ranks, place, chosen_tables(), only, before)

@@ -75,8 +75,8 @@ def say_fast_reading(model, saved, overrides):
     fixed = max(loop_counts(c.num_loops)) if c.halt == "none" else 0  # of a token without a count of its own
     fewest, most = c.reading or fixed or c.min_loops, c.think_loops or fixed
     if overrides.keys() & {"prompt_loops", "think_loops"} and 0 < fewest < least < most:
-        read = f"num_loops={fixed}" if fixed else f"halt={c.halt}"
-        read = f"prompt_loops={c.reading}" if c.reading else f"{read} for the prompt"
+        read = (f"prompt_loops={c.reading}" if c.reading else
+                f"num_loops={fixed} for the prompt" if fixed else f"halt={c.halt} for the prompt")
         wrote = f"think_loops={most}" if c.think_loops else f"num_loops={most} for the answer"
         warn(f"{read} with {wrote}: in training every token took {least} "
              "loops or more, and an answer that thinks on after a faster reading may break: evaluate.py --waiting=True "

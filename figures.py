@@ -427,8 +427,8 @@ def draw_waiting(found, path):
         own = [r for r in found if r["row"] == row]
         for i, read in enumerate(reads):
             values = of_seeds(own, [f"read_{read}_write_{write}_{size}" for write in writes], 100)
-            draw_seeds(ax, range(len(writes)), values, i, f"read {f'until {read}' if '_' in read else f'in {read}'}"
-                       .replace("_", "."))
+            name = f"read until {read.replace('_', '.')}" if "_" in read else f"read in {read}"
+            draw_seeds(ax, range(len(writes)), values, i, name)
             most = max(most, int((~np.isnan(values).all(0)).sum()))
         label_axes(ax, "loops of writing" if row == rows[-1] else "", "exact match (%)" if size == sizes[0] else "",
                    f"{row}, size {size}", ylim=(-3, 103))

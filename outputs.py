@@ -353,12 +353,16 @@ def provenance(device="cpu", **facts):
     return known | facts
 
 
+def commit_line(known):
+    """The commit of what `provenance` returns, in words."""
+    return f"commit {known['commit'][:10]}{' (changed)' * known['changed']}" if known["commit"] else "no git"
+
+
 def provenance_line(known):
     """What `provenance` returns as one line to stand under a table; the command stands above it."""
-    commit = f"commit {known['commit'][:10]}{' (changed)' * known['changed']}" if known["commit"] else "no git"
     versions = [f"{name} {number}" for name, number in known["versions"].items() if number]
     seconds = [f"{known['seconds']:.0f} s"] if "seconds" in known else []
-    return ", ".join([commit, *versions, known["card"], known["date"], *seconds])
+    return ", ".join([commit_line(known), *versions, known["card"], known["date"], *seconds])
 
 
 def write_provenance(table, known):

@@ -63,9 +63,10 @@ def table(name, heading, nth=1):
     return head, rows
 
 
-def entry_table(start):
-    """The rows of the first table of the log's entry whose heading begins so."""
-    return table("root.md", re.search(rf"^### ({re.escape(start)}.*)$", page("root.md"), re.M)[1])[1]
+def entry_table(start, nth=1):
+    """The nth table of the one entry of the log whose heading begins so, as `table` gives it."""
+    (heading,) = re.findall(rf"^### ({re.escape(start)}.*)", page("root.md"), re.M)
+    return table("root.md", heading, nth)
 
 
 def cells(line):
@@ -87,6 +88,13 @@ def agree(cell, values, least=1):
     for number, value in zip(shown, values, strict=True):
         decimals = max(least, len(number.partition(".")[2]))
         assert abs(float(number.replace(",", "")) - value) <= 0.5 * 10 ** -decimals + 1e-9, (cell, values)
+
+
+def says(name, pattern, *known):
+    """The groups of a pattern in a page, whose lines are joined, are these numbers."""
+    shown = re.search(pattern, " ".join(page(name).split())).groups()
+    for cell, value in zip(shown, known, strict=True):
+        agree(cell, value)
 
 
 # label of a row in the README's results: (ours, what stands beside it), each a table, a row and a column
@@ -320,7 +328,6 @@ def test_four_ranks(model):
 
 
 def test_what_two_ranks_foretell_and_what_hosts_differ_by():
-    text = " ".join(page("docs/scale.md").split())
     off = [float(r["ms"]) / float(r["expected_ms"]) - 1 for r in rows_of("scale") if r["expected_ms"]]
     assert len(off) == 4
     assert max(off) < 0
@@ -331,10 +338,9 @@ def test_what_two_ranks_foretell_and_what_hosts_differ_by():
     h100, = found("ranks_h100_80gb_hbm3", model="1 x 12", what="same batch", ranks="2")
     there, = found("scale_first_host", model="1 x 12", what="same batch", ranks="2")
     four, = found("scale_first_host", model="1 x 12", what="batch of each", ranks="4")
-    shown = re.search(r"1 x 12 did ([\d.]+) times the tokens, .*? the bar, 0\.60 of .*? for the same batch \(([\d.]+), "
-                      r"([\d.]+)\); on this one they miss it \(([\d.]+)\)", text).groups()
-    for cell, row in zip(shown, (four, there, h100, here), strict=True):
-        agree(cell, [float(row["ratio"])])
+    says("docs/scale.md", r"1 x 12 did ([\d.]+) times the tokens, .*? the bar, 0\.60 of .*? for the same batch "
+         r"\(([\d.]+), ([\d.]+)\); on this one they miss it \(([\d.]+)\)",
+         *([float(row["ratio"])] for row in (four, there, h100, here)))
     assert ["MISSED" in row["bar"] for row in (there, h100, here)] == [False, False, True]
     agree(re.search(r"on another host ([\d.]+)\)", page("docs/findings.md"))[1], [float(four["ratio"])])
     mb = [float(found("scale", model=model, what="one")[0]["gradient_mb"]) for model in ("12 layers", "1 x 12")]
@@ -403,8 +409,7 @@ CURVES = {"logit lens": ("lens_accuracy", "next token"), "probe, next": ("probe_
 
 def test_layers_beside_loops():
     """The tables of the log, and what docs/findings.md and docs/text.md say of them."""
-    (heading,) = re.findall(r"^### (12 layers beside 12 loops.*)", page("root.md"), re.M)
-    head, rows = table("root.md", heading)
+    head, rows = entry_table("12 layers beside 12 loops")
     assert len(rows) == len(PAIRS) + 2
     for label, *shown in rows:
         fresh = label.startswith("untrained")
@@ -415,7 +420,7 @@ def test_layers_beside_loops():
                 known = [100 * beside(pair, what, l, weights="untrained" if fresh else "trained") for pair in pairs]
                 assert not fresh or known[0] == known[1]  # one draw
                 agree_each(cell, known[:1] if fresh else known)
-    head, rows = table("root.md", heading, 2)
+    head, rows = entry_table("12 layers beside 12 loops", 2)
     assert len(rows) == 2 * len(CURVES)
     for label, *shown in rows:
         kind, of = label.split(": ")
@@ -615,7 +620,7 @@ def test_ways_of_writing():
 
 def test_the_table_of_reading_and_writing():
     """The log against results/waiting_*.csv, every pair."""
-    rows = entry_table("Reading in 3 or 4 loops and writing in 16 or more breaks the model that searches")
+    _, rows = entry_table("Reading in 3 or 4 loops and writing in 16 or more breaks the model that searches")
     assert len(rows) == 20
     for read, write, *cells_of in rows:
         at = dict(kind="waiting", read=re.search(r"[\d.]+", read)[0], write=(re.search(r"\d+", write) or ["0"])[0])
@@ -656,7 +661,7 @@ def test_the_tables_of_what_fast_reading_loses():
             agree(cell, [shipped_loss(name.strip("`").removesuffix(".pt"), *pair)])
     assert len(shipped) == 4
     bar = {}
-    for row, n, at_24, at_32, *shown, within in entry_table("Frozen prompts let every seed of track N"):
+    for row, n, at_24, at_32, *shown, within in entry_table("Frozen prompts let every seed of track N")[1]:
         known = waiting_seeds(row)
         for cell, write in ((at_24, "24"), (at_32, "32")):
             agree(cell, spread(known("8", write, n))[:2])
@@ -673,10 +678,8 @@ def test_the_tables_of_what_fast_reading_loses():
     by_name = {row[0].strip("`").removesuffix(".pt"): [*map(float, row[1:])] for row in shipped}
     more = {name: [shipped_loss(f"{name}_12", *pair, sizes=["12"]) for pair in FEWER] for name in (
         "addition", "addition_parallel")}  # of 1,000 problems
-    said = re.search(r"`addition.pt` loses (\S+) and (\S+) points read in 3, `addition_parallel.pt` (\S+) and (\S+), "
-                     r"and neither\s+any read in 4", page("docs/protocol.md")).groups()
-    for shown, value in zip(said, more["addition"][:2] + more["addition_parallel"][:2], strict=True):
-        agree(shown, [value])
+    says("docs/protocol.md", r"`addition.pt` loses (\S+) and (\S+) points read in 3, `addition_parallel.pt` (\S+) and "
+         r"(\S+), and neither any read in 4", *([x] for name in more for x in more[name][:2]))
     by_rule = waiting_loss(waiting_seeds("N"), "3", "0", "12")
     agree(re.search(r"over\s+five seeds (\S+ \(\S+) at most\), written by", page("docs/protocol.md"))[1] + ")",
           [statistics.median(by_rule), max(by_rule)])
@@ -804,20 +807,20 @@ def test_the_costs_of_the_block():
 
     times = decode_times()
     kernel = times["1 x 12"]["kernel"]
-    on_text, on_n = ({k: x for k, x in times.items() if bool(re.match("1 x 12|12 layers", k)) == one} for one in (1, 0))
-    del on_text["1 x 12"]
+    of_text, of_n = ({k: x for k, x in times.items() if bool(re.match("1 x 12|12 layers", k)) == one} for one in (1, 0))
+    del of_text["1 x 12"]
     agree(re.search(r"in ([\d.]+) ms, by the kernel", text)[1], [kernel])
-    auto, compiled = ([x[way] for x in on_text.values()] for way in ("auto", "compiled"))
+    auto, compiled = ([x[way] for x in of_text.values()] for way in ("auto", "compiled"))
     row = next(x for x in page("docs/findings.md").splitlines() if x.startswith("| An H200 writes a character"))
     agree(re.search(r"block in ([\d.]+) ms \(kernel\)", row)[1], [kernel])
     span = r"([\d.]+) to ([\d.]+)"
     for where, words, known in ((text, f"take {span} ms by a CUDA graph", auto),
                                 (text, f"and {span} by the compiled", compiled),
                                 (row, f"in {span} by the graph", auto), (row, f"{span} by the compiled", compiled),
-                                (text, f"takes {span} ms, blocks", [min(x.values()) for x in on_n.values()])):
+                                (text, f"takes {span} ms, blocks", [min(x.values()) for x in of_n.values()])):
         for cell, value in zip(re.search(words, where).groups(), (min(known), max(known)), strict=True):
             agree(cell, [value])
-    assert "kernel" not in on_n["nanogpt"]
+    assert "kernel" not in of_n["nanogpt"]
     assert "nanogpt's kernel is not timed" in text
     one_core = decode_times("block_decode_cpu")
     for words, row in ((r"takes ([\d.]+) ms per character", "1 x 12"), (r"with qk ([\d.]+), by", "1 x 12, qk"),
@@ -961,6 +964,20 @@ def first_under(name, row, bound):
                 default=float("inf")) for seed in dict.fromkeys(r["seed"] for r in curves)]
 
 
+def agree_first_under(cells, name, row, bounds):
+    """The first cells against the first evaluations whose validation losses are under these bounds."""
+    for bound, cell in zip(bounds, cells, strict=False):
+        steps = [float(x.replace(",", "").replace("never", "inf")) for x in re.findall(r"[\d,]+|never", cell)]
+        assert steps == spread(first_under(name, row, bound)), (row, bound)
+
+
+def agree_sizes(titles, cells, name, row):
+    """Cells under titles as "8 digits", "20" or "12, hard" against the seeds of a row."""
+    for title, cell in zip(titles, cells, strict=True):
+        size, _, kind = title.removesuffix(" digits").partition(", ")
+        agree(cell, seeds(name, row, f"{kind or 'uniform'}_{size}"))
+
+
 def injection(label):
     """The row of config/sweep_injection.py that a table calls so."""
     inject, _, encoding = label.partition(", ")
@@ -969,15 +986,12 @@ def injection(label):
 
 def test_injections_over_five_seeds():
     """The table of the log, and what docs/findings.md and docs/decisions.md say of it."""
-    (heading,) = re.findall(r"^### (Injection and step encodings over five seeds.*)", page("root.md"), re.M)
-    head, rows = table("root.md", heading)
+    head, rows = entry_table("Injection and step encodings over five seeds")
     known, late = {}, {True: [], False: []}
     for label, *shown in rows:
         name = injection(label)
         known[label] = {n: seeds("sweep_injection", name, f"uniform_{n}") for n in (4, 8, 12, 16, 20)}
-        for bound, cell in zip((0.3, 0.1), shown, strict=False):
-            steps = [float(x.replace(",", "").replace("never", "inf")) for x in re.findall(r"[\d,]+|never", cell)]
-            assert steps == spread(first_under("sweep_injection", name, bound)), (label, bound)
+        agree_first_under(shown, "sweep_injection", name, (0.3, 0.1))
         never = [x == float("inf") for x in first_under("sweep_injection", name, 0.1)]
         assert shown[2] == f"{5 - sum(never)} of 5"
         late["learned" in label] += never
@@ -998,31 +1012,14 @@ def test_injections_over_five_seeds():
     agree(none, known["none"][8])
 
 
-def heading_of(words):
-    """The one heading of the log that begins so."""
-    (heading,) = re.findall(rf"^### ({re.escape(words)}.*)", page("root.md"), re.M)
-    return heading
-
-
-def says(name, pattern, *known):
-    """The groups of a pattern in a page, whose lines are joined, are these numbers."""
-    shown = re.search(pattern, " ".join(page(name).split())).groups()
-    for cell, value in zip(shown, known, strict=True):
-        agree(cell, value)
-
-
 def test_injections_of_track_p():
     """The table of the log, and what the pages say of it."""
-    head, rows = table("root.md", heading_of("Track P adds without x0"))
+    head, rows = entry_table("Track P adds without x0")
     known = {}
     for label, *shown in rows:
         name = injection(label)
-        for bound, cell in zip((0.3, 0.01), shown, strict=False):
-            steps = [float(x.replace(",", "")) for x in re.findall(r"[\d,]+", cell)]
-            assert steps == spread(first_under("sweep_injection_parallel", name, bound)), (label, bound)
-        for title, cell in zip(head[3:], shown[2:], strict=True):
-            size, _, kind = title.removesuffix(" digits").partition(", ")
-            agree(cell, seeds("sweep_injection_parallel", name, f"{kind or 'uniform'}_{size}"))
+        agree_first_under(shown, "sweep_injection_parallel", name, (0.3, 0.01))
+        agree_sizes(head[3:], shown[2:], "sweep_injection_parallel", name)
         known[label] = seeds("sweep_injection_parallel", name, "uniform_8")
     assert len(known) == 8
     says("docs/findings.md", r"nor on track P, where 8 digits have from ([\d.]+% \([\d.]+\)) to ([\d.]+ \([\d.]+\))",
@@ -1051,13 +1048,11 @@ def test_intervals_of_injections_on_track_p():
 
 def test_injections_at_other_widths():
     """The table of the log, and its two rows of 256 channels in docs/findings.md."""
-    head, rows = table("root.md", heading_of("At 256 channels track N needs no x0"))
+    head, rows = entry_table("At 256 channels track N needs no x0")
     assert [row[0] for row in rows] == list(dict.fromkeys(r["row"] for r in rows_of("sweep_injection_width")))
     for label, count, *shown in rows:
         assert count == str(len(found("sweep_injection_width", row=label)))
-        for title, cell in zip(head[2:], shown, strict=True):
-            size, _, kind = title.removesuffix(" digits").partition(", ")
-            agree(cell, seeds("sweep_injection_width", label, f"{kind or 'uniform'}_{size}"))
+        agree_sizes(head[2:], shown, "sweep_injection_width", label)
     cell = r"([\d.]+%? \([\d.]+\))"
     says("docs/findings.md", rf"track N has {cell} at 12 digits and {cell} at 20, with it {cell} and {cell}",
          *(seeds("sweep_injection_width", f"N 256, {x}", f"uniform_{n}") for x in ("none", "add") for n in (12, 20)))
@@ -1065,7 +1060,7 @@ def test_injections_at_other_widths():
 
 def test_solvers_over_five_seeds():
     """The log's table of them, and what docs/findings.md and docs/decisions.md say of it."""
-    head, rows = table("root.md", heading_of("No solver is told from replace"))
+    head, rows = entry_table("No solver is told from replace")
     columns = [f"{kind}uniform_{n}" for kind, sizes in (("", (4, 8, 12)), ("long_", (4, 8)), ("anderson_", (4, 8)))
                for n in sizes]
     names = list(dict.fromkeys(r["row"] for r in rows_of("sweep_dynamics")))
@@ -1105,7 +1100,7 @@ def test_solvers_over_five_seeds():
 
 def test_exponents_with_loop_norm_and_without():
     """The log's table of Lyapunov exponents, and how many of its rows with loop norm are above 0 and below."""
-    _, rows = table("root.md", heading_of("Exponents over 4 times the trained loops"))
+    _, rows = entry_table("Exponents over 4 times the trained loops")
     above = below = 0
     for label, norm, *shown in rows:
         name, key, row = "sweep_dynamics_states", "row", label
