@@ -255,4 +255,5 @@ def prepared(tmp_path_factory):
 @pytest.fixture(scope="module")
 def scripts(prepared, tmp_path_factory):
     """A runner of scripts, in a copy of that folder which the tests of a file have to themselves."""
-    return Scripts(shutil.copytree(prepared, tmp_path_factory.mktemp("scripts"), dirs_exist_ok=True))
+    return Scripts(shutil.copytree(prepared, tmp_path_factory.mktemp("scripts"), dirs_exist_ok=True,
+                                   ignore=shutil.ignore_patterns("run*.std*")))  # they are counted from 1 again

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch._dynamo  # noqa: F401 (it looks at functions of torch as it is loaded: before a test replaces one)
 
 import figures
 import outputs
