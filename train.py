@@ -196,7 +196,8 @@ def make_model(settings, given, facts, checkpoint, path):
         keys = load_weights(model, weights, strict=False)
     except ValueError as e:
         raise SystemExit(f"{path}: {e}") from None
-    unfit = keys.unexpected_keys + [k for k in keys.missing_keys if resume or not k.startswith("halt_head")]
+    # a halt head may be new, or be left out by --halt_head=none
+    unfit = [k for k in keys.unexpected_keys + keys.missing_keys if resume or not k.startswith("halt_head")]
     if unfit:
         raise SystemExit(f"--init_from={init_from} does not fit this model: {', '.join(unfit[:4])}")
     return model, args

@@ -7,6 +7,8 @@ overrides = ["--halt=none --prompt_loops=0 --cuda_graph=True --compile=True --ev
 rows = [
     "qk: --block=qk",
     "modern: --block=modern",
+    "rms: --block=rms",
+    "swiglu: --block=swiglu",
 ]
 evaluate = [
     "--digits=[4,8,12,16,20,24,30,40] --num_loops=8 --eval_iters=0 --backend=torch",

@@ -12,5 +12,7 @@ rows = [
     "--max_iters=3000 --learning_rate=3e-4",
     "P: config/train_addition_parallel.py",
     "P, frozen prompts: config/train_addition_parallel.py --prompt_loops=[0,0,3,4]",
+    "P, the shipped model trained on: config/train_addition_parallel.py --prompt_loops=[0,0,3,4] "
+    "--init_from=pretrained/addition_parallel_search.pt --max_iters=3000 --learning_rate=3e-4",
 ]
 evaluate = ["--digits=[4,8,12] --problems=1000 --kinds=uniform --eval_iters=0 --backend=torch --waiting=True"]

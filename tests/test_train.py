@@ -287,6 +287,12 @@ def test_halt_head_after_trains_nothing_else(scripts, whole, extra):
     assert all(not torch.equal(x, fresh[k]) for k, x in new["model"].items() if k.startswith("halt_head"))
     assert len(new["optimizer"]["state"]) == 4  # the weights and biases of its two layers
     assert new["iter_num"] == 4
+    # and without the head again, all else trains on from where it was
+    scripts(*start[:-len(extra) or None], "--halt_head=none", f"--out_dir={out_dir}_left_out", "--max_iters=1",
+            "--learning_rate=1e-30", f"--init_from={out_dir}/ckpt_last.pt", "--eval_interval=1", "--min_lr=0")
+    left = load(scripts, f"{out_dir}_left_out")["model"]
+    assert left.keys() == old.keys()
+    assert all(torch.equal(x, old[k]) for k, x in left.items())
 
 
 def test_init_from_a_checkpoint_that_does_not_fit(scripts, whole):
