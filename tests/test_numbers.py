@@ -1058,6 +1058,114 @@ def test_injections_at_other_widths():
          *(seeds("sweep_injection_width", f"N 256, {x}", f"uniform_{n}") for x in ("none", "add") for n in (12, 20)))
 
 
+def on_text_row(label):
+    """The row of config/sweep_injection_text.py that a table calls so."""
+    return f"{label} step encoding" if "," in label else label
+
+
+def text_losses(label):
+    """The validation losses of its seeds."""
+    return values("sweep_injection_text", on_text_row(label), "val_loss", 1)
+
+
+def mean_of(differences):
+    """[mean], [low] and [high] of differences by training, by scipy."""
+    interval = stats.ttest_1samp(differences, 0).confidence_interval()
+    return [statistics.mean(differences)], [interval.low], [interval.high]
+
+
+X0_ON_TEXT, ENCODINGS = "On text x0 is worth", ("", ", learned", ", sinusoid", ", rope")
+
+
+def without_x0(of=text_losses):
+    """What leaving x0 out costs each seed, the mean over the step encodings."""
+    costs = [[a - b for a, b in zip(of(f"none{e}"), of(f"add{e}"), strict=True)] for e in ENCODINGS]
+    return [statistics.mean(of_seed) for of_seed in zip(*costs, strict=True)]
+
+
+def test_injections_on_text():
+    """The first table of the log: evaluations under a bound, and losses of the two seeds."""
+    rows = entry_table(X0_ON_TEXT)[1]
+    assert [row[0] for row in rows] == [x + e for x in ("add", "none") for e in ENCODINGS]
+    for label, *under, early, last, trained in rows:
+        for cell, bound in zip(under, (1.6, 1.5, 1.45), strict=True):
+            steps = [float(x.replace(",", "").replace("never", "inf")) for x in cell.split(", ")]
+            assert steps == first_under("sweep_injection_text", on_text_row(label), bound), (label, bound)
+        curves = found("sweep_injection_text_curves", row=on_text_row(label))
+        for cell, step, column in ((early, "1000", "val_loss"), (trained, "2500", "train_loss")):
+            agree_each(cell, [float(r[column]) for r in curves if r["iter"] == step])
+        agree_each(last, text_losses(label))
+        assert text_losses(label) == values("sweep_injection_text", on_text_row(label), "best_val_loss", 1)
+
+
+def test_differences_of_injections_on_text():
+    """The second table of the log, its mean of four on the pages, and the two ranges."""
+    for label, by_seed, mean in entry_table(X0_ON_TEXT, 2)[1]:
+        a, _, b = label.replace(", no encoding", "").partition(" - ")
+        a = b.replace("add", "none") if a == "none" else a  # "none - add, learned": both with that encoding
+        costs = without_x0() if label == "mean of these four" else [
+            x - y for x, y in zip(text_losses(a), text_losses(b), strict=True)]
+        agree_each(by_seed, costs)
+        agree(mean, sum(mean_of(costs), []))
+    number = r"(-?\d+\.\d+)"
+    for name, words in (("root.md", rf"On text x0 is worth {number} nats \("),
+                        ("docs/findings.md", rf"x0 in every loop is worth {number} nats \("),
+                        ("docs/decisions.md", rf"ahead of none, by {number} nats \(95%: "),
+                        ("docs/text.md", rf"two seeds: it costs {number} nats \(95%: ")):
+        says(name, rf"{words}{number} to {number}[);]", *mean_of(without_x0()))
+    say = r"by ([\d.]+) nats \(two seeds\)", r"Text loses ([\d.]+) nats without it"
+    says("docs/decisions.md", say[0], mean_of(without_x0())[0])
+    says("docs/open.md", say[1], mean_of(without_x0())[0])
+    ends = [f(itertools.chain(*(text_losses(x + e) for e in ENCODINGS))) for x in ("add", "none") for f in (min, max)]
+    for name, words in (("docs/findings.md", "end at {0} to {0}, without at {0} to {0};"),
+                        ("root.md", r"end between {0} and {0}, those without between {0} and {0}\.")):
+        says(name, words.format(number), *([x] for x in ends))
+    says("docs/decisions.md", rf"end at {number} or lower, without at {number} or higher", [ends[1]], [ends[2]])
+    steps = [f(itertools.chain(*(first_under("sweep_injection_text", on_text_row(x + e), 1.5) for e in ENCODINGS)))
+             for x in ("add", "none") for f in (min, max)]
+    says("docs/findings.md", r"is passed after ([\d,]+) to ([\d,]+) steps, without after ([\d,]+) to ([\d,]+) \|",
+         *([x] for x in steps))
+
+
+def test_pairs_of_injections_on_text():
+    """What the log says of the 28 pairs, of the gap over the training and of the same recipe trained before."""
+    names, without, apart = [x + e for x in ("add", "none") for e in ENCODINGS], 0, 0
+    for a, b in itertools.combinations(map(text_losses, names), 2):
+        _, (low,), (high,) = mean_of([x - y for x, y in zip(a, b, strict=True)])
+        without += low > 0 or high < 0
+        apart += max(a) < min(b) or max(b) < min(a)
+    says("root.md", r"Of the 28 pairs (\d+) do, where chance makes 1 or 2\. In (\d+) both seeds are apart", [without],
+         [apart])
+
+    def gap(step, column):
+        return statistics.mean(without_x0(lambda label: [float(r[column]) for r in found(
+            "sweep_injection_text_curves", row=on_text_row(label), iter=step)]))
+
+    assert max((str(i) for i in range(250, 2501, 250)), key=lambda i: gap(i, "val_loss")) == "1000"
+    says("root.md", r"after 1,000 steps, ([\d.]+), and falls to ([\d.]+); that in training loss falls from ([\d.]+) to "
+         r"([\d.]+) and stays there from step 1,750 on",
+         *([gap(step, column)] for column in ("val_loss", "train_loss") for step in ("1000", "2500")))
+    assert all(round(gap(step, "train_loss"), 3) == 0.06 for step in ("1750", "2000", "2250", "2500"))
+    old = [values("sweep_text", row, "val_loss", 1) for row in ("1 x 12", "1 x 12, no step encoding")]
+    here = [text_losses(label) for label in ("add, learned", "add")]
+    number = r"(-?\d+\.\d+)"
+    say = rf"{number}, {number} here, {number}, {number} there"
+    says("root.md", rf"learned {say}; none {say}\.",
+         *([x] for h, o in zip(here, old, strict=True) for x in h + o[:2]))
+    says("root.md", r"same row differs by up to ([\d.]+), as much",
+         [max(abs(x - y) for h, o in zip(here, old, strict=True) for x, y in zip(h, o, strict=False))])
+    costs = mean_of([x - y for pair in (here, old) for x, y in zip(*pair, strict=True)])
+    for name, words in (("root.md", "learned costs"), ("docs/findings.md", "more it costs"),
+                        ("docs/text.md", "all five trainings that is")):
+        says(name, rf"{words} {number} \({number} to {number}\)", *costs)
+    says("root.md", rf"results/sweep_block.csv\), end at {number}, {number} and {number};",
+         *([x] for x in values("sweep_block", "1 x 12", "val_loss", 1)))
+    (fewer,), _, _ = mean_of([x - y for x, y in zip(*here, strict=True)])
+    says("docs/text.md", rf"without step encoding are {number} lower", [fewer])
+    says("root.md", rf"seed 0 on an H100: {number}, here {number}\.",
+         values("sweep_text_tuning", "1 x 12, inject none", "val_loss", 1), text_losses("none, learned")[:1])
+
+
 def test_solvers_over_five_seeds():
     """The log's table of them, and what docs/findings.md and docs/decisions.md say of it."""
     head, rows = entry_table("No solver is told from replace")
