@@ -7,6 +7,7 @@ rows = [
     "16 of 64 ids: --place_ids=64 --place_subset=16",
 ]
 evaluate = [
-    "--digits=[1,2,3,4] --problems=1000 --eval_iters=0 --halt=none --prompt_loops=0",  # every token takes all 4 loops
-    "halting: --digits=[3,4] --problems=1000 --eval_iters=0",
+    # every token takes all 4 loops
+    "--digits=[1,2,3,4] --problems=1000 --eval_iters=0 --halt=none --prompt_loops=0 --backend=torch",
+    "halting: --digits=[3,4] --problems=1000 --eval_iters=0 --backend=torch",
 ]
