@@ -385,7 +385,8 @@ def places_here(runs):
     names = gpus.visible() if on_gpu else []
     count = parallel or (max(1, min(8 * len(names), cores // 2)) if names else cores)
     environment = os.environ | dict(PYTHONUNBUFFERED="1")  # a log as it happens, its lines in order
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // count)))  # or each would take all cores
+    for name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):  # or each would take all cores
+        environment.setdefault(name, str(max(1, cores // count)))
     if names:
         return gpus.Places(names, -(-count // len(names))), environment
     most = max(run["ranks"] for run in runs)

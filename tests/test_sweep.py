@@ -401,6 +401,22 @@ def test_the_lines_of_a_dry_run_by_a_shell_and_the_tables_collected(scripts, fol
     assert "other settings: learning_rate" in read_csv(folder / "array.csv")[0]["error"]
 
 
+@pytest.mark.parametrize(("cores", "at_once", "each"), [(64, 32, 2), (64, 52, 1), (8, 3, 2), (2, 7, 1)])
+def test_runs_share_the_cores(monkeypatch, cores, at_once, each):
+    """With 32 at once, each with as many processes that compile as there are cores, there would be a thousand."""
+    names = "OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"
+    monkeypatch.setattr(sweep.runtime, "usable_cores", lambda: cores)
+    monkeypatch.setattr(gpus, "visible", lambda: ["GPU-a", "GPU-b"])
+    monkeypatch.setattr(sweep, "parallel", at_once)
+    for device in ("auto", "cpu"):
+        for name in names:
+            monkeypatch.delenv(name, raising=False)
+        runs = [dict(ranks=1, settings=dict(device=device))]
+        assert [sweep.places_here(runs)[1][name] for name in names] == [str(each)] * 2
+        monkeypatch.setenv(names[1], "5")
+        assert [sweep.places_here(runs)[1][name] for name in names] == [str(each), "5"]
+
+
 def test_runs_go_on_where_a_gpu_is_lost(folder, monkeypatch, capsys):
     """Two GPUs, of which one fails in the middle: its run is done on the other one, and no further one tries it."""
     monkeypatch.setattr(gpus, "works", lambda name, environment: name != "GPU-b")
