@@ -1412,3 +1412,73 @@ def test_what_is_said_of_energies():
           [100 * energy_state("P, energy", "limit_cycle", 4, "any")])
     for loops in (1, 4):  # every token stands still
         assert energy_state("P, energy, backtracked", "converged_by", loops, "0.0001") == 1
+
+
+def ends(name, row, column):
+    """A loss of each seed of a row at the last evaluation of <name>_curves.csv."""
+    curves = [r for r in rows_of(f"{name}_curves") if r["row"] == row]
+    return list({r["seed"]: float(r[column]) for r in curves}.values())
+
+
+def test_the_tables_of_fixed_rows():
+    """Those of the log: one seed after the other, to which others may come; and three seeds of the small training."""
+    _, rows = entry_table("Nothing overfits 50,000 fixed rows")
+    assert len(rows) == 14
+    for label, training, validation, *shown in rows:
+        known = [(training, ends("sweep_overfit", label, "train_loss")),
+                 (validation, ends("sweep_overfit", label, "val_loss")),
+                 *((cell, values("sweep_overfit", label, f"uniform_{n}"))
+                   for n, cell in zip((4, 8, 12), shown, strict=True))]
+        for cell, of_seeds in known:
+            for number, value in zip(cell.split(", "), of_seeds, strict=False):
+                agree(number, [value])
+    _, rows = entry_table("Nothing overfits 50,000 fixed rows", 2)
+    assert len(rows) == 7
+    for label, *losses, one, two, three in rows:
+        curves = [r for r in rows_of("sweep_overfit_small_curves") if r["row"] == label]
+        lowest = [min(float(r["val_loss"]) for r in curves if r["seed"] == seed) for seed in "123"]
+        for cell, known in zip(losses, (ends("sweep_overfit_small", label, "train_loss"),
+                                        ends("sweep_overfit_small", label, "val_loss"), lowest), strict=True):
+            assert len(known) == 3
+            agree(cell, [statistics.median(known), max(known)])
+        agree_sizes("123", (one, two, three), "sweep_overfit_small", label)
+
+
+def test_what_is_said_of_fixed_rows():
+    """docs/addition.md and docs/findings.md; all seeds of config/sweep_overfit.py that are there, however many."""
+    said = " ".join(page("docs/addition.md").split())
+    least = float(re.search(r"256 and 384 channels have ([\d.]+)% of 4 digits at least", said)[1])
+    low, high = map(float, re.search(r"both losses end between ([\d.]+) and ([\d.]+) nats", said).groups())
+    assert f"have {least}% of 4 digits at least; C = 128 ends at {low} to {high} nats" in page("docs/findings.md")
+    wide, narrow = [], []
+    for row in dict.fromkeys(r["row"] for r in rows_of("sweep_overfit")):
+        if re.search(r"counted|learned|steps", row):  # of the question that this one left
+            continue
+        small = row.startswith("A2")
+        curves = [r for r in rows_of("sweep_overfit_curves") if r["row"] == row and int(r["iter"]) >= 1000]
+        assert max(float(r["val_loss"]) - float(r["train_loss"]) for r in curves) < (0.01 if small else 0.003), row
+        if small:
+            narrow += ends("sweep_overfit", row, "train_loss") + ends("sweep_overfit", row, "val_loss")
+        else:
+            wide += values("sweep_overfit", row, "uniform_4")
+    agree(str(least), [min(wide)])
+    for shown, value in ((low, min(narrow)), (high, max(narrow))):
+        agree(str(shown), [value], 2)
+    _, rows = table("docs/addition.md", "Fixed rows")
+    kinds = dict(zip(("place", "as counted", "learned"), rows, strict=True))
+    for kind, (_, *shown) in kinds.items():
+        for n, right, loss in zip(("200", "1,000"), shown[::2], shown[1::2], strict=True):
+            name = f"{kind}, {n}"
+            agree(right, seeds("sweep_overfit_small", name, "uniform_3"))
+            known = ends("sweep_overfit_small", name, "val_loss")
+            agree(loss, [statistics.median(known), max(known)])
+            if n == "200":
+                assert max(ends("sweep_overfit_small", name, "train_loss")) < 0.00055
+    text = re.search(r"validation rises from .* and 97\.9 \(92\.0\)", page("docs/findings.md"))[0]
+    (_, _, end, lowest, *_), = [r for r in entry_table("Nothing overfits 50,000 fixed rows", 2)[1]
+                                if r[0] == "learned, 200"]
+    for number, cell in zip(re.search(r"from ([\d.]+) to ([\d.]+) nats", text).groups(), (lowest, end), strict=True):
+        agree(number, [float(cell.split()[0])])
+    shown = re.findall(r"[\d.]+%? \([\d.]+\)", text)
+    for cell, (n, kind) in zip(shown, itertools.product(("200", "1,000"), reversed(kinds)), strict=True):
+        agree(cell, seeds("sweep_overfit_small", f"{kind}, {n}", "uniform_3"))
