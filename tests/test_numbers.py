@@ -1088,6 +1088,14 @@ def test_intervals_of_injections_on_track_p():
     assert learned == 11
     says("root.md", r"In (\d+) no seed differs .* of the other (\d+) chance makes (\d+)", [equal], [308 - equal],
          [round((308 - equal) / 20)])
+    more = [[100 * (a - b) for a, b in zip(*(values("sweep_injection_parallel", row, "uniform_8", 1) for row in pair),
+                                           strict=True)]
+            for pair in zip(names[4:], names[:4], strict=True)]  # without x0, with it
+    more = [statistics.mean(of_seed) for of_seed in zip(*more, strict=True)]
+    assert len(more) == 5
+    assert min(more) > 0
+    for words in (r"ahead of `add` by ([\d.]+) points at 8 digits", r"without x0 8 digits have ([\d.]+) points more"):
+        says("root.md", rf"{words} \(([\d.]+) to ([\d.]+)\)", *mean_of(more))
 
 
 def test_injections_at_other_widths():
@@ -1204,6 +1212,16 @@ def test_pairs_of_injections_on_text():
         says(name, rf"{words} {number} \({number} to {number}\)", *costs)
     says("root.md", rf"results/sweep_block.csv\), end at {number}, {number} and {number};",
          *([x] for x in values("sweep_block", "1 x 12", "val_loss", 1)))
+    late = here[0] + values("sweep_block", "1 x 12", "val_loss", 1)
+    median = [statistics.median(old[0] + late)]
+    says("docs/text.md", rf"end at {number} to {number}, all above the {number} .*? median of all eight is {number}\.",
+         [min(late)], [max(late)], [statistics.median(old[0])], median)
+    assert statistics.median(old[0]) < min(late)
+    assert sum(loss > max(old[0]) for loss in late) == 1
+    layers = [x for name in ("sweep_text", "sweep_block") for x in values(name, "12 layers", "best_val_loss", 1)]
+    looped = old[0] + values("sweep_block", "1 x 12", "val_loss", 1)
+    says("root.md", rf"all eight is {number}\. It stays under 12 layers, by {number} \({number} to {number}\) over",
+         median, *mean_of([a - b for a, b in zip(layers, looped, strict=True)]))
     (fewer,), _, _ = mean_of([x - y for x, y in zip(*here, strict=True)])
     says("docs/text.md", rf"without step encoding are {number} lower", [fewer])
     says("root.md", rf"seed 0 on an H100: {number}, here {number}\.",
