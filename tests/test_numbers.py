@@ -338,11 +338,15 @@ def test_four_ranks(model, plain):
 
 
 def test_what_two_ranks_foretell_and_what_hosts_differ_by():
-    off = [float(r["ms"]) / float(r["expected_ms"]) - 1 for r in rows_of("scale") if r["expected_ms"]]
-    assert max(off) < 0
+    offs = [[float(r["ms"]) / float(r["expected_ms"]) - 1 for r in rows_of(name) if r["expected_ms"]] for name in HOSTS]
+    assert [len(off) for off in offs] == [4, 2, 4]
+    assert max(map(max, offs)) < 0
+    off, _, farthest = offs
+    assert min(farthest) == min(map(min, offs))
     for name in ("docs/scale.md", "docs/findings.md"):
         (far,) = re.findall(r"(?:a captured step on four to|the captured steps to within) ([\d.]+)%", page(name))
         agree(far, [-100 * min(off)])
+        says(name, r"% \(([\d.]+) on the second host\)", [-100 * min(farthest)])
     two = [found(name, model="1 x 12", what="same batch", ranks="2")[0] for name in (*HOSTS, "ranks_h100_80gb_hbm3")]
     four = [[float(found(name, model="1 x 12", what="batch of each", ranks="4")[0]["ratio"])] for name in HOSTS]
     alone, = found("scale", model="1 x 12", what="one, plain")
@@ -378,7 +382,7 @@ def test_plain_ranks_wait_for_the_host():
 def test_demos_over_four_gpus():
     """docs/scale.md: the step of 32 demo trainings, 8 per GPU, beside that of 8 on one GPU."""
     many, few = ([float(r["ms"]) for r in rows_of(name)] for name in ("demos_on_four_gpus", "demos_on_one_gpu"))
-    says("docs/scale.md", r"On four H200 a step of each took ([\d.]+) ms, of eight runs on one of them, .*? ([\d.]+); "
+    says("docs/scale.md", r"a step took ([\d.]+) ms \(median\), where eight ran on one of them, .*? ([\d.]+)\. "
          r".*? of which a run's steps are ([\d.]+) s",  # 1,000 of them
          *([statistics.median(x)] for x in (many, few, many)))
     for name, count in (("demos_on_four_gpus", 4), ("demos_on_one_gpu", 1)):
@@ -1088,6 +1092,14 @@ def test_intervals_of_injections_on_track_p():
     assert learned == 11
     says("root.md", r"In (\d+) no seed differs .* of the other (\d+) chance makes (\d+)", [equal], [308 - equal],
          [round((308 - equal) / 20)])
+    more = [[100 * (a - b) for a, b in zip(*(values("sweep_injection_parallel", row, "uniform_8", 1) for row in pair),
+                                           strict=True)]
+            for pair in zip(names[4:], names[:4], strict=True)]  # without x0, with it
+    more = [statistics.mean(of_seed) for of_seed in zip(*more, strict=True)]
+    assert len(more) == 5
+    assert min(more) > 0
+    for words in (r"ahead of `add` by ([\d.]+) points at 8 digits", r"without x0 8 digits have ([\d.]+) points more"):
+        says("root.md", rf"{words} \(([\d.]+) to ([\d.]+)\)", *mean_of(more))
 
 
 def test_injections_at_other_widths():
@@ -1204,6 +1216,16 @@ def test_pairs_of_injections_on_text():
         says(name, rf"{words} {number} \({number} to {number}\)", *costs)
     says("root.md", rf"results/sweep_block.csv\), end at {number}, {number} and {number};",
          *([x] for x in values("sweep_block", "1 x 12", "val_loss", 1)))
+    late = here[0] + values("sweep_block", "1 x 12", "val_loss", 1)
+    median = [statistics.median(old[0] + late)]
+    says("docs/text.md", rf"end at {number} to {number}, all above the {number} .*? median of all eight is {number}\.",
+         [min(late)], [max(late)], [statistics.median(old[0])], median)
+    assert statistics.median(old[0]) < min(late)
+    assert sum(loss > max(old[0]) for loss in late) == 1
+    layers = [x for name in ("sweep_text", "sweep_block") for x in values(name, "12 layers", "best_val_loss", 1)]
+    looped = old[0] + values("sweep_block", "1 x 12", "val_loss", 1)
+    says("root.md", rf"all eight is {number}\. It stays under 12 layers, by {number} \({number} to {number}\) over",
+         median, *mean_of([a - b for a, b in zip(layers, looped, strict=True)]))
     (fewer,), _, _ = mean_of([x - y for x, y in zip(*here, strict=True)])
     says("docs/text.md", rf"without step encoding are {number} lower", [fewer])
     says("root.md", rf"seed 0 on an H100: {number}, here {number}\.",
