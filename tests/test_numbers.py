@@ -338,11 +338,15 @@ def test_four_ranks(model, plain):
 
 
 def test_what_two_ranks_foretell_and_what_hosts_differ_by():
-    off = [float(r["ms"]) / float(r["expected_ms"]) - 1 for r in rows_of("scale") if r["expected_ms"]]
-    assert max(off) < 0
+    offs = [[float(r["ms"]) / float(r["expected_ms"]) - 1 for r in rows_of(name) if r["expected_ms"]] for name in HOSTS]
+    assert [len(off) for off in offs] == [4, 2, 4]
+    assert max(map(max, offs)) < 0
+    off, _, farthest = offs
+    assert min(farthest) == min(map(min, offs))
     for name in ("docs/scale.md", "docs/findings.md"):
         (far,) = re.findall(r"(?:a captured step on four to|the captured steps to within) ([\d.]+)%", page(name))
         agree(far, [-100 * min(off)])
+        says(name, r"% \(([\d.]+) on the second host\)", [-100 * min(farthest)])
     two = [found(name, model="1 x 12", what="same batch", ranks="2")[0] for name in (*HOSTS, "ranks_h100_80gb_hbm3")]
     four = [[float(found(name, model="1 x 12", what="batch of each", ranks="4")[0]["ratio"])] for name in HOSTS]
     alone, = found("scale", model="1 x 12", what="one, plain")
@@ -355,9 +359,11 @@ def test_what_two_ranks_foretell_and_what_hosts_differ_by():
          r"the second \(([\d.]+)\)", *four[1:], here, first, h100, second)
     assert ["MISSED" in row["bar"] for row in two] == [False, False, True, False]
     says("docs/findings.md", r"on two other hosts ([\d.]+) and ([\d.]+)\), [\d.]+ on 12 layers", four[2], four[1])
+    either = [[float(r["ratio"])] for name in HOSTS for r in rows_of(name) if (r["what"], r["ranks"]) == (
+        "batch of each", "4")]  # of both models
     for name, pattern in (("README.md", r"Four GPUs take ([\d.]+) to ([\d.]+) times"),
                           ("README.ko.md", r"네 장이면 초당 토큰이 ([\d.]+)~([\d.]+)배")):
-        says(name, pattern, min(four), max(four))
+        says(name, pattern, min(either), max(either))
     mb = [float(found("scale", model=model, what="one")[0]["gradient_mb"]) for model in ("12 layers", "1 x 12")]
     assert round(mb[0] / mb[1]) == 11  # eleven times the gradients
     one, four = ([float(found("scale", model=model, what=what, ranks=n)[0]["ms"]) for model in ("12 layers", "1 x 12")]
@@ -378,7 +384,7 @@ def test_plain_ranks_wait_for_the_host():
 def test_demos_over_four_gpus():
     """docs/scale.md: the step of 32 demo trainings, 8 per GPU, beside that of 8 on one GPU."""
     many, few = ([float(r["ms"]) for r in rows_of(name)] for name in ("demos_on_four_gpus", "demos_on_one_gpu"))
-    says("docs/scale.md", r"On four H200 a step of each took ([\d.]+) ms, of eight runs on one of them, .*? ([\d.]+); "
+    says("docs/scale.md", r"a step took ([\d.]+) ms \(median\), where eight ran on one of them, .*? ([\d.]+)\. "
          r".*? of which a run's steps are ([\d.]+) s",  # 1,000 of them
          *([statistics.median(x)] for x in (many, few, many)))
     for name, count in (("demos_on_four_gpus", 4), ("demos_on_one_gpu", 1)):
@@ -1088,6 +1094,14 @@ def test_intervals_of_injections_on_track_p():
     assert learned == 11
     says("root.md", r"In (\d+) no seed differs .* of the other (\d+) chance makes (\d+)", [equal], [308 - equal],
          [round((308 - equal) / 20)])
+    more = [[100 * (a - b) for a, b in zip(*(values("sweep_injection_parallel", row, "uniform_8", 1) for row in pair),
+                                           strict=True)]
+            for pair in zip(names[4:], names[:4], strict=True)]  # without x0, with it
+    more = [statistics.mean(of_seed) for of_seed in zip(*more, strict=True)]
+    assert len(more) == 5
+    assert min(more) > 0
+    for words in (r"ahead of `add` by ([\d.]+) points at 8 digits", r"without x0 8 digits have ([\d.]+) points more"):
+        says("root.md", rf"{words} \(([\d.]+) to ([\d.]+)\)", *mean_of(more))
 
 
 def test_injections_at_other_widths():
@@ -1204,6 +1218,16 @@ def test_pairs_of_injections_on_text():
         says(name, rf"{words} {number} \({number} to {number}\)", *costs)
     says("root.md", rf"results/sweep_block.csv\), end at {number}, {number} and {number};",
          *([x] for x in values("sweep_block", "1 x 12", "val_loss", 1)))
+    late = here[0] + values("sweep_block", "1 x 12", "val_loss", 1)
+    median = [statistics.median(old[0] + late)]
+    says("docs/text.md", rf"end at {number} to {number}, all above the {number} .*? median of all eight is {number}\.",
+         [min(late)], [max(late)], [statistics.median(old[0])], median)
+    assert statistics.median(old[0]) < min(late)
+    assert sum(loss > max(old[0]) for loss in late) == 1
+    layers = [x for name in ("sweep_text", "sweep_block") for x in values(name, "12 layers", "best_val_loss", 1)]
+    looped = old[0] + values("sweep_block", "1 x 12", "val_loss", 1)
+    says("root.md", rf"all eight is {number}\. It stays under 12 layers, by {number} \({number} to {number}\) over",
+         median, *mean_of([a - b for a, b in zip(layers, looped, strict=True)]))
     (fewer,), _, _ = mean_of([x - y for x, y in zip(*here, strict=True)])
     says("docs/text.md", rf"without step encoding are {number} lower", [fewer])
     says("root.md", rf"seed 0 on an H100: {number}, here {number}\.",
@@ -1412,3 +1436,73 @@ def test_what_is_said_of_energies():
           [100 * energy_state("P, energy", "limit_cycle", 4, "any")])
     for loops in (1, 4):  # every token stands still
         assert energy_state("P, energy, backtracked", "converged_by", loops, "0.0001") == 1
+
+
+def ends(name, row, column):
+    """A loss of each seed of a row at the last evaluation of <name>_curves.csv."""
+    curves = [r for r in rows_of(f"{name}_curves") if r["row"] == row]
+    return list({r["seed"]: float(r[column]) for r in curves}.values())
+
+
+def test_the_tables_of_fixed_rows():
+    """Those of the log: one seed after the other, to which others may come; and three seeds of the small training."""
+    _, rows = entry_table("Nothing overfits 50,000 fixed rows")
+    assert len(rows) == 14
+    for label, training, validation, *shown in rows:
+        known = [(training, ends("sweep_overfit", label, "train_loss")),
+                 (validation, ends("sweep_overfit", label, "val_loss")),
+                 *((cell, values("sweep_overfit", label, f"uniform_{n}"))
+                   for n, cell in zip((4, 8, 12), shown, strict=True))]
+        for cell, of_seeds in known:
+            for number, value in zip(cell.split(", "), of_seeds, strict=False):
+                agree(number, [value])
+    _, rows = entry_table("Nothing overfits 50,000 fixed rows", 2)
+    assert len(rows) == 7
+    for label, *losses, one, two, three in rows:
+        curves = [r for r in rows_of("sweep_overfit_small_curves") if r["row"] == label]
+        lowest = [min(float(r["val_loss"]) for r in curves if r["seed"] == seed) for seed in "123"]
+        for cell, known in zip(losses, (ends("sweep_overfit_small", label, "train_loss"),
+                                        ends("sweep_overfit_small", label, "val_loss"), lowest), strict=True):
+            assert len(known) == 3
+            agree(cell, [statistics.median(known), max(known)])
+        agree_sizes("123", (one, two, three), "sweep_overfit_small", label)
+
+
+def test_what_is_said_of_fixed_rows():
+    """docs/addition.md and docs/findings.md; all seeds of config/sweep_overfit.py that are there, however many."""
+    said = " ".join(page("docs/addition.md").split())
+    least = float(re.search(r"256 and 384 channels have ([\d.]+)% of 4 digits at least", said)[1])
+    low, high = map(float, re.search(r"both losses end between ([\d.]+) and ([\d.]+) nats", said).groups())
+    assert f"have {least}% of 4 digits at least; C = 128 ends at {low} to {high} nats" in page("docs/findings.md")
+    wide, narrow = [], []
+    for row in dict.fromkeys(r["row"] for r in rows_of("sweep_overfit")):
+        if re.search(r"counted|learned|steps", row):  # of the question that this one left
+            continue
+        small = row.startswith("A2")
+        curves = [r for r in rows_of("sweep_overfit_curves") if r["row"] == row and int(r["iter"]) >= 1000]
+        assert max(float(r["val_loss"]) - float(r["train_loss"]) for r in curves) < (0.01 if small else 0.003), row
+        if small:
+            narrow += ends("sweep_overfit", row, "train_loss") + ends("sweep_overfit", row, "val_loss")
+        else:
+            wide += values("sweep_overfit", row, "uniform_4")
+    agree(str(least), [min(wide)])
+    for shown, value in ((low, min(narrow)), (high, max(narrow))):
+        agree(str(shown), [value], 2)
+    _, rows = table("docs/addition.md", "Fixed rows")
+    kinds = dict(zip(("place", "as counted", "learned"), rows, strict=True))
+    for kind, (_, *shown) in kinds.items():
+        for n, right, loss in zip(("200", "1,000"), shown[::2], shown[1::2], strict=True):
+            name = f"{kind}, {n}"
+            agree(right, seeds("sweep_overfit_small", name, "uniform_3"))
+            known = ends("sweep_overfit_small", name, "val_loss")
+            agree(loss, [statistics.median(known), max(known)])
+            if n == "200":
+                assert max(ends("sweep_overfit_small", name, "train_loss")) < 0.00055
+    text = re.search(r"validation rises from .* and 97\.9 \(92\.0\)", page("docs/findings.md"))[0]
+    (_, _, end, lowest, *_), = [r for r in entry_table("Nothing overfits 50,000 fixed rows", 2)[1]
+                                if r[0] == "learned, 200"]
+    for number, cell in zip(re.search(r"from ([\d.]+) to ([\d.]+) nats", text).groups(), (lowest, end), strict=True):
+        agree(number, [float(cell.split()[0])])
+    shown = re.findall(r"[\d.]+%? \([\d.]+\)", text)
+    for cell, (n, kind) in zip(shown, itertools.product(("200", "1,000"), reversed(kinds)), strict=True):
+        agree(cell, seeds("sweep_overfit_small", f"{kind}, {n}", "uniform_3"))
