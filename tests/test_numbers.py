@@ -711,7 +711,8 @@ def test_the_tables_of_what_fast_reading_loses():
             agree(cell, [shipped_loss(name.strip("`").removesuffix(".pt"), *pair)])
     assert len(shipped) == 4
     bar = {}
-    for row, n, at_24, at_32, *shown, within in entry_table("Frozen prompts let every seed of track N")[1]:
+    for row, n, at_24, at_32, *shown, within in (entry_table("Frozen prompts let every seed of track N")[1]
+                                                 + entry_table("Frozen prompts cost nothing that is told apart to 24", 2)[1]):
         known = waiting_seeds(row)
         for cell, write in ((at_24, "24"), (at_32, "32")):
             agree(cell, spread(known("8", write, n))[:2])
@@ -765,6 +766,62 @@ def test_what_is_said_of_frozen_prompts():
             (re.search(r"\((\S+) at most; ", parallel)[1], max(worst["P, frozen prompts"]["12"])),
             (re.search(r"without: ([\d.]+)\)", parallel)[1], max(worst["P"]["12"]))):
         agree(shown, [value])
+
+
+def test_frozen_prompts_to_24_digits():
+    """The log's table, its differences, and what the pages say of them."""
+    frozen, without = ("sweep_track_n_more", "frozen prompts"), ("sweep_track_n", "16 of 64 ids")
+    head, rows = entry_table("Frozen prompts cost nothing that is told apart to 24")
+    for label, *shown in rows:
+        loops = {"8": "", "16": "16_", "32": "32_"}[re.search(r"(\d+)$", label)[1]]
+        if "read in 4" in label:
+            loops = {"": "fast_", "32_": "fast32_"}[loops]
+        for title, cell in zip(head[1:], shown, strict=True):
+            if cell:
+                of = frozen if label.startswith("frozen") else without
+                agree(cell, seeds(*of, f"{loops}uniform_{title.removesuffix(' digits')}"))
+    assert sum(bool(cell) for _, *shown in rows for cell in shown) == 2 * 6 + 6 * 5
+    (said,) = re.findall(r"at 12, 16, 20 and 24 digits: (.*?) So 24 digits", " ".join(page("root.md").split()))
+    for cell, n in zip(re.split(", | and ", said), (12, 16, 20, 24), strict=True):
+        apart = [x - y for x, y in zip(*(values(*of, f"uniform_{n}") for of in (frozen, without)), strict=True)]
+        interval = stats.ttest_1samp(apart, 0).confidence_interval()
+        for number, value in zip(re.findall(NUMBER, cell), (statistics.mean(apart), *interval), strict=True):
+            agree(number, [value])
+    apart = [y - x for x, y in zip(*(values(*of, "uniform_30") for of in (frozen, without)), strict=True)]
+    assert min(apart) > 0
+    lost = [x - y for x, y in zip(*(values(*frozen, f"{way}_uniform_24") for way in ("32", "fast32")), strict=True)]
+    says("root.md", r"where the answer takes 32 costs (\S+) points \((\S+) at most\) at 24", [statistics.median(lost)],
+         [max(lost)])
+    at_24 = [seeds(*of, "uniform_24") for of in (frozen, without)]
+    at_30 = [seeds(*of, "uniform_30") for of in (frozen, without)]
+    says("docs/findings.md", r"told apart to 24 digits, (\S+ \(\S+\)) beside (\S+ \(\S+\)); at 30 all five seeds are "
+         r"lower, (\S+ \(\S+\)) beside (\S+ \(\S+\))", *at_24, *at_30)
+    says("docs/protocol.md", r"to 24 digits: (\S+ \(\S+\)) there, without (\S+ \(\S+\)), and (\S+ \(\S+\)) read in 4 "
+         r".*? seeds are lower, (\S+ \(\S+\)) beside (\S+ \(\S+\))", *at_24, seeds(*frozen, "fast32_uniform_24"),
+         *at_30)
+
+
+def test_a_hundred_digits_read_fast():
+    """How many seeds of the shipped model that was trained on keep what, in the log and the pages."""
+    row = "sweep_digits_waiting", "the shipped model trained on"
+    kinds = "uniform", "hard", "shorter_a", "shorter_b", "equal", "nines"
+    far = [min(x) for x in zip(*(values(*row, f"{kind}_{n}") for kind in kinds for n in (24, 40, 60, 80, 100)),
+                               strict=True)]
+    assert [x >= 99.95 for x in far] == [True] * 4 + [False]
+    says("root.md", r"the fifth has (\S+) at worst, at 80 digits, and (\S+) at 100", [far[-1]],
+         [values(*row, "uniform_100")[-1]])
+
+    def known(read, write, n):
+        return values(*row, f"waiting_read_{read}_write_{write}_{n}")
+    lost = {pair: [max(x) for x in zip(*(waiting_loss(known, *pair, n) for n in ("4", "8", "12")), strict=True)]
+            for pair in FEWER}
+    assert sorted(x < 0.1001 for x in lost.pop(("3", "32"))) == [False] + [True] * 4
+    assert max(map(max, lost.values())) < 0.1001
+    worst = max(waiting_loss(known, "3", "32", "8"))
+    for name, pattern in (("root.md", r"one (\S+) at 8 digits; in the three other pairs"),
+                          ("docs/protocol.md", r"in four of five \((\S+) in the fifth\)"),
+                          ("docs/findings.md", r"at most in four of five \((\S+) in one;")):
+        says(name, pattern, [worst])
 
 
 def on_text(name):
