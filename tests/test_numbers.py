@@ -711,8 +711,8 @@ def test_the_tables_of_what_fast_reading_loses():
             agree(cell, [shipped_loss(name.strip("`").removesuffix(".pt"), *pair)])
     assert len(shipped) == 4
     bar = {}
-    for row, n, at_24, at_32, *shown, within in (entry_table("Frozen prompts let every seed of track N")[1]
-                                                 + entry_table("Frozen prompts cost nothing that is told apart to 24", 2)[1]):
+    logged = ("Frozen prompts let every seed of track N", 1), ("Frozen prompts cost nothing that is told apart", 2)
+    for row, n, at_24, at_32, *shown, within in (row for at in logged for row in entry_table(*at)[1]):
         known = waiting_seeds(row)
         for cell, write in ((at_24, "24"), (at_32, "32")):
             agree(cell, spread(known("8", write, n))[:2])
@@ -799,6 +799,15 @@ def test_frozen_prompts_to_24_digits():
     says("docs/protocol.md", r"to 24 digits: (\S+ \(\S+\)) there, without (\S+ \(\S+\)), and (\S+ \(\S+\)) read in 4 "
          r".*? seeds are lower, (\S+ \(\S+\)) beside (\S+ \(\S+\))", *at_24, seeds(*frozen, "fast32_uniform_24"),
          *at_30)
+
+
+def test_halting_of_the_search_with_frozen_prompts():
+    points = {(r["rule"], r["threshold"] or r["loops"]): r for r in found("halting_search_frozen", kind="frontier")}
+    five, four, sure = (points[at] for at in (("fixed", "5.0"), ("fixed", "4.0"), ("confidence", "0.999")))
+    loops = float(sure["loops"])
+    says("root.md", r"5 fixed loops are needed \((\S+)%; 4 have (\S+)\), `confidence` 0.999 takes (\S+) \((\S+)% fewer, "
+         r"(\S+)%; random halting (\S+)\)", *([100 * float(r["accuracy"])] for r in (five, four)), [loops],
+         [20 * (5 - loops)], [100 * float(sure["accuracy"])], [100 * float(sure["random_accuracy"])])
 
 
 def test_a_hundred_digits_read_fast():
