@@ -805,8 +805,8 @@ def test_halting_of_the_search_with_frozen_prompts():
     points = {(r["rule"], r["threshold"] or r["loops"]): r for r in found("halting_search_frozen", kind="frontier")}
     five, four, sure = (points[at] for at in (("fixed", "5.0"), ("fixed", "4.0"), ("confidence", "0.999")))
     loops = float(sure["loops"])
-    says("root.md", r"5 fixed loops are needed \((\S+)%; 4 have (\S+)\), `confidence` 0.999 takes (\S+) \((\S+)% fewer, "
-         r"(\S+)%; random halting (\S+)\)", *([100 * float(r["accuracy"])] for r in (five, four)), [loops],
+    says("root.md", r"5 fixed loops are needed \((\S+)%; 4 have (\S+)\), `confidence` 0.999 takes (\S+) \((\S+)% "
+         r"fewer, (\S+)%; random halting (\S+)\)", *([100 * float(r["accuracy"])] for r in (five, four)), [loops],
          [20 * (5 - loops)], [100 * float(sure["accuracy"])], [100 * float(sure["random_accuracy"])])
 
 
