@@ -8,8 +8,8 @@ seeds = [0, 1, 2, 3, 4]
 overrides = ["--n_embd=128 --n_head=4 --max_iters=6000 --halt_head=joint --halt=gate --halt_threshold=0.9 "
              "--cuda_graph=True --compile=True --eval_interval=6000"]
 rows = [
-    "N:",
-    "N, told the loop: --gate_encoding=True",
+    "N: --prompt_loops=8",
+    "N, told the loop: --prompt_loops=8 --gate_encoding=True",
     "P: config/train_addition_parallel.py",
     "P, told the loop: config/train_addition_parallel.py --gate_encoding=True",
 ]

@@ -84,10 +84,10 @@ SCORES = {  # kind, size: exact match, loops of the answer, exact match of rando
         ("shorter_b", 5): (1, 3.067, 1), ("equal", 5): (1, 2.89, 1), ("nines", 5): (1, 3.429, 0.8),
     },
     "addition_search": {
-        ("uniform", 2): (1, 2.292, 1), ("hard", 2): (1, 2.275, 1), ("shorter_a", 2): (1, 2.525, 1),
-        ("shorter_b", 2): (1, 2.317, 1), ("equal", 2): (1, 2.767, 0.6), ("nines", 2): (1, 2.4, 1),
-        ("uniform", 5): (1, 2.305, 0.7), ("hard", 5): (1, 2.443, 0.9), ("shorter_a", 5): (1, 2.7, 1),
-        ("shorter_b", 5): (1, 2.595, 1), ("equal", 5): (1, 3.121, 0.7), ("nines", 5): (1, 2.586, 1),
+        ("uniform", 2): (1, 2.925, 1), ("hard", 2): (1, 3.175, 0.9), ("shorter_a", 2): (1, 3.358, 1),
+        ("shorter_b", 2): (1, 2.975, 1), ("equal", 2): (1, 3.725, 0.6), ("nines", 2): (1, 3.4, 1),
+        ("uniform", 5): (1, 2.983, 0.9), ("hard", 5): (1, 3.174, 0.9), ("shorter_a", 5): (1, 3.633, 1),
+        ("shorter_b", 5): (1, 3.25, 1), ("equal", 5): (1, 4.033, 0.7), ("nines", 5): (1, 3.343, 1),
     },
     "addition_parallel": {
         ("uniform", 2): (1, 6.4, 1), ("hard", 2): (1, 6.7, 1), ("shorter_a", 2): (1, 6.967, 1),
@@ -104,7 +104,7 @@ SCORES = {  # kind, size: exact match, loops of the answer, exact match of rando
 }
 LOOPS = {  # of each token that sample.py reads
     "addition": "44444343244444443443244444444433332444444444444434444432",
-    "addition_search": "8888822228888823322888888234428888888823333322",
+    "addition_search": "4444433334444434433444444344434444444435444443",
     "addition_parallel": "eeeee8865eeeeeee87777eeeeeeeee878886eeeeeeeeeeeee86877787",
     "addition_parallel_search": "eeeee8655eeeee85445eeeeee864444eeeeeeee86444446",
 }
