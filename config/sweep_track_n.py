@@ -1,4 +1,4 @@
-# Track N, the headline: five seeds of config/train_addition.py.
+# Track N without frozen prompts: five seeds of what config/train_addition.py was; with them: sweep_track_n_more.py.
 # Data: python data/addition/prepare.py
 base = "config/train_addition.py"
 seeds = [0, 1, 2, 3, 4]
