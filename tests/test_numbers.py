@@ -731,6 +731,8 @@ def test_the_tables_of_what_fast_reading_loses():
         "addition", "addition_parallel")}  # of 1,000 problems
     says("docs/protocol.md", r"`addition.pt` loses (\S+) and (\S+) points read in 3, `addition_parallel.pt` (\S+) and "
          r"(\S+), and neither any read in 4", *([x] for name in more for x in more[name][:2]))
+    says("docs/protocol.md", r"`addition_search.pt` (\S+) at most\. It was trained for it", [max(
+        shipped_loss("addition_search_12", *pair, sizes=["12"]) for pair in FEWER)])
     by_rule = waiting_loss(waiting_seeds("N"), "3", "0", "12")
     says("docs/protocol.md", r"costs five seeds (\S+) points \((\S+) at most\) at 12 digits",
          [statistics.median(by_rule)], [max(by_rule)])
