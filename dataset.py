@@ -25,8 +25,8 @@ TINYSHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/da
 # what the folders beside a prepare.py of data/<task> were made with
 VARIANTS = {"demo": " --max_digits=3 --zeros=shorter", "parallel": " --track=slots",
             "padded": " --track=slots --max_places=12", "zeros": " --zeros=shorter --few_rows=0.25",
-            "slots": " --track=slots --zeros=shorter --few_rows=0.25", "few": " --few_rows=0.25",
-            "shorter": " --zeros=shorter", "rows_2000": " --train_rows=2000",
+            "slots": " --track=slots --zeros=shorter --few_rows=0.25", "few_digits": " --few_rows=0.25",
+            "shorter": " --zeros=shorter", "few": " --train_rows=50000", "rows_2000": " --train_rows=2000",
             **{f"rows_{n}": f" --max_digits=3 --zeros=shorter --train_rows={n}" for n in (200, 1000, 20000)}}
 DTYPES = {"uint16": np.uint16, "uint32": np.uint32}  # of the token files; the second where ids need it
 GPT2_TOKENS = 50257

@@ -1,5 +1,5 @@
 # What each part of the recipe of config/sweep_digits_loud.py gives: the recipe without it. Data: see there, and
-# python data/addition/prepare.py --few_rows=0.25 --out_dir=data/addition/few (numbers as they are)
+# python data/addition/prepare.py --few_rows=0.25 --out_dir=data/addition/few_digits (numbers as they are)
 # python data/addition/prepare.py --zeros=shorter --out_dir=data/addition/shorter (no rows of few digits)
 base = "config/train_addition_long.py"
 seeds = [5, 6, 7]
@@ -8,7 +8,7 @@ rows = [
     "louder without runs: --place_runs=0",
     "runs without louder: --place_scale=0.02",
     "no next place: --place_next=False",
-    "numbers as they are: --dataset=addition/few",
+    "numbers as they are: --dataset=addition/few_digits",
     "no rows of few digits: --dataset=addition/shorter",
 ]
 evaluate = [  # 2,000 problems per count and kind

@@ -4,7 +4,6 @@
 # Data: python data/addition/prepare.py
 # and:  python data/addition/prepare.py --train_rows=50000 --out_dir=data/addition/few
 # and:  python data/addition/prepare.py --train_rows=2000 --out_dir=data/addition/rows_2000
-# sweep_digits_parts.py has other rows of the name addition/few.
 base = "config/train_addition.py"
 seeds = [1, 2, 3]
 overrides = ["--n_embd=384 --n_head=6 --num_loops=12 --grad_loops=0 --max_iters=4000 --fresh_rows=False "

@@ -1,6 +1,7 @@
 """Datasets: batches are pure and aligned, and every wrong file stops with a message that says what to run."""
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -529,3 +530,14 @@ def test_download_without_a_network(here, monkeypatch):
     with pytest.raises(SystemExit, match="no network.*--input=FILE"):
         run_prepare("shakespeare_char", monkeypatch, "--out_dir=made")
     assert not os.path.exists("made")
+
+
+def test_a_missing_dataset_is_told_the_command_of_the_configs():
+    """Two configs that mean different rows by one name would train on those that were written last."""
+    told = {}
+    for path in sorted((ROOT / "config").glob("*.py")):
+        for options, name in re.findall(r"python data/addition/prepare\.py((?: --\S+)*?) --out_dir=data/addition/(\w+)",
+                                        path.read_text(encoding="utf-8")):
+            assert dataset.VARIANTS.get(name) == options, path.name
+            told[name] = options
+    assert len(told) > 6
