@@ -97,6 +97,12 @@ def says(name, pattern, *known):
         agree(cell, value)
 
 
+def mean_of(differences):
+    """[mean], [low] and [high] of differences by training, by scipy."""
+    interval = stats.ttest_1samp(differences, 0).confidence_interval()
+    return [statistics.mean(differences)], [interval.low], [interval.high]
+
+
 # label of a row in the README's results: (ours, what stands beside it), each a table, a row and a column
 CLAIMS = {
     "100 digits": (("sweep_digits", "the recipe", "uniform_100"),
@@ -783,19 +789,17 @@ def test_frozen_prompts_to_24_digits():
                 of = frozen if label.startswith("frozen") else without
                 agree(cell, seeds(*of, f"{loops}uniform_{title.removesuffix(' digits')}"))
     assert sum(bool(cell) for _, *shown in rows for cell in shown) == 2 * 6 + 6 * 5
-    (said,) = re.findall(r"at 12, 16, 20 and 24 digits: (.*?) So 24 digits", " ".join(page("root.md").split()))
+    (said,) = re.findall(r"at 12, 16, 20 and 24 digits: (.*?)\. So 24 digits", " ".join(page("root.md").split()))
     for cell, n in zip(re.split(", | and ", said), (12, 16, 20, 24), strict=True):
         apart = [x - y for x, y in zip(*(values(*of, f"uniform_{n}") for of in (frozen, without)), strict=True)]
-        interval = stats.ttest_1samp(apart, 0).confidence_interval()
-        for number, value in zip(re.findall(NUMBER, cell), (statistics.mean(apart), *interval), strict=True):
-            agree(number, [value])
+        agree(cell, sum(mean_of(apart), []))
     apart = [x - y for x, y in zip(*(values(*of, "uniform_30") for of in (frozen, without)), strict=True)]
     assert max(apart) < 0
-    low, high = stats.ttest_1samp(apart, 0).confidence_interval()
+    _, *interval = mean_of(apart)
     for name, words in (("root.md", r"interval is (\S+) to (\S+), the best"),
                         ("docs/findings.md", r"is not told apart \((\S+) to (\S+)\) \| holds"),
                         ("docs/protocol.md", r"is not told apart \((\S+) to (\S+); \[log")):
-        says(name, words, [low], [high])
+        says(name, words, *interval)
     lost = [x - y for x, y in zip(*(values(*frozen, f"{way}_uniform_24") for way in ("32", "fast32")), strict=True)]
     says("root.md", r"where the answer takes 32 costs (\S+) points \((\S+) at most\) at 24", [statistics.median(lost)],
          [max(lost)])
@@ -1043,10 +1047,9 @@ def test_the_table_of_starts():
 
 
 def differing(name, a, b, column, scale=100):
-    """The mean difference of two rows over their seeds and its interval, by scipy."""
+    """The mean difference of two rows over their seeds and its interval."""
     x, y = (values(name, row, column, scale) for row in (a, b))
-    interval = stats.ttest_rel(x, y).confidence_interval()
-    return [statistics.mean(x) - statistics.mean(y), interval.low, interval.high]
+    return sum(mean_of([p - q for p, q in zip(x, y, strict=True)]), [])
 
 
 def test_the_gate_that_knows_its_loop():
@@ -1199,12 +1202,6 @@ def text_losses(label):
     return values("sweep_injection_text", on_text_row(label), "val_loss", 1)
 
 
-def mean_of(differences):
-    """[mean], [low] and [high] of differences by training, by scipy."""
-    interval = stats.ttest_1samp(differences, 0).confidence_interval()
-    return [statistics.mean(differences)], [interval.low], [interval.high]
-
-
 X0_ON_TEXT, ENCODINGS = "On text x0 is worth", ("", ", learned", ", sinusoid", ", rope")
 
 
@@ -1247,11 +1244,12 @@ def test_differences_of_injections_on_text():
     say = r"by ([\d.]+) nats \(two seeds\)", r"Text loses ([\d.]+) nats without it"
     says("docs/decisions.md", say[0], mean_of(without_x0())[0])
     says("docs/open.md", say[1], mean_of(without_x0())[0])
-    ends = [f(itertools.chain(*(text_losses(x + e) for e in ENCODINGS))) for x in ("add", "none") for f in (min, max)]
+    outer = [f(itertools.chain(*(text_losses(x + e) for e in ENCODINGS)))
+             for x in ("add", "none") for f in (min, max)]
     for name, words in (("docs/findings.md", "end at {0} to {0}, without at {0} to {0};"),
                         ("root.md", r"end between {0} and {0}, those without between {0} and {0}\.")):
-        says(name, words.format(number), *([x] for x in ends))
-    says("docs/decisions.md", rf"end at {number} or lower, without at {number} or higher", [ends[1]], [ends[2]])
+        says(name, words.format(number), *([x] for x in outer))
+    says("docs/decisions.md", rf"end at {number} or lower, without at {number} or higher", [outer[1]], [outer[2]])
     steps = [f(itertools.chain(*(first_under("sweep_injection_text", on_text_row(x + e), 1.5) for e in ENCODINGS)))
              for x in ("add", "none") for f in (min, max)]
     says("docs/findings.md", r"is passed after ([\d,]+) to ([\d,]+) steps, without after ([\d,]+) to ([\d,]+) \|",

@@ -288,7 +288,7 @@ def test_halt_head_after_trains_nothing_else(scripts, whole, extra):
     assert len(new["optimizer"]["state"]) == 4  # the weights and biases of its two layers
     assert new["iter_num"] == 4
     # and without the head again, all else trains on from where it was
-    scripts(*start[:-len(extra) or None], "--halt_head=none", f"--out_dir={out_dir}_left_out", "--max_iters=1",
+    scripts(*start, "--halt_head=none", f"--out_dir={out_dir}_left_out", "--max_iters=1",
             "--learning_rate=1e-30", f"--init_from={out_dir}/ckpt_last.pt", "--eval_interval=1", "--min_lr=0")
     left = load(scripts, f"{out_dir}_left_out")["model"]
     assert left.keys() == old.keys()
