@@ -12,6 +12,7 @@ Functions over a model that is given to them; this file imports none. What a loo
     alpha(h, x0)            step size, by which delta is divided
     loop_spec()             what the kernels are told of it
 """
+import contextlib
 import math
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from looplm_kernels import (
     adaptive_loop,
     at_least_float32,
     choose_backend,
+    comes_seldom,
     halt_update,
     head_halt,
     product_dtype,
@@ -202,11 +204,25 @@ def traced(model, x0, plan, last, cache=None):
 
 
 # what scripts call ---------------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def backend_of(model, x0, plan):
+    """For one call the backend of the model, and of every kernel that it asks for: that of its settings, but PyTorch
+    for auto where the shape comes too seldom to earn a compiler's time."""
+    given = model.config.backend
+    if given == "auto" and comes_seldom(x0, plan):
+        model.config.backend = "torch"
+    try:
+        yield model.config.backend
+    finally:
+        model.config.backend = given
+
+
 def last_state(model, idx, L):
     """h_L (B,T,C) of tokens idx (B,T), no token halting; in one launch where a kernel does it."""
-    x0 = model.embed(idx)
-    done = adaptive_loop(model.loop_spec(), x0, fixed_plan(idx, L), backend=model.config.backend)
-    return fixed_depth(model, x0, L) if done is None else done[0]
+    x0, plan = model.embed(idx), fixed_plan(idx, L)
+    with backend_of(model, x0, plan) as backend:
+        done = adaptive_loop(model.loop_spec(), x0, plan, backend=backend)
+        return fixed_depth(model, x0, L) if done is None else done[0]
 
 
 @torch.no_grad()
@@ -234,13 +250,14 @@ def follow(model, idx, plan, trace):
     """think by a HaltingPlan of tokens idx (B,T)."""
     x0 = model.embed(idx)
     last = model.readout(model.begin(x0)).argmax(-1) if trace else None
-    done = adaptive_loop(model.loop_spec(), x0, plan, last, trace, model.config.backend)
-    if done is not None:
-        return done[0], dict(done[2] or {}, loops=done[1])
-    if trace:
-        return traced(model, x0, plan, last)
-    h, loops = adaptive(model, x0, plan)
-    return h, dict(loops=loops)
+    with backend_of(model, x0, plan) as backend:
+        done = adaptive_loop(model.loop_spec(), x0, plan, last, trace, backend)
+        if done is not None:
+            return done[0], dict(done[2] or {}, loops=done[1])
+        if trace:
+            return traced(model, x0, plan, last)
+        h, loops = adaptive(model, x0, plan)
+        return h, dict(loops=loops)
 
 
 def anderson(h, new, history, m):
