@@ -20,6 +20,7 @@ import collections
 import contextlib
 import copy
 import functools
+import heapq
 import json
 import os
 import re
@@ -27,6 +28,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from datetime import timedelta
 
@@ -402,10 +404,28 @@ def run_all(runs, target):
             run, places, sharing, environment), runs, target)
 
 
+def seconds_left(usual, elapsed, waiting):
+    """Seconds until runs end that take `usual` seconds each: those that began `elapsed` seconds ago, a list, and
+    `waiting` others, each of which begins where the next one ends."""
+    ends = sorted(max(0.0, usual - s) for s in elapsed) or [0.0]
+    for _ in range(waiting):
+        heapq.heapreplace(ends, ends[0] + usual)
+    return max(ends)
+
+
 def run_at(places, function, runs, target):
     """Call function(run), which gives what `execute` gives, for all runs, as many at once as there are places."""
     from concurrent.futures import ThreadPoolExecutor, as_completed
     began, found, failed, skipped, wanted = time.monotonic(), [], [], 0, [run["row"] for run in runs]
+    begun, spans = {}, []  # when each of those that run began; how long those took that ended
+
+    def timed(run):
+        this = threading.get_ident()
+        begun[this] = time.monotonic()
+        row, log = function(run)
+        span = time.monotonic() - begun.pop(this)
+        spans.extend([span] if log else [])  # not those that had been finished before
+        return row, log
     count = min(parallel or len(runs), places.each * len(places.room))
     print(f"{len(runs)} runs, {min(count, len(runs))} at once; a line as each ends, what each says now is in "
           f"{os.path.dirname(os.path.dirname(runs[0]['folder']))}/*/seed*/*.log", flush=True)
@@ -413,7 +433,7 @@ def run_at(places, function, runs, target):
             f"seeds {', '.join(map(str, seeds))}; {count} at once", *(f"`evaluate.py`: `{x}`" for x in evaluate),
             *([f"`analyze.py`: `{analyze}`"] if analyze else [])]
     with ThreadPoolExecutor(count) as pool:
-        for n, future in enumerate(as_completed([pool.submit(function, run) for run in runs]), 1):
+        for n, future in enumerate(as_completed([pool.submit(timed, run) for run in runs]), 1):
             row, log = future.result()
             if row["error"] == "interrupted":
                 continue
@@ -422,8 +442,10 @@ def run_at(places, function, runs, target):
             with outputs.going_on(f"{target}.csv"):  # the results of a run stand in its folder, too
                 write_tables(found, wanted, target, labels(), head)
             skipped += not log and not row["error"]
-            spent = time.monotonic() - began
-            took, left = (timedelta(seconds=round(s)) for s in (spent, spent / max(1, n - skipped) * (len(runs) - n)))
+            now, usual = time.monotonic(), sum(spans) / max(1, len(spans))
+            elapsed = [now - t for t in list(begun.values())]
+            took, left = (timedelta(seconds=round(s)) for s in (
+                now - began, seconds_left(usual, elapsed, len(runs) - n - len(elapsed))))
             name = f"{row['row']}, seed {row['seed']}"
             failed += [f"{name} ({log or row['error']})"] if row["error"] else []
             print(f"{n}/{len(runs)} {name}: {'FAILED: ' + row['error'] if row['error'] else row['val_loss']}, "

@@ -447,6 +447,24 @@ def test_runs_go_on_where_a_gpu_is_lost(folder, monkeypatch, capsys):
         "it needs 2 GPU(s), and 1 are left")
 
 
+def test_seconds_left(rng):
+    """Of 32 runs at once one has ended, so the others are about to; and what a clock says that ticks on."""
+    assert sweep.seconds_left(80, [79.0] * 30 + [81.0], 0) == 1
+    assert sweep.seconds_left(80, [], 0) == 0
+    for _ in range(20):
+        usual, waiting = int(rng.integers(1, 9)), int(rng.integers(9))
+        elapsed = rng.integers(0, 12, rng.integers(1, 5)).tolist()
+        places, left, clock = [max(0, usual - s) for s in elapsed], waiting, 0
+        while True:
+            for i, rest in enumerate(places):
+                if not rest and left:
+                    places[i], left = usual, left - 1
+            if not any(places):
+                break
+            places, clock = [max(0, rest - 1) for rest in places], clock + 1
+        assert sweep.seconds_left(usual, elapsed, waiting) == clock
+
+
 def test_a_table_that_still_grows_is_not_collected(tmp_path):
     """Nor one that another command measured; a further setting of the machine does not matter."""
     command, path = ["evaluate.py", "--sizes=[1, 2]", "--halt=none"], tmp_path / "evaluate.csv"
