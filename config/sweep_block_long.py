@@ -1,5 +1,5 @@
 # Does what the newer block gives in the short recipe of sweep_block_digits.py hold in the whole one of track N?
-# nanogpt's block has five seeds in sweep_track_n.py. One H100, some 10 minutes.
+# nanogpt's block has five seeds in sweep_track_n.py. Some 5 minutes a run, 12 at once on an H200.
 # Data: python data/addition/prepare.py
 base = "config/train_addition.py"
 seeds = [0, 1, 2]

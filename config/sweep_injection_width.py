@@ -1,5 +1,5 @@
-# sweep_injection.py at other widths: tracks N and P with 64 and 256 channels, with x0 and without, where also a step
-# encoding that ends with the trained loops, and one that extends. 6,000 steps of track N, 4,000 of P.
+# sweep_injection.py at other widths: tracks N and P with 64 and 256 channels, with x0 and without; on track N without
+# it also with a step encoding that ends with the trained loops, and one that extends. 6,000 steps of N, 4,000 of P.
 # Data: python data/addition/prepare.py
 # and:  python data/addition/prepare.py --track=slots --max_places=12 --out_dir=data/addition/padded
 base = "config/train_addition.py"

@@ -812,6 +812,119 @@ def test_frozen_prompts_to_24_digits():
          *at_30)
 
 
+GATE, REPLACE, FROZEN = (("sweep_track_n_more", "concat, euler gate"), ("sweep_track_n", "16 of 64 ids"),
+                         ("sweep_track_n_more", "frozen prompts"))
+CELL, ONE, SPAN = r"([\d.]+%? \([\d.]+\))", r"(-?[\d.]+)", r"\((-?[\d.]+) to (-?[\d.]+)"
+
+
+def less(one, other, column, by=None):
+    """Points of one row above another, seed by seed; by: the column of the other, if it is another one."""
+    return [x - y for x, y in zip(values(*one, column), values(*other, by or column), strict=True)]
+
+
+def count_apart(one, other, columns):
+    """Of the columns in which not all seeds are equal: how many, of how many the interval leaves 0 out, in how many all
+    seeds are apart, and the smallest p."""
+    columns = [c for c in columns if max(map(abs, less(one, other, c))) > 1e-9]
+    chances = [stats.ttest_1samp(less(one, other, c), 0).pvalue for c in columns]
+    pairs = [(values(*one, c), values(*other, c)) for c in columns]
+    order = sum(max(x) < min(y) or max(y) < min(x) for x, y in pairs)
+    return len(chances), sum(p < 0.05 for p in chances), order, min(chances)
+
+
+def test_gated_steps_in_the_whole_recipe():
+    """The tables of the log: accuracies, and differences to replace with 95% intervals."""
+    start, again = "In the whole recipe of track N gated Euler steps", ("sweep_waiting", "N")
+    rows_by_label = {"gate": GATE, "frozen prompts": FROZEN, "replace trained again": again, "replace": REPLACE}
+    head, rows = entry_table(start)
+    assert len(rows) == 10
+    for label, *shown in rows:
+        name, read, write = re.fullmatch(r"(.*), (\d+) and (\d+)", label).groups()
+        of, loops = rows_by_label[name], {"4": "fast", "8": "", "16": "16", "32": "32"}[read]
+        loops = (loops + "32" * (read == "4" and write == "32") + "_").removeprefix("_")
+        for title, cell in zip(head[1:], shown, strict=True):
+            size = title.removesuffix(" digits")
+            column = f"read_{read}_write_{write}_{size}" if of == again else f"{loops}uniform_{size}"
+            assert bool(cell) == bool(found(of[0], row=of[1])[0].get(column))
+            agree(cell, seeds(*of, column)) if cell else None
+    head, rows = entry_table(start, 2)
+    assert len(rows) == 6
+    for label, *shown in rows:
+        loops, kind = label.removeprefix("8, ").rpartition(", ")[::2]
+        for title, cell in zip(head[1:], shown, strict=True):
+            column = f"{loops}_{kind}_{title.removesuffix(' digits')}".removeprefix("_")
+            assert bool(cell) == bool(found(GATE[0], row=GATE[1])[0].get(column))
+            agree(cell, sum(mean_of(less(GATE, REPLACE, column)), [])) if cell else None
+
+
+def test_how_many_differences_of_gated_steps_leave_0_out():
+    text = " ".join(page("root.md").split())
+    sizes = [(loops, n) for loops in ("", "16_", "32_") for n in (12, 16, 20, 24)] + [("", 30), ("", 40)]
+    columns = [f"{loops}{kind}_{n}" for loops, n in sizes for kind in ("uniform", "hard")]
+    some, without, order, p = count_apart(GATE, REPLACE, columns)
+    assert (some, without, order) == (27, 4, 0)
+    assert "these are 27 differences. Four intervals leave 0 out, where chance makes one or two" in text
+    assert f"smallest p is {p:.3f}, which times {some} is {p * some:.2f}" in text
+    assert "4 of 27 intervals leave 0 out, chance makes one or two" in page("docs/findings.md")
+    every = [c for c in rows_of(GATE[0])[0] if re.search(r"(uniform|hard)_\d+$", c)]
+    some, without, order, _ = count_apart(GATE, FROZEN, every)
+    assert (some, without, order) == (61, 3, 0)
+    assert f"Of {some} differences between the two rows" in text
+    assert f"are equal, {without} leave 0 out, where chance makes {some / 20:.0f}" in text
+
+
+def test_gated_steps_think_on_as_replace_does():
+    gate, replace = (less(of, of, "uniform_24", "32_uniform_24") for of in (GATE, REPLACE))
+    more = [y - x for x, y in zip(gate, replace, strict=True)]
+    says("root.md", rf"the gate loses {ONE} points at 24 digits {SPAN}; {ONE} at most\), replace", *mean_of(gate),
+         [max(gate)])
+    says("root.md", rf"at most\), replace {ONE} {SPAN}; {ONE} at most\), a", *mean_of(replace), [max(replace)])
+    says("root.md", rf"at most\), a difference of {ONE} {SPAN}\)", *mean_of(more))
+    says("root.md", rf"it does \({ONE} points lost at most\), but so does replace \({ONE}\)",
+         [max(gate)], [max(replace)])
+    pairs = [seeds(*of, column) for column in ("uniform_24", "32_uniform_24", "uniform_30") for of in (GATE, REPLACE)]
+    says("docs/findings.md", rf"by nothing: 24 digits {CELL} and {CELL}, with 32 loops {CELL} and {CELL}, 30 digits "
+         rf"{CELL} and {CELL};", *pairs)
+    says("docs/decisions.md", rf"24 digits at 32 loops, {CELL}, but so does replace, {CELL}, not", *pairs[2:4])
+
+
+def test_gated_steps_read_fast_untaught():
+    most = [max(max(less(of, of, f"32_{kind}_{n}", f"fast32_{kind}_{n}"))
+                for kind in ("uniform", "hard") for n in (4, 8, 12, 16, 20, 24)) for of in (GATE, FROZEN)]
+    says("root.md", rf"the gate loses {ONE} points at most against 32 .* with frozen prompts {ONE} at most\. Without",
+         *([x] for x in most))
+    apart = []
+    for n in (4, 8, 12):
+        x, y = values(*GATE, f"fast32_uniform_{n}"), values("sweep_waiting", "N", f"read_4_write_32_{n}")
+        assert min(x) > max(y)
+        apart += [round(z) for (z,) in mean_of([a - b for a, b in zip(x, y, strict=True)])]
+    words = "The mean difference is {} points ({} to {}), {} ({} to {}) and {} ({} to {})."
+    assert words.format(*apart) in " ".join(page("root.md").split())
+    assert math.comb(10, 5) // 2 == 126  # orders of five and five, either way round
+    quick = seeds(*GATE, "fast32_uniform_12"), seeds("sweep_waiting", "N", "read_4_write_32_12")
+    says("docs/findings.md", rf"written in 32 they have {CELL} at 12 digits, replace {CELL}, and lose {ONE} points",
+         *quick, [most[0]])
+    says("docs/protocol.md", rf"five seeds have {CELL} at 12 digits, where replace has {CELL}, and {CELL} at 24",
+         *quick, seeds(*GATE, "fast32_uniform_24"))
+
+
+def test_gated_steps_at_30_digits_and_what_they_cost():
+    beside = less(GATE, FROZEN, "uniform_30")
+    says("root.md", rf"the gate has {ONE} points more at 30 digits, which is not told apart {SPAN}\)",
+         *mean_of(beside))
+    assert [round(x) for x in sorted(beside)] == [-14, -8, 52, 55, 59]
+    assert [round(x) for x in sorted(less(GATE, REPLACE, "uniform_30"))] == [-14, -13, -10, -8, 35]
+    (one, other), C = (found(of[0], row=of[1])[0] for of in (GATE, FROZEN)), 256
+    matrix, gate, block = 2 * C * C, 2 * C + 1, 12 * C * C + 2 * C
+    known = int(one["parameters"]), int(other["parameters"])
+    assert known[0] - known[1] == matrix + gate
+    assert one["flops_per_token"] == other["flops_per_token"]
+    says("root.md", r"costs\.\* ([\d,]+) parameters instead of ([\d,]+): a matrix of ([\d,]+) and a gate of (\d+)\.",
+         *([x] for x in (*known, matrix, gate)))
+    says("root.md", r"the matrix adds (\d+)% to the ([\d,]+) weights of Block", [round(100 * matrix / block)], [block])
+    says("root.md", rf"Milliseconds per step {SPAN}\) are", *([f(values(*GATE, "ms", 1))] for f in (min, max)))
+
+
 def test_halting_of_the_search_with_frozen_prompts():
     points = {(r["rule"], r["threshold"] or r["loops"]): r for r in found("halting_search_frozen", kind="frontier")}
     five, four, sure = (points[at] for at in (("fixed", "5.0"), ("fixed", "4.0"), ("confidence", "0.999")))
@@ -1005,6 +1118,71 @@ def test_the_page_of_the_block():
             agree(cell.replace("*", ""), [statistics.median(known), end(known)]) if cell else None
 
 
+def in_the_whole_recipe(name, column="uniform_24"):
+    """The seeds of a block in the whole recipe of track N."""
+    return values(*(REPLACE if name == "nanogpt" else ("sweep_block_long", name)), column)
+
+
+def cost_of_block(name, column="uniform_24"):
+    """What a block loses beside the same seeds of nanoGPT's, in points."""
+    both = in_the_whole_recipe("nanogpt", column), in_the_whole_recipe(name, column)
+    return [x - y for x, y in zip(*both, strict=False)]
+
+
+def test_each_part_of_the_newer_block():
+    """The tables of the log, and what it and the pages say of the whole recipe."""
+    parts, start = ("rms", "qk", "swiglu"), "Each part of the newer block"
+    head, rows = entry_table(start)
+    assert [row[0] for row in rows] == ["nanogpt", *parts, "modern"]
+    for name, *shown in rows:
+        for title, cell in zip(head[1:], shown, strict=True):
+            size, _, kind = title.removesuffix(" digits").partition(", ")
+            column = "32_uniform_24" if title.endswith("32 loops") else f"{kind or 'uniform'}_{size}"
+            agree(cell, spread(in_the_whole_recipe(name, column))[:2])
+    _, rows = entry_table(start, 2)
+    assert [row[0] for row in rows] == [*parts, "modern"]
+    without = 0
+    for name, *shown in rows:
+        for column, cell in zip(("uniform_24", "hard_24", "32_uniform_24"), shown, strict=True):
+            agree(cell, sum(mean_of(cost_of_block(name, column)), []))
+            without += stats.ttest_1samp(cost_of_block(name, column), 0).pvalue < 0.05
+    assert without == 7
+    assert "Seven of the 12 intervals leave 0 out, chance makes 0.6" in page("root.md")
+    said = "docs/block.md", "docs/findings.md"
+    costs = [x for name in (*parts, "modern") for x in mean_of(cost_of_block(name))]
+    says(said[0], rf"they cost {ONE} points \(95% interval {ONE} to {ONE}\), {ONE} {SPAN}\), {ONE} {SPAN}\), "
+         rf"`modern` {ONE} {SPAN}\)", *costs)
+    says(said[1], rf"RMSNorm has {CELL}, normed queries and keys {CELL}, SwiGLU {CELL} and all three {CELL}, "
+         rf"nanoGPT's block {CELL} \|", *(spread(in_the_whole_recipe(x))[:2] for x in (*parts, "modern", "nanogpt")))
+    lost = [statistics.median(in_the_whole_recipe("qk", column)) for column in ("uniform_24", "32_uniform_24")]
+    says(said[0], rf"32 loops costs qk {ONE} points", [lost[0] - lost[1]])
+
+
+def test_order_of_the_blocks_in_the_whole_recipe():
+    """All seeds of one below all of another, where the log says so; and how near RMSNorm is."""
+    parts = "rms", "qk", "swiglu"
+    below = [(x, "nanogpt", f"{kind}_24") for x in (*parts, "modern") for kind in ("uniform", "hard")]
+    below += [("swiglu", "rms", f"uniform_{n}") for n in (20, 24, 30)] + [("swiglu", "qk", "uniform_30")]
+    below += [("modern", x, "uniform_24") for x in parts]
+    for low, high, column in below:
+        assert max(in_the_whole_recipe(low, column)) < min(in_the_whole_recipe(high, column)), (low, high, column)
+    assert math.comb(8, 3) == 56
+    edge = max(in_the_whole_recipe("rms")), min(in_the_whole_recipe("nanogpt"))
+    says("root.md", rf"its best seed has {ONE}, nanogpt's worst {ONE}, which", *([x] for x in edge))
+    assert round((edge[1] - edge[0]) * 20) == 1  # of 2,000 problems
+    says("root.md", rf"loops they overlap \({ONE} and {ONE}\)", [max(in_the_whole_recipe("rms", "32_uniform_24"))],
+         [min(in_the_whole_recipe("nanogpt", "32_uniform_24"))])
+    for n in (8, 12, 16, 20):
+        _, (low,), (high,) = mean_of(cost_of_block("rms", f"uniform_{n}"))
+        assert low < 0 < high
+    alone, together = [cost_of_block(x) for x in parts], cost_of_block("modern")
+    more = [x - sum(y) for x, *y in zip(together, *alone, strict=True)]
+    says("root.md", rf"costs add up to {ONE} points, `modern` loses {ONE}; the difference, {ONE}, holds 0 {SPAN}\)",
+         [sum(map(statistics.mean, alone))], [statistics.mean(together)], *mean_of(more))
+    gate = [x - y for x, y in zip(alone[2], alone[0], strict=True)]
+    says("root.md", rf"rms less swiglu {ONE}, {ONE} to {ONE}\)", *mean_of(gate))
+
+
 OF_STATES = "What holds the state, and where it begins"
 
 
@@ -1181,15 +1359,64 @@ def test_intervals_of_injections_on_track_p():
 
 
 def test_injections_at_other_widths():
-    """The table of the log, and its two rows of 256 channels in docs/findings.md."""
+    """The tables of the log, the first of fewer seeds, and the rows of 256 channels in docs/findings.md."""
+    name = "sweep_injection_width"
+    names = list(dict.fromkeys(r["row"] for r in rows_of(name)))
     head, rows = entry_table("At 256 channels track N needs no x0")
-    assert [row[0] for row in rows] == list(dict.fromkeys(r["row"] for r in rows_of("sweep_injection_width")))
+    assert [row[0] for row in rows] == [x for x in names if x != "N 256, none, sinusoid"]
     for label, count, *shown in rows:
-        assert count == str(len(found("sweep_injection_width", row=label)))
-        agree_sizes(head[2:], shown, "sweep_injection_width", label)
-    cell = r"([\d.]+%? \([\d.]+\))"
-    says("docs/findings.md", rf"track N has {cell} at 12 digits and {cell} at 20, with it {cell} and {cell}",
-         *(seeds("sweep_injection_width", f"N 256, {x}", f"uniform_{n}") for x in ("none", "add") for n in (12, 20)))
+        for title, cell in zip(head[2:], shown, strict=True):
+            size, _, kind = title.removesuffix(" digits").partition(", ")
+            agree(cell, spread(values(name, label, f"{kind or 'uniform'}_{size}")[:int(count)])[:2])
+    head, rows = entry_table("At 256 channels neither track needs x0")
+    assert [row[0] for row in rows] == [x for x in names if "256" in x]
+    for label, count, *shown in rows:
+        assert count == str(len(found(name, row=label)))
+        agree_sizes(head[2:], shown, name, label)
+    known = {(of, n): seeds(name, of, f"uniform_{n}") for of in names for n in (12, 20)}
+    of_n, of_p = ([known[f"{at} 256, {x}", n] for x in ("none", "add") for n in sizes]
+                  for at, sizes in (("N", (12, 20)), ("P", (12,))))
+    says("docs/findings.md", rf"track N has {CELL} at 12 digits and {CELL} at 20, with it {CELL} and {CELL}; track",
+         *of_n)
+    says("docs/findings.md", rf"track P, after 4,000, has {CELL} at 12, with it {CELL};", *of_p)
+    says("root.md", rf"with all 24 runs: N has {CELL} at 20 digits without, {CELL} with it, P {CELL} and {CELL} at 12",
+         *of_n[1::2], *of_p)
+    odd = [[values(name, "N 256, none, learned", f"uniform_{n}")[1]] for n in (8, 12)]
+    says("docs/findings.md", r"one seed of N has (\S+)% at 8 digits and (\S+) at 12 \|", *odd)
+    says("root.md", r"learned step encoding has (\S+)% at 8 digits and (\S+) at 12, and", *odd)
+    eight = [row for row in names if row.startswith("N 256")]
+    at_20 = sorted(x for row in eight for x in values(name, row, "uniform_20"))
+    says("root.md", r"of the eight runs of track N at 256 channels under (\S+) at 20", [at_20[1]])
+    assert at_20[0] == values(name, "N 256, none, learned", "uniform_20")[1] < at_20[1]
+    under = sorted(x for row in eight for x in first_under(name, row, 0.001))
+    assert (under[0], under[1], under[-1]) == (first_under(name, "N 256, none, learned", 0.001)[1], 2000, 3000)
+    assert under[0] == 1500
+
+
+def test_pairs_of_injections_at_256_channels():
+    """How many of the log's differences leave 0 out, and in how many both seeds are apart, beside chance."""
+    name, text = "sweep_injection_width", " ".join(page("root.md").split())
+    columns = ["val_loss", *(f"{kind}_{n}" for kind in ("uniform", "hard") for n in (4, 8, 12, 16, 20))]
+
+    def counted(track):
+        rows = [x for x in dict.fromkeys(r["row"] for r in rows_of(name)) if x.startswith(f"{track} 256")]
+        pairs = [[[round(z, 4) for z in values(name, row, column)] for row in two]
+                 for two in itertools.combinations(rows, 2) for column in columns]
+        pairs = [(x, y) for x, y in pairs if x != y]
+        gaps = [[round(a - b, 4) for a, b in zip(x, y, strict=True)] for x, y in pairs]
+        sure = [gap for gap in gaps if abs(sum(gap)) > 12.7062 * abs(gap[0] - gap[1])]  # Student, of two seeds
+        order = sum(max(x) < min(y) or max(y) < min(x) for x, y in pairs)
+        return len(pairs), len(sure), sum(max(map(abs, gap)) <= 0.05 for gap in sure), order
+
+    some, without, problem, order = counted("N")
+    assert (without, problem) == (3, 2)
+    assert (f"channels {some} differences are not 0 in both seeds. Of those {without} intervals leave 0 out, where "
+            f"chance makes {some / 20:.0f} (two of the three are one problem of 2,000), and in {order} both seeds are "
+            f"apart, where chance makes {some / 3:.0f}.") in text
+    some, without, _, order = counted("P")
+    assert without == 0
+    assert f"On track P at 256 there are {some}: no interval leaves 0 out, {order} are apart" in text
+    assert f"all for `none`, chance {some / 3:.0f}." in text
 
 
 def on_text_row(label):
