@@ -486,14 +486,15 @@ def draw_fit(curves, path):
     """Training and validation loss over the iterations, a panel per row of a sweep: where the second rises and the
     first does not, a model learns its rows by heart; curves: those of <name>_curves.csv."""
     names = list(dict.fromkeys(r["row"] for r in curves))
-    figure, axes = new_figure(len(names), height=1.9, sharex=True, sharey=True)
+    figure, axes = new_figure(len(names), height=2.1, sharey=True)  # one long training shall not squeeze the others
     for ax, name in zip(axes, names, strict=True):
         found = {(r["seed"], r["iter"]): r for r in curves if r["row"] == name}
         seeds, at = (sorted(set(x)) for x in zip(*found, strict=True))
         for i, (key, label) in enumerate((("val_loss", "validation"), ("train_loss", "training"))):
             draw_seeds(ax, at, [[found.get((seed, n), {}).get(key, math.nan) for seed in seeds] for n in at], i, label)
-        label_axes(ax, "iteration", "loss (nats per token)", name, yscale="log")
-        ax.label_outer()
+        place = ax.get_subplotspec()
+        label_axes(ax, "iteration" if place.is_last_row() else "",
+                   "loss (nats per token)" if place.is_first_col() else "", name, yscale="log")
     finish(figure, axes, path, f"Training and validation loss. {what_lines_are(len({r['seed'] for r in curves}))}")
 
 

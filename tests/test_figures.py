@@ -143,17 +143,20 @@ def test_parts_have_a_dot_per_seed_and_a_stroke_at_their_median(drawn, rng, tmp_
 
 
 def test_training_beside_validation_loss_has_a_panel_per_row(drawn, rng, tmp_path):
-    """Medians over seeds, of which one was stopped early."""
+    """Medians over seeds, of which one was stopped early. A row of longer trainings leaves the others their width."""
     known = rng.random((4, 3, 5, 2))  # rows, seeds, evaluations, losses
     known[1, 2, 3:] = np.nan
-    curves = [dict(row=f"row {i}", seed=seed, iter=100 * n, val_loss=x, train_loss=y) for i, rows in enumerate(known)
-              for seed, losses in enumerate(rows) for n, (x, y) in enumerate(losses) if not np.isnan(x)]
+    steps = [100, 100, 100, 1000]  # from one evaluation to the next
+    curves = [dict(row=f"row {i}", seed=seed, iter=steps[i] * n, val_loss=x, train_loss=y)
+              for i, rows in enumerate(known) for seed, losses in enumerate(rows)
+              for n, (x, y) in enumerate(losses) if not np.isnan(x)]
     assert figures.draw_fit(curves, str(tmp_path / "x.png"))
     for i, ax in enumerate(drawn[0].axes):
         assert ax.get_title() == f"row {i}"
         lines = [line for line in ax.lines if line.get_label().startswith(("validation", "training"))]
         for line, losses in zip(lines, np.moveaxis(known[i], 2, 0), strict=True):
-            np.testing.assert_allclose(line.get_xydata().T, [100 * np.arange(5), np.nanmedian(losses, 0)])
+            np.testing.assert_allclose(line.get_xydata().T, [steps[i] * np.arange(5), np.nanmedian(losses, 0)])
+        assert 4 * steps[i] < ax.get_xlim()[1] < 5 * steps[i]
 
 
 def test_reading_and_writing_have_a_panel_per_row_and_size(drawn, rng, tmp_path):

@@ -1743,17 +1743,19 @@ def ends(name, row, column):
 
 
 def test_the_tables_of_fixed_rows():
-    """Those of the log: one seed after the other, to which others may come; and three seeds of the small training."""
-    _, rows = entry_table("Nothing overfits 50,000 fixed rows")
-    assert len(rows) == 14
-    for label, training, validation, *shown in rows:
-        known = [(training, ends("sweep_overfit", label, "train_loss")),
-                 (validation, ends("sweep_overfit", label, "val_loss")),
-                 *((cell, values("sweep_overfit", label, f"uniform_{n}"))
-                   for n, cell in zip((4, 8, 12), shown, strict=True))]
-        for cell, of_seeds in known:
-            for number, value in zip(cell.split(", "), of_seeds, strict=False):
-                agree(number, [value])
+    """Those of the log: one seed after the other, in the first entry not all; and three seeds of the small training."""
+    for entry, count, sizes in (("Nothing overfits 50,000 fixed rows", 14, (4, 8, 12)),
+                                ("Capacity, data or time?", 18, (4, 5, 8, 12))):
+        _, rows = entry_table(entry)
+        assert len(rows) == count
+        for label, training, validation, *shown in rows:
+            known = [(training, ends("sweep_overfit", label, "train_loss")),
+                     (validation, ends("sweep_overfit", label, "val_loss")),
+                     *((cell, values("sweep_overfit", label, f"uniform_{n}"))
+                       for n, cell in zip(sizes, shown, strict=True))]
+            for cell, of_seeds in known:
+                for number, value in zip(cell.split(", "), of_seeds, strict=count == 18):
+                    agree(number, [value])
     _, rows = entry_table("Nothing overfits 50,000 fixed rows", 2)
     assert len(rows) == 7
     for label, *losses, one, two, three in rows:
@@ -1767,11 +1769,12 @@ def test_the_tables_of_fixed_rows():
 
 
 def test_what_is_said_of_fixed_rows():
-    """docs/addition.md and docs/findings.md; all seeds of config/sweep_overfit.py that are there, however many."""
+    """docs/addition.md and docs/findings.md."""
     said = " ".join(page("docs/addition.md").split())
     least = float(re.search(r"256 and 384 channels have ([\d.]+)% of 4 digits at least", said)[1])
     low, high = map(float, re.search(r"both losses end between ([\d.]+) and ([\d.]+) nats", said).groups())
-    assert f"have {least}% of 4 digits at least; C = 128 ends at {low} to {high} nats" in page("docs/findings.md")
+    assert re.search(rf"have {least}% of 4 digits at least, .* C = 128 ends at {low} to {high} nats",
+                     page("docs/findings.md"))
     wide, narrow = [], []
     for row in dict.fromkeys(r["row"] for r in rows_of("sweep_overfit")):
         if re.search(r"counted|learned|steps", row):  # of the question that this one left
@@ -1786,6 +1789,15 @@ def test_what_is_said_of_fixed_rows():
     agree(str(least), [min(wide)])
     for shown, value in ((low, min(narrow)), (high, max(narrow))):
         agree(str(shown), [value], 2)
+    _, rows = table("docs/addition.md", "Fixed rows", 2)
+    for (label, _, *shown, loss), name in zip(rows, (
+            "384 wide, fresh rows", "384 wide, 200,000", "384 wide, 50,000", "384 wide, as counted, 50,000",
+            "384 wide, learned, 50,000", "384 wide, learned, 2,000"), strict=True):
+        assert label in name
+        for n, cell in zip((4, 5, 12), shown, strict=True):
+            agree(cell, seeds("sweep_overfit", name, f"uniform_{n}"))
+        known = ends("sweep_overfit", name, "val_loss")
+        agree(loss, [statistics.median(known), max(known)])
     _, rows = table("docs/addition.md", "Fixed rows")
     kinds = dict(zip(("place", "as counted", "learned"), rows, strict=True))
     for kind, (_, *shown) in kinds.items():
@@ -1804,3 +1816,118 @@ def test_what_is_said_of_fixed_rows():
     shown = re.findall(r"[\d.]+%? \([\d.]+\)", text)
     for cell, (n, kind) in zip(shown, itertools.product(("200", "1,000"), reversed(kinds)), strict=True):
         agree(cell, seeds("sweep_overfit_small", f"{kind}, {n}", "uniform_3"))
+
+
+def curve(row, seed):
+    """{iteration: (training loss, validation loss)} of a training of config/sweep_overfit.py."""
+    return {int(r["iter"]): (float(r["train_loss"]), float(r["val_loss"]))
+            for r in rows_of("sweep_overfit_curves") if (r["row"], r["seed"]) == (row, seed)}
+
+
+def accuracies(row):
+    """{column: those of the seeds} of a row of config/sweep_overfit.py, 16 columns."""
+    return {c: values("sweep_overfit", row, c) for c in rows_of("sweep_overfit")[0] if re.match("(uniform|hard)_", c)}
+
+
+def differences(a, b):
+    """How many columns leave 0 out, of those that differ in some seed."""
+    a, b = accuracies(a), accuracies(b)
+    known = [[x - y for x, y in zip(a[c], b[c], strict=True)] for c in a if a[c] != b[c]]
+    assert all(len(set(d)) > 1 for d in known)
+    return [sum(low > 0 or high < 0 for _, (low,), (high,) in map(mean_of, known)), len(known)]
+
+
+FORMS = ("384 wide", "A1 256 wide", "A2 128 wide", "A3 dropout 0.3", "A4 label smoothing 0.1", "A5 weight decay 0.1")
+
+
+def said_of_fixed_rows(pattern, *known):
+    """The groups of a pattern in the log's entry are these numbers."""
+    text = " ".join(page("root.md").partition("### Capacity, data or time?")[2].partition("\n### ")[0].split())
+    for cell, value in zip(re.search(pattern, text).groups(), known, strict=True):
+        agree(cell, [value])
+
+
+def test_losses_of_fixed_rows():
+    """What the log says of both losses, and pages that repeat it."""
+    rows = list(dict.fromkeys(r["row"] for r in rows_of("sweep_overfit")))
+    assert all(len(found("sweep_overfit", row=row)) == 3 for row in rows)
+    gap, rise, under = {}, {}, {}  # of validation above training, above its lowest; and where it is under 0.01
+    for row, seed in itertools.product(rows, "123"):
+        losses = curve(row, seed)
+        gap[row, seed] = statistics.mean(y - x for n, (x, y) in losses.items() if n >= 1000)
+        rise[row, seed] = losses[max(losses)][1] - min(y for _, y in losses.values())
+        under.setdefault(row, []).append(min((n for n, (_, y) in losses.items() if y < 0.01), default=math.inf))
+    fixed = [r for r in rows if r.endswith((" 50,000", " 200,000"))]
+    known = {key: x for key, x in rise.items() if key[0] in fixed and "smoothing" not in key[0]}
+    said_of_fixed_rows(r"Of (\d+) trainings no validation loss", 3 * len(fixed))
+    said_of_fixed_rows(r"The largest \(([\d.]+), A5 on 50,000 rows, seed 2", known["A5 weight decay 0.1, 50,000", "2"])
+    assert max(known.values()) == known["A5 weight decay 0.1, 50,000", "2"] < 0.0002
+    assert all(gap["384 wide, fresh rows", seed] < 0 for seed in "123")
+    few, many = ([gap[f"{form}, {n}", seed] for form in FORMS if "A2" not in form for seed in "123"]
+                 for n in ("50,000", "200,000"))
+    assert len(few) == len(many) == 15
+    said_of_fixed_rows(r"is above 0 in (\d+) of 15 trainings on 50,000 .* in (\d+) of 15 on 200,000",
+                       *(sum(x > 0 for x in gaps) for gaps in (few, many)))
+    said_of_fixed_rows(r"The difference is ([\d.]+) nats \(([\d.]+) to ([\d.]+)",
+                       *(x for x, in mean_of([x - y for x, y in zip(few, many, strict=True)])))
+    drawn = [r for r in rows if not re.search("counted|learned|A2|smoothing", r)]
+    said_of_fixed_rows(r"all are under 0.01 by step ([\d,]+)", max(max(under[r]) for r in drawn))
+    step = r"([\d,]+), ([\d,]+) and ([\d,]+)"
+    said_of_fixed_rows(rf"under 0.01 at step {step}; as counted {step}",
+                       *under["384 wide, learned, 50,000"], *under["384 wide, as counted, 50,000"])
+    long = "A2 128 wide, fresh rows, 12,000 steps"
+    said_of_fixed_rows(rf"parameters are under 0.01 at step {step}, and have 100% of 4", *under[long])
+    assert min(values("sweep_overfit", long, "uniform_4")) == 100
+    says("docs/addition.md", r"seeds are under 0.01 nats by step ([\d,]+) and have 100% of 4", [max(under[long])])
+    says("docs/addition.md", r"though of 12 digits ([\d.]+% \([\d.]+\))", seeds("sweep_overfit", long, "uniform_12"))
+    says("docs/findings.md", r"in 12,000 steps is under 0.01 by step ([\d,]+)", [max(under[long])])
+    three = r"([\d.]+), ([\d.]+) and ([\d.]+)"
+    said_of_fixed_rows(rf"at step 4,000 these are still at {three}\.", *(curve(long, s)[4000][1] for s in "123"))
+    last = {n: [y - x for x, y in (curve(f"A2 128 wide, {n}", s)[4000] for s in "123")]
+            for n in ("50,000", "200,000", "fresh rows")}
+    said_of_fixed_rows(r"all three gaps at the end \(([\d.]+) to ([\d.]+)\) are above all six .* \(([\d.]+) at most",
+                       min(last["50,000"]), max(last["50,000"]), max(last["200,000"] + last["fresh rows"]))
+    few = [curve("384 wide, learned, 2,000", s) for s in "123"]
+    lowest, end = [min(y for _, y in c.values()) for c in few], [c[4000][1] for c in few]
+    said_of_fixed_rows(rf"at {three}, and rises to {three}\.", *lowest, *end)
+    number = r"(\d+\.\d+)"
+    says("docs/findings.md", rf"rises from {number} to {number} at its lowest to {number} to {number}",
+         [min(lowest)], [max(lowest)], [min(end)], [max(end)])
+    says("docs/addition.md", rf"training loss ends at {number}, and validation is never under {number}",
+         [max(c[4000][0] for c in few)], [min(lowest)])
+
+
+def test_what_a1_to_a5_and_more_rows_give():
+    """Differences in accuracy, of pairs of rows of config/sweep_overfit.py."""
+    numbers = ("50,000", "200,000")
+
+    def total(pairs):
+        return [sum(x) for x in zip(*itertools.starmap(differences, pairs), strict=True)]
+    beside = {form: [(f"{form}, {n}", f"384 wide, {n}") for n in numbers] for form in FORMS}
+    mild = [pair for form in FORMS if form[:2] in ("A1", "A4", "A5") for pair in beside[form]]
+    said_of_fixed_rows(r"A1, A4 and A5 leave 0 out in (\d+) of (\d+), .* Dropout does in (\d+) of (\d+)",
+                       *total(mild), *total(beside["A3 dropout 0.3"]))
+    said_of_fixed_rows(r"0 out in (\d+) of (\d+) columns of six pairs, either less fresh rows in (\d+) of (\d+)",
+                       *total((f"{form}, 50,000", f"{form}, 200,000") for form in FORMS),
+                       *total((f"{form}, {n}", f"{form}, fresh rows") for form in FORMS[::2][:2] for n in numbers))
+    less = {}  # of 50,000 than of 200,000 rows, by column, over five forms and three seeds
+    for column in accuracies("384 wide, 50,000"):
+        of_rows = [[x for form in FORMS if "A2" not in form for x in values("sweep_overfit", f"{form}, {n}", column)]
+                   for n in numbers]
+        if of_rows[0] != of_rows[1]:
+            less[column] = [y - x for x, y in zip(*of_rows, strict=True)]
+    known = {column: mean_of(d) for column, d in less.items()}
+    clear = [mean for (mean,), (low,), (high,) in known.values() if low > 0 or high < 0]
+    said_of_fixed_rows(r"it is ([\d.]+) points of 6 digits \(([\d.]+) to ([\d.]+)\); by these pairs (\d+) of (\d+) ",
+                       *(x for x, in known["uniform_6"]), len(clear), len(known))
+    assert max(clear) == known["uniform_6"][0][0]
+    costs = [[x - y for x, y in zip(*(values("sweep_overfit", f"{form}, {n}", "uniform_12")
+                                      for form in ("384 wide", "A3 dropout 0.3")), strict=True)] for n in numbers]
+    assert min(costs[0] + costs[1]) > 0
+    both, more = mean_of(costs[0] + costs[1]), mean_of(costs[1])
+    three = r"([\d.]+){}([\d.]+) to ([\d.]+)"
+    said_of_fixed_rows(f"it costs {three.format(r' points .')} over six pairs of six; .* alone {three.format(', ')}",
+                       *(x for x, in both + more))
+    says("docs/addition.md", r"costs ([\d.]+) points of 12 digits \(95%: ([\d.]+) to ([\d.]+); six", *both)
+    says("docs/findings.md", r"fixed rows ([\d.]+) points \(([\d.]+) to ([\d.]+); six", *both)
+    says("docs/decisions.md", r"dropout costs ([\d.]+) points of 12 digits", both[0])
