@@ -388,19 +388,44 @@ def test_plain_ranks_wait_for_the_host():
 
 
 def test_demos_over_four_gpus():
-    """docs/scale.md: the step of 32 demo trainings, 8 per GPU, beside that of 8 on one GPU."""
-    many, few = ([float(r["ms"]) for r in rows_of(name)] for name in ("demos_on_four_gpus", "demos_on_one_gpu"))
-    says("docs/scale.md", r"a step took ([\d.]+) ms \(median\), where eight ran on one of them, .*? ([\d.]+)\. "
-         r".*? of which a run's steps are ([\d.]+) s",  # 1,000 of them
-         *([statistics.median(x)] for x in (many, few, many)))
-    for name, count in (("demos_on_four_gpus", 4), ("demos_on_one_gpu", 1)):
-        on = [r["ran_on"] for r in rows_of(name)]
-        assert sorted(map(on.count, set(on))) == [8] * count
+    """The first sweeps of 32 demo trainings, 8 per GPU, and of 8 on one GPU, as the log has them."""
     _, rows = entry_table("Four GPUs do 3.954 times", 3)
-    for start, known in (("32 on", many), ("8 on", few)):
+    for name, start, count in (("demos_on_four_gpus", "32 on", 4), ("demos_on_one_gpu", "8 on", 1)):
+        on, known = zip(*((r["ran_on"], float(r["ms"])) for r in rows_of(name)), strict=True)
+        assert sorted(map(on.count, set(on))) == [8] * count
         _, ms, per_second, *_ = line(rows, start)
         agree(ms.replace(" to ", ", "), spread(known))
         agree(per_second, [sum(1000 / x for x in known)], 0)
+
+
+def test_demos_over_four_gpus_again():
+    """The later ones: the table of the log, and docs/scale.md."""
+    known = {}
+    for r in rows_of("demos"):
+        numbers = {k: float(r[k]) for k in ("ms", "seconds", "began", "trained", "evaluated")}
+        known.setdefault(r["sweep"], []).append(numbers | dict(on=r["ran_on"]))
+    _, rows = entry_table("`evaluate.py` of a demo", 2)
+    for sweep, runs in known.items():
+        on = [r["on"] for r in runs]
+        assert set(map(on.count, on)) == {8}
+        _, began, trained, evaluated, steps = line(rows, sweep)
+        ms = [r["ms"] for r in runs]
+        agree(began, [min(r["began"] for r in runs)])
+        agree(trained, [max(r["trained"] for r in runs)])
+        agree(evaluated, [max(r["evaluated"] for r in runs)])
+        seconds, ms_range = steps.split(" s; ")
+        agree(seconds, [statistics.median(ms)])  # 1,000 steps
+        agree(ms_range.replace(" to ", ", "), spread(ms))
+    four, one, _ = known.values()
+    says("docs/scale.md", r"all had ended after ([\d.]+) s: ([\d.]+) until the first .*?, ([\d.]+) of a training, "
+         r"of which its steps are ([\d.]+) .*?, ([\d.]+) of its two evaluations\. .*? caches full, took ([\d.]+) s",
+         [max(r["evaluated"] for r in four)], [min(r["began"] for r in four)],
+         [statistics.median(r["seconds"] for r in four)], [statistics.median(r["ms"] for r in four)],
+         [statistics.median(r["evaluated"] - r["trained"] for r in four)], [max(r["evaluated"] for r in one)])
+    says("root.md", r"takes ([\d.]+) s \(median\), with full ones ([\d.]+): the difference is torch\.compile",
+         *([statistics.median(r["seconds"] for r in runs)] for runs in (four, one)))
+    says("root.md", r"The four GPUs step ([\d.]+) times as often per second as the one",
+         [sum(1 / r["ms"] for r in four) / sum(1 / r["ms"] for r in one)])
 
 
 def test_the_table_of_four_ranks():
