@@ -135,8 +135,10 @@ def captured(calls):
     return replay, result
 
 
-def plain(call):
-    """A call as it is, for paths that wait for the host: (call, what it returns)."""
+def plain(call, warm_up=0):
+    """A call as it is, for paths that wait for the host: (call, what it returns), after warm_up calls of it."""
+    for _ in range(warm_up):
+        call()
     return call, call()
 
 
@@ -389,7 +391,8 @@ def loop_case(T, C, B, mode):
                "b torch.compile, graph": lambda: captured([fused]),
                "c graph a loop": lambda: graph_per_loop(model, x0, whole, adaptive)}
     for name, call in (called_ways(model, x0, whole, rule) if on_gpu() else {}).items():
-        makers[name] = functools.partial(plain, call)
+        # auto asks its table from so many calls on
+        makers[name] = functools.partial(plain, call, kernels.CALLS_BEFORE_GRAPH - 1)
     announce("the reference")
     exact = copy.deepcopy(model).float()  # of the same weights
     right = {LOOPS: all_loops(exact, x0.float(), whole, kernels.halt_update_reference),

@@ -46,7 +46,7 @@ from kernels.halt import (
 )
 from kernels.head import head_halt, head_halt_reference
 from kernels.loop import LoopSpec, LoopTensors, constants, forget_weights, launch_loop, loop_sizes
-from kernels.paths import TABLE, adaptive_loop, comes_seldom, kernel_graph, loop_case, torch_graph
+from kernels.paths import CALLS_BEFORE_GRAPH, TABLE, adaptive_loop, comes_seldom, kernel_graph, loop_case, torch_graph
 from kernels.tile import ERRORS, MISSING, ct, gpu, next_power_of_2
 
 

@@ -677,7 +677,8 @@ class LoopGPT(GPT):
     @torch.no_grad()
     def loss_per_loop(self, idx, targets, num_loops=None):
         """The loss (L,) that the readout after each loop would have, no token halting."""
-        return torch.stack([self.loss(self.readout(h), targets) for h in self.states(idx, num_loops)])
+        with think.backend_for(self, idx, "losses"):
+            return torch.stack([self.loss(self.readout(h), targets) for h in self.states(idx, num_loops)])
 
     @property
     def halts(self):

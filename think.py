@@ -205,11 +205,15 @@ def traced(model, x0, plan, last, cache=None):
 
 # what scripts call ---------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
-def backend_of(model, x0, plan):
-    """For one call the backend of the model, and of every kernel that it asks for: that of its settings, but PyTorch
-    for auto where the shape comes too seldom to earn a compiler's time."""
-    given = model.config.backend
-    if given == "auto" and comes_seldom(x0, plan):
+def backend_for(model, idx, *what):
+    """The backend of one call on tokens idx (B,T): that of the model's settings, but PyTorch instead of auto where
+    kernels for `what`, any hashable values, are asked for too seldom to earn their compiler's time.
+
+    The settings say so meanwhile, to every operation inside, so calls of one model may not overlap in threads.
+    """
+    given, weight = model.config.backend, model.lm_head.weight
+    sizes = weight.size(1), -(-idx.size(1) // 64), product_dtype(weight)
+    if given == "auto" and comes_seldom(idx.device, *what, *sizes):
         model.config.backend = "torch"
     try:
         yield model.config.backend
@@ -220,7 +224,7 @@ def backend_of(model, x0, plan):
 def last_state(model, idx, L):
     """h_L (B,T,C) of tokens idx (B,T), no token halting; in one launch where a kernel does it."""
     x0, plan = model.embed(idx), fixed_plan(idx, L)
-    with backend_of(model, x0, plan) as backend:
+    with backend_for(model, idx, plan.rule, False) as backend:
         done = adaptive_loop(model.loop_spec(), x0, plan, backend=backend)
         return fixed_depth(model, x0, L) if done is None else done[0]
 
@@ -250,7 +254,7 @@ def follow(model, idx, plan, trace):
     """think by a HaltingPlan of tokens idx (B,T)."""
     x0 = model.embed(idx)
     last = model.readout(model.begin(x0)).argmax(-1) if trace else None
-    with backend_of(model, x0, plan) as backend:
+    with backend_for(model, idx, plan.rule, trace) as backend:
         done = adaptive_loop(model.loop_spec(), x0, plan, last, trace, backend)
         if done is not None:
             return done[0], dict(done[2] or {}, loops=done[1])

@@ -251,7 +251,8 @@ def compiled(run):
             print("torch.compile: the first steps, and the first evaluation, take up to minutes", flush=True)
         if model_type == "loop":  # one loop: all loop counts share it, and what a count unrolls would take minutes
             model.loop = torch.compile(model.loop)
-            torch._dynamo.config.recompile_limit = 32  # loop 1, the others, with and without gradients, in evaluation
+            # loop 1, the others, with and without gradients, in evaluation, where tokens halt, by either backend
+            torch._dynamo.config.recompile_limit = 32
         else:
             model = torch.compile(model)
     return model

@@ -1,7 +1,7 @@
 """Which way the whole loop takes: a launch of the loop kernel, a CUDA graph of it, or one of the compiled torch loops.
 
 A kernel compiles for seconds, in float32 for up to a minute, and is traced anew in every process; then a call by it is
-some milliseconds faster. So a shape that comes seldom is left to PyTorch. A launch from Python costs the host more than
+some milliseconds faster. So what is asked for seldom is left to PyTorch. A launch from Python costs the host more than
 all loops cost the GPU, so one that comes often is replayed as a graph. Whether the kernel's or that of the compiled
 loops is faster depends on GPU and size. looplm_kernels.json knows it for some; what it lacks is measured once, and kept
 in the user's cache.
@@ -17,15 +17,16 @@ from pathlib import Path
 import torch
 
 from kernels import loop
-from kernels.backend import choose_backend, failed_ops, first_line, product_dtype
+from kernels.backend import choose_backend, failed_ops, first_line, product_dtype, why_not_cutile
 from kernels.graphs import capture, gpu_milliseconds
 from kernels.halt import HaltingPlan
 from kernels.tile import ERRORS, INF
 
 TABLE = Path(__file__).parents[1] / "looplm_kernels.json"  # {GPU's name: {case: path}}, by measurements in root.md
-MAX_GRAPHS = 8              # of each kind that a model may have
-CALLS_BEFORE_KERNELS = 100  # of a shape, which auto leaves to PyTorch: counted, not timed, so that a run repeats
-calls_by_shape = {}         # shape -> how often it was asked for
+MAX_GRAPHS = 8             # of each kind that a model may have
+CALLS_BEFORE_KERNEL = 100  # of a variant, which auto leaves to PyTorch: counted, not timed, so that no clock decides
+CALLS_BEFORE_GRAPH = 20    # of a shape by the kernel, from which on a graph is worth its capture
+calls_by_variant, calls_by_shape = {}, {}  # how often each was asked for in this process
 torch_graphs = weakref.WeakKeyDictionary()  # owner of a model -> its graphs of compiled loops; a copy starts anew
 
 
@@ -150,22 +151,22 @@ def fastest(case, device, kernel, graph):
     return path_table(name)[case]
 
 
-def comes_seldom(x0, plan):
-    """Is this one of the first CALLS_BEFORE_KERNELS calls for the shape of x0 (B,T,C) and the loops of a HaltingPlan?
+def comes_seldom(device, *variant):
+    """Is this one of the first CALLS_BEFORE_KERNEL calls that this process makes for a variant of the kernels?
 
-    False where PyTorch cannot do it (a CUDA graph is being captured) or the path may not change from call to call
-    (deterministic algorithms, a compiled model), and where no GPU is.
+    variant: what a kernel is compiled for, any hashable values. False where no kernel can run (whoever asks for one is
+    told why), where PyTorch cannot do it (a CUDA graph is being captured), and where calls may not differ in their
+    rounding (deterministic algorithms, a compiled model).
     """
-    if (x0.device.type != "cuda" or torch.compiler.is_compiling() or torch.are_deterministic_algorithms_enabled()
+    if (device.type != "cuda" or torch.compiler.is_compiling() or torch.are_deterministic_algorithms_enabled()
             or torch.cuda.is_current_stream_capturing()):
         return False
-    shape = *x0.shape, plan.L, plan.rule
-    calls_by_shape[shape] = calls_by_shape.get(shape, 0) + 1
-    return calls_by_shape[shape] <= CALLS_BEFORE_KERNELS
+    calls_by_variant[variant] = calls_by_variant.get(variant, 0) + 1
+    return calls_by_variant[variant] <= CALLS_BEFORE_KERNEL and not why_not_cutile(device)
 
 
 def choose_path(spec, x0, plan, trace, backend):
-    """'torch' where no kernel does it, 'kernel' for a launch, 'graph' where a graph may stand for it."""
+    """'torch' where no kernel does it, 'kernel' for a launch, 'graph' for a shape that has come often enough."""
     if torch.compiler.is_compiling():  # a compiled model runs the loop as it is compiled
         return "torch"
     why_not = loop.why_not_loop_kernel(spec, x0, plan.L, plan.rule, trace)
@@ -178,15 +179,17 @@ def choose_path(spec, x0, plan, trace, backend):
     if (trace or "graph" in failed_ops or torch.cuda.is_current_stream_capturing()
             or torch.are_deterministic_algorithms_enabled()):  # kernel and graph round differently
         return "kernel"
-    return "graph"
+    shape = *x0.shape, plan.L, plan.rule
+    calls_by_shape[shape] = calls_by_shape.get(shape, 0) + 1
+    return "kernel" if calls_by_shape[shape] < CALLS_BEFORE_GRAPH else "graph"
 
 
 def adaptive_loop(spec, x0, plan, last=None, trace=False, backend="auto"):
     """All L loops of a looped model (LoopSpec) on the embedded input x0 (B,T,C); the reference is LoopGPT.think.
 
     plan: a HaltingPlan; last (B,T) int: what the readout of x0 says, which the trace of pads shows.
-    backend auto takes a CUDA graph of the kernel or of the compiled loops, what is faster on this GPU, and a launch of
-    the kernel with a trace, where deterministic algorithms are asked for, or where no graph can be had.
+    backend auto takes the kernel or, for a shape that comes often, a CUDA graph of it or of the compiled loops, what is
+    faster on this GPU; no graph where deterministic algorithms are asked for.
 
     Returns h (B,T,C), loops (B,T) int64, and with trace the dict of LoopGPT.think, else None. Returns None where no
     kernel does it: then the loop is to be run in torch. ValueError and RuntimeError as choose_backend.
