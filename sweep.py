@@ -28,7 +28,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
 from datetime import timedelta
 
@@ -405,9 +404,9 @@ def run_all(runs, target):
 
 
 def seconds_left(usual, elapsed, waiting):
-    """Seconds until runs end that take `usual` seconds each: those that began `elapsed` seconds ago, a list, and
+    """Seconds until runs end that take `usual` seconds each: those that began `elapsed` seconds ago, one per place, and
     `waiting` others, each of which begins where the next one ends."""
-    ends = sorted(max(0.0, usual - s) for s in elapsed) or [0.0]
+    ends = sorted(max(0.0, usual - s) for s in elapsed)
     for _ in range(waiting):
         heapq.heapreplace(ends, ends[0] + usual)
     return max(ends)
@@ -417,45 +416,54 @@ def run_at(places, function, runs, target):
     """Call function(run), which gives what `execute` gives, for all runs, as many at once as there are places."""
     from concurrent.futures import ThreadPoolExecutor, as_completed
     began, found, failed, skipped, wanted = time.monotonic(), [], [], 0, [run["row"] for run in runs]
-    begun, spans = {}, []  # when each of those that run began; how long those took that ended
-
-    def timed(run):
-        this = threading.get_ident()
-        begun[this] = time.monotonic()
-        row, log = function(run)
-        span = time.monotonic() - begun.pop(this)
-        spans.extend([span] if log else [])  # not those that had been finished before
-        return row, log
     count = min(parallel or len(runs), places.each * len(places.room))
+    begun, ended = {}, {}  # of the n-th run when it began, and the seconds that it took
+    tells = not os.path.exists(f"{target}.csv")  # a table is not replaced by one in which every run has failed
+
+    def timed(n):
+        begun[n] = time.monotonic()
+        row, log = function(runs[n])
+        # one that failed, or was finished before, does not tell how long the others take
+        ended[n] = time.monotonic() - begun[n] if log and not row["error"] else None
+        return row, log
+
+    def seconds_to_go():
+        known, now = [s for s in ended.values() if s is not None], time.monotonic()
+        usual = sum(known) / max(1, len(known))
+        elapsed = [now - begun[n] for n in list(begun) if n not in ended]
+        free = [usual] * (count - len(elapsed))
+        return seconds_left(usual, elapsed + free, len(runs) - len(begun))
+
     print(f"{len(runs)} runs, {min(count, len(runs))} at once; a line as each ends, what each says now is in "
           f"{os.path.dirname(os.path.dirname(runs[0]['folder']))}/*/seed*/*.log", flush=True)
     head = [f"`{shlex.join(['python', 'sweep.py', *sys.argv[1:]])}`",
             f"seeds {', '.join(map(str, seeds))}; {count} at once", *(f"`evaluate.py`: `{x}`" for x in evaluate),
             *([f"`analyze.py`: `{analyze}`"] if analyze else [])]
     with ThreadPoolExecutor(count) as pool:
-        for n, future in enumerate(as_completed([pool.submit(timed, run) for run in runs]), 1):
+        for n, future in enumerate(as_completed([pool.submit(timed, n) for n in range(len(runs))]), 1):
             row, log = future.result()
             if row["error"] == "interrupted":
                 continue
             found.append(row)
             found.sort(key=lambda r: (wanted.index(r["row"]), seeds.index(r["seed"])))
-            with outputs.going_on(f"{target}.csv"):  # the results of a run stand in its folder, too
-                write_tables(found, wanted, target, labels(), head)
+            tells = tells or not row["error"]
+            if tells:
+                with outputs.going_on(f"{target}.csv"):  # the results of a run stand in its folder, too
+                    write_tables(found, wanted, target, labels(), head)
             skipped += not log and not row["error"]
-            now, usual = time.monotonic(), sum(spans) / max(1, len(spans))
-            elapsed = [now - t for t in list(begun.values())]
-            took, left = (timedelta(seconds=round(s)) for s in (
-                now - began, seconds_left(usual, elapsed, len(runs) - n - len(elapsed))))
+            took, left = (timedelta(seconds=round(s)) for s in (time.monotonic() - began, seconds_to_go()))
             name = f"{row['row']}, seed {row['seed']}"
             failed += [f"{name} ({log or row['error']})"] if row["error"] else []
             print(f"{n}/{len(runs)} {name}: {'FAILED: ' + row['error'] if row['error'] else row['val_loss']}, "
                   + (f"{took}, ETA {left}" if log or row["error"] else "finished before"), flush=True)
-    with outputs.going_on(f"{target}_curves.csv"):
-        finish(runs, found, target)
+    if tells:
+        with outputs.going_on(f"{target}_curves.csv"):
+            finish(runs, found, target)
     ran_on = collections.Counter(r["ran_on"] for r in found if r.get("ran_on"))
     print("---", *(f"{place}: {n} runs" for place, n in sorted(ran_on.items())), sep="\n")
     print(f"runs: {len(runs)}\nfinished: {len(found) - len(failed)}\nfinished_before: {skipped}\n"
-          f"seconds: {time.monotonic() - began:.1f}\ncsv: {target}.csv\ntable: {target}.md")
+          f"seconds: {time.monotonic() - began:.1f}\ncsv: {target}.csv\ntable: {target}.md"
+          + ", both as they were, since every run failed" * (not tells))
     return failed
 
 

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -450,7 +451,6 @@ def test_runs_go_on_where_a_gpu_is_lost(folder, monkeypatch, capsys):
 def test_seconds_left(rng):
     """Of 32 runs at once one has ended, so the others are about to; and what a clock says that ticks on."""
     assert sweep.seconds_left(80, [79.0] * 30 + [81.0], 0) == 1
-    assert sweep.seconds_left(80, [], 0) == 0
     for _ in range(20):
         usual, waiting = int(rng.integers(1, 9)), int(rng.integers(9))
         elapsed = rng.integers(0, 12, rng.integers(1, 5)).tolist()
@@ -463,6 +463,45 @@ def test_seconds_left(rng):
                 break
             places, clock = [max(0, rest - 1) for rest in places], clock + 1
         assert sweep.seconds_left(usual, elapsed, waiting) == clock
+
+
+def test_the_eta_of_runs_that_end_together(tmp_path, monkeypatch, capsys):
+    """None waits, so none takes longer from now on than all have taken, however long the tables take meanwhile."""
+    monkeypatch.setattr(sweep, "seeds", list(range(8)))
+    monkeypatch.setattr(sweep, "parallel", 0)
+    monkeypatch.setattr(sweep, "write_tables", lambda *args: time.sleep(0.05))
+    monkeypatch.setattr(sweep, "finish", lambda *args: None)
+    together = threading.Barrier(8)
+
+    def function(run):
+        together.wait(60)
+        time.sleep(1)
+        return dict(row="a", seed=run["seed"], error="", val_loss=1.0), "its.log"
+    runs = [dict(row="a", seed=s, folder=str(tmp_path / "a/b")) for s in range(8)]
+    assert sweep.run_at(gpus.Places(["GPU-a", "GPU-b"], 4), function, runs, str(tmp_path / "eta")) == []
+    lines = re.findall(r"(\d+):(\d\d):(\d\d), ETA (\d+):(\d\d):(\d\d)$", capsys.readouterr().out, re.MULTILINE)
+    assert len(lines) == 8
+    for line in lines:
+        took, left = (3600 * int(h) + 60 * int(m) + int(s) for h, m, s in (line[:3], line[3:]))
+        assert left <= took + 1
+
+
+def test_a_table_is_not_replaced_by_one_without_results(tmp_path, monkeypatch, capsys):
+    """Where every run fails, as on a machine without the data. A first table is written: the reasons stand there."""
+    monkeypatch.setattr(sweep, "seeds", [1, 2])
+    runs = [dict(row="a", seed=s, folder=str(tmp_path / f"a/{s}"), settings={}, steps={}) for s in (1, 2)]
+
+    def fails(run):
+        return dict(row="a", seed=run["seed"], error="dataset: it is not there"), "its.log"
+    target = tmp_path / "table"
+    for _ in range(2):
+        assert len(sweep.run_at(gpus.Places(["process 0"], 1), fails, runs, str(target))) == 2
+        assert [r["error"] for r in read_csv(f"{target}.csv")] == ["dataset: it is not there"] * 2
+    target.with_suffix(".csv").write_text("row,seed\na,1\n")
+    capsys.readouterr()
+    sweep.run_at(gpus.Places(["process 0"], 1), fails, runs, str(target))
+    assert target.with_suffix(".csv").read_text() == "row,seed\na,1\n"
+    assert "as they were, since every run failed" in capsys.readouterr().out
 
 
 def test_a_table_that_still_grows_is_not_collected(tmp_path):
