@@ -1178,7 +1178,8 @@ def test_each_part_of_the_newer_block():
     says(said[0], rf"they cost {ONE} points \(95% interval {ONE} to {ONE}\), {ONE} {SPAN}\), {ONE} {SPAN}\), "
          rf"`modern` {ONE} {SPAN}\)", *costs)
     says(said[1], rf"RMSNorm \(by one problem .*?\) has {CELL}, normed queries and keys {CELL}, SwiGLU {CELL} and all "
-         rf"three {CELL}, nanoGPT's block {CELL} \|", *(spread(in_the_whole_recipe(x))[:2] for x in (*parts, "modern", "nanogpt")))
+         rf"three {CELL}, nanoGPT's block {CELL} \|",
+         *(spread(in_the_whole_recipe(x))[:2] for x in (*parts, "modern", "nanogpt")))
     lost = [statistics.median(in_the_whole_recipe("qk", column)) for column in ("uniform_24", "32_uniform_24")]
     says(said[0], rf"32 loops costs qk {ONE} points", [lost[0] - lost[1]])
 
