@@ -915,6 +915,25 @@ def test_the_shipped_model_of_a_hundred_digits():
          rule("gate", "0.999", "100"))
 
 
+def test_a_hundred_digits_come_to_rest():
+    _, rows = entry_table("The model of a hundred digits with frozen prompts comes to rest")
+    known = []
+    for seed, exponent, highest, untrained, delta in rows:
+        def of(what, column="value", weights="trained", seed=seed):
+            (row,) = found("lyapunov_addition", model=f"seed {seed}", what=what, weights=weights, loop="32")
+            return float(row[column])
+        shown = [float(x) for x in re.findall(r"-?[\d.]+", exponent)]
+        assert shown == pytest.approx([of("lyapunov_exponent", c) for c in ("value", "low", "high")], abs=0.00051)
+        assert float(highest) == pytest.approx(of("lyapunov_exponent_highest"), abs=0.00051)
+        assert float(untrained) == pytest.approx(of("lyapunov_exponent", weights="untrained"), abs=0.00051)
+        assert float(delta) == pytest.approx(of("delta"), rel=0.06)
+        assert of("lyapunov_exponent", "high") < 0
+        known.append(of("lyapunov_exponent"))
+    assert len(known) == 5
+    says("docs/findings.md", r"with frozen prompts (\S+) in the median of five seeds, at most (\S+): all",
+         [statistics.median(known)], [max(known)])
+
+
 def on_text(name):
     """The row of a block in the sweep of text."""
     return name if name.startswith("12 layers") else f"1 x 12, {name}".removesuffix(", nanogpt")
