@@ -1,8 +1,9 @@
-# Track N to 100 digits, whatever the shape of the problem: config/train_addition_long.py, and the same without what
-# finds the end of a number and keeps the ids apart. Data: see there.
+# Track N to 100 digits, whatever the shape of the problem: config/train_addition_long.py without frozen prompts (with
+# them: sweep_digits_waiting.py), and the same without what finds the end of a number and keeps the ids apart. Data: see
+# there.
 base = "config/train_addition_long.py"
 seeds = [0, 1, 2, 3, 4]
-overrides = ["--cuda_graph=True --compile=True"]
+overrides = ["--prompt_loops=0 --cuda_graph=True --compile=True"]
 rows = [
     "the recipe:",
     "without end and margin: --place_end=False --place_margin=0",

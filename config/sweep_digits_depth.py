@@ -2,7 +2,7 @@
 # one loop or two, and with layers of their own instead of loops. Data: see there.
 base = "config/train_addition_long.py"
 seeds = [0, 1, 2]
-overrides = ["--cuda_graph=True --compile=True --max_iters=20000"]
+overrides = ["--prompt_loops=0 --cuda_graph=True --compile=True --max_iters=20000"]
 rows = [
     "the recipe:",
     "margin alone: --place_end=False",

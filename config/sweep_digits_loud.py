@@ -2,7 +2,8 @@
 # without what finds the end of a number and keeps the ids apart. Data: see there.
 base = "config/train_addition_long.py"
 seeds = [0, 1, 2, 3, 4]
-overrides = ["--cuda_graph=True --compile=True --place_scale=0.2 --place_end=False --place_margin=0 --max_iters=36000"]
+overrides = ["--prompt_loops=0 --cuda_graph=True --compile=True --place_scale=0.2 --place_end=False --place_margin=0 "
+             "--max_iters=36000"]
 rows = [
     "8 of 128 ids:",
     "6 of 128 ids: --place_subset=6",

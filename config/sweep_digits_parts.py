@@ -3,7 +3,8 @@
 # python data/addition/prepare.py --zeros=shorter --out_dir=data/addition/shorter (no rows of few digits)
 base = "config/train_addition_long.py"
 seeds = [5, 6, 7]
-overrides = ["--cuda_graph=True --compile=True --place_scale=0.2 --place_end=False --place_margin=0 --max_iters=36000"]
+overrides = ["--prompt_loops=0 --cuda_graph=True --compile=True --place_scale=0.2 --place_end=False --place_margin=0 "
+             "--max_iters=36000"]
 rows = [
     "louder without runs: --place_runs=0",
     "runs without louder: --place_scale=0.02",
