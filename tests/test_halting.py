@@ -462,6 +462,8 @@ def test_kl_score(size, dtype):
     expected = kl_divergence(*(Categorical(logits=x.double()) for x in (p, q)))
     eps = 1e-10 if dtype == torch.float64 else 2e-6
     torch.testing.assert_close(score.double(), expected, rtol=20 * eps, atol=eps)
+    assert (score >= 0).all()
+    assert (halt_score("kl", h, h, logits=p, previous=p + 3) >= 0).all()  # equal but for rounding
     assert halt_score("kl", h, h, logits=p).isnan().all()
 
 
