@@ -13,5 +13,7 @@ rows = [
 ]
 evaluate = [
     "--digits=[24,40,60,80,100] --num_loops=4 --halt=none --prompt_loops=0 --eval_iters=0 --backend=torch --kinds=all",
+    "small: --digits=[4,8,12,16,20] --num_loops=4 --halt=none --prompt_loops=0 --eval_iters=0 --backend=torch "
+    "--kinds=uniform,hard",
     "waiting: --digits=[4,8,12] --problems=1000 --kinds=uniform --eval_iters=0 --backend=torch --waiting=True",
 ]
