@@ -105,7 +105,7 @@ def mean_of(differences):
 
 # label of a row in the README's results: (ours, what stands beside it), each a table, a row and a column
 CLAIMS = {
-    "100 digits": (("sweep_digits", "the recipe", "uniform_100"),
+    "100 digits": (("sweep_digits_waiting", "frozen prompts", "uniform_100"),
                    ("sweep_digits", "without end and margin", "uniform_100")),
     "24 digits; track N": (("sweep_track_n_more", "frozen prompts", "uniform_24"),
                            ("sweep_track_n_more", "frozen prompts", "32_uniform_24")),
@@ -587,11 +587,11 @@ def test_halting_of_all_at_once():
         saved |= {(name, r["rule"]): 100 * (1 - float(r["ms_together"]) / float(fixed["ms_together"]))
                   for r in found("decode_cpu", checkpoint=name) if r["rule"] != "none"}
     text = " ".join(page("README.md").split())
-    (shown,) = re.findall(r"all 256 at once (.*?), no other rule any", text)
+    (shown,) = re.findall(r"all 256 at once (.*?), and under 10% nothing is told apart", text)
     shown = re.findall(r"`(\w+)` (?:saves )?(\d+)%", shown)
-    paying = {rule: value for (_, rule), value in saved.items() if value > 0}
+    paying = {rule: value for (_, rule), value in saved.items() if value >= 10}
     assert [rule for rule, _ in shown] == [*paying]
-    assert len(paying) == sum(value > 0 for value in saved.values())
+    assert len(paying) == sum(value >= 10 for value in saved.values())
     for rule, number in shown:
         agree(number, [paying[rule]], least=0)
 
@@ -764,13 +764,14 @@ def test_the_tables_of_what_fast_reading_loses():
     by_name = {row[0].strip("`").removesuffix(".pt"): [*map(float, row[1:])] for row in shipped}
     more = {name: [shipped_loss(f"{name}_12", *pair, sizes=["12"]) for pair in FEWER] for name in (
         "addition", "addition_parallel")}  # of 1,000 problems
-    says("docs/protocol.md", r"`addition.pt` loses (\S+) and (\S+) points read in 3, `addition_parallel.pt` (\S+) and "
-         r"(\S+), and neither any read in 4", *([x] for name in more for x in more[name][:2]))
+    assert not any(more["addition"])
+    says("docs/protocol.md", r"`addition.pt` loses nothing, `addition_parallel.pt` (\S+) points at most",
+         [max(more["addition_parallel"])])
     before = [shipped_loss("addition_search_before", *pair) for pair in FEWER]
     most = {name: max(shipped_loss(name, *pair, sizes=["12"]) for pair in FEWER)
             for name in ("addition_search_12", "addition_12_before")}
-    says("docs/protocol.md", r"`addition_search.pt` (\S+) at most\. The two of track N were trained for it, .*? lost "
-         r"(\S+) and (\S+) to (\S+) points", *([x] for x in (*most.values(), min(before), max(before))))
+    says("docs/protocol.md", r"`addition_search.pt` (\S+)\. The two of track N were trained for it, .*? lost (\S+) "
+         r"points there, the search (\S+) to (\S+) of 200", *([x] for x in (*most.values(), min(before), max(before))))
     by_rule = waiting_loss(waiting_seeds("N"), "3", "0", "12")
     says("docs/protocol.md", r"costs five seeds (\S+) points \((\S+) at most\) at 12 digits",
          [statistics.median(by_rule)], [max(by_rule)])
@@ -1020,8 +1021,15 @@ def test_the_shipped_model_of_a_hundred_digits():
     assert {max(points) for (_, read), points in lost.items() if read == "8"} == {0}
     before = lost.pop(("without frozen prompts", "3"))
     assert [(model, read) for (model, read), points in lost.items() if max(points)] == [("seed 4", "3")]
-    assert float(found("waiting_addition_long", model="seed 4", problems="200", read="3", write="32")[0][
-        "accuracy"]) == 199 / 200
+    # the problems of each count are others
+    fell = [(int(r["problems"]), float(r["accuracy"])) for r in found("waiting_addition_long", model="seed 4", read="3",
+                                                                      write="32", n="100")]
+    fell = round(sum(n * (1 - share) for n, share in fell)), sum(n for n, _ in fell)
+    assert fell == (2, 250)
+    for name, pattern in (("root.md", r"one of 200 others, two of (\d+) \(99.2%"),
+                          ("docs/findings.md", r"loses two of (\d+) problems of 100"),
+                          ("docs/protocol.md", r"loses two problems of (\d+) at 100")):
+        says(name, pattern, [fell[1]])
     for name, pattern in (("docs/findings.md", r"points at 12, (\d) to (\d) from 24 to 100\)"),
                           ("docs/protocol.md", r"of before lost (\d) to (\d) of 100")):
         says(name, pattern, [min(before)], [max(before)])
@@ -1038,9 +1046,9 @@ def test_the_shipped_model_of_a_hundred_digits():
     (gate,) = found("halting_addition", rule="gate", threshold="0.999")
     says("docs/addition.md", r"depth: (\S+)% after one, (\S+) after two, (\S+) from three on,.*? (\S+) loops instead "
          r"of 3 for 100% \(random halting with as many: (\S+)%\), (\S+) at 4 digits and (\S+) at 100, where it has "
-         r"(\S+)%",
+         r"(\S+)% \((\S+) at 4\)",
          *depths, [float(gate["loops"])], [100 * float(gate["random_accuracy"])], loops("gate", "0.999", "4"),
-         loops("gate", "0.999", "100"), rule("gate", "0.999", "100"))
+         loops("gate", "0.999", "100"), rule("gate", "0.999", "100"), rule("gate", "0.999", "4"))
     sure = [rule("confidence", "0.9999", "12"), rule("entropy", "0.001", "12"), rule("entropy", "0.001", "100")]
     for name in ("docs/addition.md", "docs/findings.md"):
         says(name, r"tried they have (\S+)% and (\S+) at 12 digits, `entropy` (\S+) at 100", *sure)
@@ -1049,8 +1057,8 @@ def test_the_shipped_model_of_a_hundred_digits():
          r"at 100 digits it has (\S+)% of 200", loops("gate", "0.999", "12"), rule("gate", "0.999", "12"),
          rule("gate", "0.999", "100"))
     says("pretrained/readme.md", r"takes (\S+) loops a token instead of (\S+), and has (\S+)% of 500 problems of 12 "
-         r"digits, (\S+) of 200 of 100\)", loops("gate", "0.999", "12"), of_sizes[1], rule("gate", "0.999", "12"),
-         rule("gate", "0.999", "100"))
+         r"digits, (\S+)% of 200 problems of 100 digits\)", loops("gate", "0.999", "12"), of_sizes[1],
+         rule("gate", "0.999", "12"), rule("gate", "0.999", "100"))
 
 
 def test_a_hundred_digits_come_to_rest():
@@ -1068,7 +1076,7 @@ def test_a_hundred_digits_come_to_rest():
         assert of("lyapunov_exponent", "high") < 0
         known.append(of("lyapunov_exponent"))
     assert len(known) == 5
-    says("docs/findings.md", r"with frozen prompts (\S+) in the median of five seeds, at most (\S+): all",
+    says("docs/findings.md", r"with frozen prompts (\S+) in the median of five seeds, at most (\S+): in the mean of 16",
          [statistics.median(known)], [max(known)])
 
 

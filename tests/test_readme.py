@@ -175,7 +175,7 @@ def test_python_of_the_page_runs(reader, monkeypatch, capsys):
     scope = {}
     for code in python_code(page("docs/protocol.md")):
         exec(code, scope)
-    assert "\n1 [2]\n9 [3]\n8 [2]\n" in capsys.readouterr().out
+    assert "\n1 [2]\n9 [3]\n8 [1]\n" in capsys.readouterr().out
 
 
 def test_commands_are_known(monkeypatch):
