@@ -1,10 +1,10 @@
 """Which way the whole loop takes: a launch of the loop kernel, a CUDA graph of it, or one of the compiled torch loops.
 
 A kernel compiles for seconds, in float32 for up to a minute, and is traced anew in every process; then a call by it is
-some milliseconds faster. So what is asked for seldom is left to PyTorch. A launch from Python costs the host more than
-all loops cost the GPU, so one that comes often is replayed as a graph. Whether the kernel's or that of the compiled
-loops is faster depends on GPU and size. looplm_kernels.json knows it for some; what it lacks is measured once, and kept
-in the user's cache.
+some milliseconds faster. So what is asked for seldom is left to PyTorch, by count and not by time: no clock decides. A
+launch from Python costs the host more than all loops cost the GPU, so a shape that comes often is replayed as a graph.
+Whether the kernel's or that of the compiled loops is faster depends on GPU and size. looplm_kernels.json knows it for
+some; what it lacks is measured once, and kept in the user's cache.
 """
 import contextlib
 import functools
@@ -24,7 +24,7 @@ from kernels.tile import ERRORS, INF
 
 TABLE = Path(__file__).parents[1] / "looplm_kernels.json"  # {GPU's name: {case: path}}, by measurements in root.md
 MAX_GRAPHS = 8             # of each kind that a model may have
-CALLS_BEFORE_KERNEL = 100  # of a variant, which auto leaves to PyTorch: counted, not timed, so that no clock decides
+CALLS_BEFORE_KERNEL = 500  # of a variant, by when the kernel would have saved the seconds that its compiler takes
 CALLS_BEFORE_GRAPH = 20    # of a shape by the kernel, from which on a graph is worth its capture
 calls_by_variant, calls_by_shape = {}, {}  # how often each was asked for in this process
 torch_graphs = weakref.WeakKeyDictionary()  # owner of a model -> its graphs of compiled loops; a copy starts anew

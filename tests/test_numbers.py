@@ -16,6 +16,7 @@ import bench
 import bench_ranks
 import figures
 import sweep_tables
+from kernels.paths import CALLS_BEFORE_KERNEL
 from looplm_kernels import RULES
 
 NUMBER = r"(?<![\d.])-?\d[\d,]*(?:\.\d+)?"  # 1.4-1.5 are two, none of them negative
@@ -427,6 +428,20 @@ def test_demos_over_four_gpus_again():
          *([statistics.median(r["seconds"] for r in runs)] for runs in (four, one, other)))
     says("root.md", r"The four GPUs step ([\d.]+) times as often per second as the one",
          [sum(1 / r["ms"] for r in four) / sum(1 / r["ms"] for r in one)])
+
+
+def test_what_a_kernel_saves_per_call():
+    """The log, where kernels/paths.py leaves the first calls to PyTorch: milliseconds, and seconds of so many calls."""
+    loops = {}
+    for r in rows_of("bench_h200"):
+        if r["table"] == "loop" and r["case"].endswith("adaptive"):
+            loops.setdefault(r["case"], {})[r["path"]] = float(r["microseconds"]) / 1e3
+    saved = [paths["a eager"] - paths["loop kernel"] for paths in loops.values()]
+    calls = CALLS_BEFORE_KERNEL
+    says("root.md", r"by the kernel saves (\d+) to (\d+) ms \(.*?, so (\d+) calls save (\d+) to (\d+) s,",
+         *([round(x)] for x in (min(saved), max(saved), calls, calls * min(saved) / 1e3, calls * max(saved) / 1e3)))
+    for name in ("kernels", "scale", "decisions"):
+        says(f"docs/{name}.md", r"(?:leaves the|in its) first (\d+) calls", [calls])
 
 
 def test_the_table_of_four_ranks():
