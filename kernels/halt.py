@@ -354,7 +354,7 @@ def halt_score(rule, h, new, logits=None, previous=None, gate=None, alpha=1.0):
         return gate.float()
     if rule == "kl" and previous is not None:
         logp, logq = softmax_statistics(logits)[0], softmax_statistics(previous)[0]
-        return (logp.exp() * (logp - logq)).sum(-1).clamp(min=0)  # rounding takes it below 0, in kernels still
+        return (logp.exp() * (logp - logq)).sum(-1).clamp(min=0)  # below 0 by rounding alone; kernels do not clamp
     return torch.full(h.shape[:-1], torch.nan, device=h.device)  # rule none, and kl before loop 2
 
 

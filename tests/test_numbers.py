@@ -104,6 +104,23 @@ def mean_of(differences):
     return [statistics.mean(differences)], [interval.low], [interval.high]
 
 
+def less(one, other, column, by=None, scale=100):
+    """Points of one (table, row) above another, seed by seed; by: the column of the other, if it is another one."""
+    return [x - y for x, y in zip(values(*one, column, scale), values(*other, by or column, scale), strict=True)]
+
+
+def count_apart(one, other, columns):
+    """Of the columns in which not all seeds are equal: how many, of how many the interval leaves 0 out, in how many all
+    seeds are apart, and the smallest p."""
+    gaps = {c: less(one, other, c) for c in columns}
+    gaps = {c: gap for c, gap in gaps.items() if max(map(abs, gap)) > 1e-9}
+    assert all(len(set(gap)) > 1 for gap in gaps.values())  # else there is no interval
+    chances = [stats.ttest_1samp(gap, 0).pvalue for gap in gaps.values()]
+    pairs = [(values(*one, c), values(*other, c)) for c in gaps]
+    order = sum(max(x) < min(y) or max(y) < min(x) for x, y in pairs)
+    return len(chances), sum(p < 0.05 for p in chances), order, min(chances, default=1)
+
+
 # label of a row in the README's results: (ours, what stands beside it), each a table, a row and a column
 CLAIMS = {
     "100 digits": (("sweep_digits_waiting", "frozen prompts", "uniform_100"),
@@ -822,9 +839,12 @@ def test_what_is_said_of_frozen_prompts():
         agree(shown, [value])
 
 
+GATE, REPLACE, FROZEN = (("sweep_track_n_more", "concat, euler gate"), ("sweep_track_n", "16 of 64 ids"),
+                         ("sweep_track_n_more", "frozen prompts"))
+
+
 def test_frozen_prompts_to_24_digits():
     """The log's table, its differences, and what the pages say of them."""
-    frozen, without = ("sweep_track_n_more", "frozen prompts"), ("sweep_track_n", "16 of 64 ids")
     head, rows = entry_table("Frozen prompts cost nothing that is told apart to 24")
     for label, *shown in rows:
         loops = {"8": "", "16": "16_", "32": "32_"}[re.search(r"(\d+)$", label)[1]]
@@ -832,50 +852,32 @@ def test_frozen_prompts_to_24_digits():
             loops = {"": "fast_", "32_": "fast32_"}[loops]
         for title, cell in zip(head[1:], shown, strict=True):
             if cell:
-                of = frozen if label.startswith("frozen") else without
+                of = FROZEN if label.startswith("frozen") else REPLACE
                 agree(cell, seeds(*of, f"{loops}uniform_{title.removesuffix(' digits')}"))
     assert sum(bool(cell) for _, *shown in rows for cell in shown) == 2 * 6 + 6 * 5
     (said,) = re.findall(r"at 12, 16, 20 and 24 digits: (.*?)\. So 24 digits", " ".join(page("root.md").split()))
     for cell, n in zip(re.split(", | and ", said), (12, 16, 20, 24), strict=True):
-        apart = [x - y for x, y in zip(*(values(*of, f"uniform_{n}") for of in (frozen, without)), strict=True)]
-        agree(cell, sum(mean_of(apart), []))
-    apart = [x - y for x, y in zip(*(values(*of, "uniform_30") for of in (frozen, without)), strict=True)]
+        agree(cell, sum(mean_of(less(FROZEN, REPLACE, f"uniform_{n}")), []))
+    apart = less(FROZEN, REPLACE, "uniform_30")
     assert max(apart) < 0
     _, *interval = mean_of(apart)
     for name, words in (("root.md", r"interval is (\S+) to (\S+), the best"),
                         ("docs/findings.md", r"is not told apart \((\S+) to (\S+)\) \| holds"),
                         ("docs/protocol.md", r"is not told apart \((\S+) to (\S+); \[log")):
         says(name, words, *interval)
-    lost = [x - y for x, y in zip(*(values(*frozen, f"{way}_uniform_24") for way in ("32", "fast32")), strict=True)]
+    lost = less(FROZEN, FROZEN, "32_uniform_24", "fast32_uniform_24")
     says("root.md", r"where the answer takes 32 costs (\S+) points \((\S+) at most\) at 24", [statistics.median(lost)],
          [max(lost)])
-    at_24 = [seeds(*of, "uniform_24") for of in (frozen, without)]
-    at_30 = [seeds(*of, "uniform_30") for of in (frozen, without)]
+    at_24 = [seeds(*of, "uniform_24") for of in (FROZEN, REPLACE)]
+    at_30 = [seeds(*of, "uniform_30") for of in (FROZEN, REPLACE)]
     says("docs/findings.md", r"told apart to 24 digits, (\S+ \(\S+\)) beside (\S+ \(\S+\)); at 30 all five seeds are "
          r"lower, (\S+ \(\S+\)) beside (\S+ \(\S+\))", *at_24, *at_30)
     says("docs/protocol.md", r"to 24 digits: (\S+ \(\S+\)) there, without (\S+ \(\S+\)), and (\S+ \(\S+\)) read in 4 "
-         r".*? seeds are lower, (\S+ \(\S+\)) beside (\S+ \(\S+\))", *at_24, seeds(*frozen, "fast32_uniform_24"),
+         r".*? seeds are lower, (\S+ \(\S+\)) beside (\S+ \(\S+\))", *at_24, seeds(*FROZEN, "fast32_uniform_24"),
          *at_30)
 
 
-GATE, REPLACE, FROZEN = (("sweep_track_n_more", "concat, euler gate"), ("sweep_track_n", "16 of 64 ids"),
-                         ("sweep_track_n_more", "frozen prompts"))
 CELL, ONE, SPAN = r"([\d.]+%? \([\d.]+\))", r"(-?[\d.]+)", r"\((-?[\d.]+) to (-?[\d.]+)"
-
-
-def less(one, other, column, by=None):
-    """Points of one row above another, seed by seed; by: the column of the other, if it is another one."""
-    return [x - y for x, y in zip(values(*one, column), values(*other, by or column), strict=True)]
-
-
-def count_apart(one, other, columns):
-    """Of the columns in which not all seeds are equal: how many, of how many the interval leaves 0 out, in how many all
-    seeds are apart, and the smallest p."""
-    columns = [c for c in columns if max(map(abs, less(one, other, c))) > 1e-9]
-    chances = [stats.ttest_1samp(less(one, other, c), 0).pvalue for c in columns]
-    pairs = [(values(*one, c), values(*other, c)) for c in columns]
-    order = sum(max(x) < min(y) or max(y) < min(x) for x, y in pairs)
-    return len(chances), sum(p < 0.05 for p in chances), order, min(chances)
 
 
 def test_gated_steps_in_the_whole_recipe():
@@ -1365,8 +1367,7 @@ def test_the_table_of_starts():
 
 def differing(name, a, b, column, scale=100):
     """The mean difference of two rows over their seeds and its interval."""
-    x, y = (values(name, row, column, scale) for row in (a, b))
-    return sum(mean_of([p - q for p, q in zip(x, y, strict=True)]), [])
+    return sum(mean_of(less((name, a), (name, b), column, scale=scale)), [])
 
 
 def test_the_gate_that_knows_its_loop():
@@ -1377,8 +1378,8 @@ def test_the_gate_that_knows_its_loop():
                       r"threshold 0.999 .*?takes ([\d.]+) loops less \(([\d.]+) to ([\d.]+)\) at 4", text).groups()
     for cell, row in zip(shown[:2], (told, plain), strict=True):
         agree(cell, seeds("sweep_gate", row, "gate_999_uniform_12"))
-    less = differing("sweep_gate", plain, told, "gate_999_loops_answer_4", 1)
-    for number, value in zip(shown[2:], less, strict=True):
+    fewer = differing("sweep_gate", plain, told, "gate_999_loops_answer_4", 1)
+    for number, value in zip(shown[2:], fewer, strict=True):
         agree(number, [value], least=2)
     (on_p,) = re.findall(r"^\| Told its loop .*", page("docs/findings.md"), re.M)
     wanted = [seeds("sweep_gate", row, f"gate_999_uniform_{n}") for n in (12, 8) for row in (told, plain)]
@@ -1963,17 +1964,15 @@ def curve(row, seed):
             for r in rows_of("sweep_overfit_curves") if (r["row"], r["seed"]) == (row, seed)}
 
 
-def accuracies(row):
-    """{column: those of the seeds} of a row of config/sweep_overfit.py, 16 columns."""
-    return {c: values("sweep_overfit", row, c) for c in rows_of("sweep_overfit")[0] if re.match("(uniform|hard)_", c)}
+def accuracies():
+    """The columns of config/sweep_overfit.py that are accuracies."""
+    return [c for c in rows_of("sweep_overfit")[0] if re.match("(uniform|hard)_", c)]
 
 
 def differences(a, b):
     """How many columns leave 0 out, of those that differ in some seed."""
-    a, b = accuracies(a), accuracies(b)
-    known = [[x - y for x, y in zip(a[c], b[c], strict=True)] for c in a if a[c] != b[c]]
-    assert all(len(set(d)) > 1 for d in known)
-    return [sum(low > 0 or high < 0 for _, (low,), (high,) in map(mean_of, known)), len(known)]
+    some, sure, *_ = count_apart(("sweep_overfit", a), ("sweep_overfit", b), accuracies())
+    return [sure, some]
 
 
 FORMS = ("384 wide", "A1 256 wide", "A2 128 wide", "A3 dropout 0.3", "A4 label smoothing 0.1", "A5 weight decay 0.1")
@@ -2049,19 +2048,19 @@ def test_what_a1_to_a5_and_more_rows_give():
     said_of_fixed_rows(r"0 out in (\d+) of (\d+) columns of six pairs, either less fresh rows in (\d+) of (\d+)",
                        *total((f"{form}, 50,000", f"{form}, 200,000") for form in FORMS),
                        *total((f"{form}, {n}", f"{form}, fresh rows") for form in FORMS[::2][:2] for n in numbers))
-    less = {}  # of 50,000 than of 200,000 rows, by column, over five forms and three seeds
-    for column in accuracies("384 wide, 50,000"):
+    fewer = {}  # of 50,000 than of 200,000 rows, by column, over five forms and three seeds
+    for column in accuracies():
         of_rows = [[x for form in FORMS if "A2" not in form for x in values("sweep_overfit", f"{form}, {n}", column)]
                    for n in numbers]
         if of_rows[0] != of_rows[1]:
-            less[column] = [y - x for x, y in zip(*of_rows, strict=True)]
-    known = {column: mean_of(d) for column, d in less.items()}
+            fewer[column] = [y - x for x, y in zip(*of_rows, strict=True)]
+    known = {column: mean_of(d) for column, d in fewer.items()}
     clear = [mean for (mean,), (low,), (high,) in known.values() if low > 0 or high < 0]
     said_of_fixed_rows(r"it is ([\d.]+) points of 6 digits \(([\d.]+) to ([\d.]+)\); by these pairs (\d+) of (\d+) ",
                        *(x for x, in known["uniform_6"]), len(clear), len(known))
     assert max(clear) == known["uniform_6"][0][0]
-    costs = [[x - y for x, y in zip(*(values("sweep_overfit", f"{form}, {n}", "uniform_12")
-                                      for form in ("384 wide", "A3 dropout 0.3")), strict=True)] for n in numbers]
+    costs = [less(*(("sweep_overfit", f"{form}, {n}") for form in ("384 wide", "A3 dropout 0.3")), "uniform_12")
+             for n in numbers]
     assert min(costs[0] + costs[1]) > 0
     both, more = mean_of(costs[0] + costs[1]), mean_of(costs[1])
     three = r"([\d.]+){}([\d.]+) to ([\d.]+)"
