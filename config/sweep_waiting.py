@@ -16,5 +16,14 @@ rows = [
     "P, frozen prompts: config/train_addition_parallel.py --prompt_loops=[0,0,3,4]",
     "P, the shipped model trained on: config/train_addition_parallel.py --prompt_loops=[0,0,3,4] "
     "--init_from=pretrained/addition_parallel_search.pt --max_iters=3000 --learning_rate=3e-4",
+    "P, every prompt frozen: config/train_addition_parallel.py --prompt_loops=[3,4]",
+    "P, frozen after 2 as well: config/train_addition_parallel.py --prompt_loops=[0,2,3,4]",
+    "P, prompts of four lengths: config/train_addition_parallel.py --prompt_loops=[3,4,8,14]",
+    "P, the shipped model, every prompt frozen: config/train_addition_parallel.py --prompt_loops=[3,4] "
+    "--init_from=pretrained/addition_parallel_search.pt --max_iters=3000 --learning_rate=3e-4",
+    "P, the shipped model, frozen after 2 as well: config/train_addition_parallel.py --prompt_loops=[0,2,3,4] "
+    "--init_from=pretrained/addition_parallel_search.pt --max_iters=3000 --learning_rate=3e-4",
+    "P, the shipped model, prompts of four lengths: config/train_addition_parallel.py --prompt_loops=[3,4,8,14] "
+    "--init_from=pretrained/addition_parallel_search.pt --max_iters=3000 --learning_rate=3e-4",
 ]
 evaluate = ["--digits=[4,8,12] --problems=1000 --kinds=uniform --eval_iters=0 --backend=torch --waiting=True"]
