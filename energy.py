@@ -60,7 +60,7 @@ class EnergyBlock(nn.Module):
         self.c_q, self.c_k = (nn.Linear(C, 2 * C, bias=False) for _ in range(2))
         self.c_fc = nn.Linear(C, 8 * C - 8, bias=False)
         self.head_strength = nn.Parameter(torch.full((config.n_head,), HEADS))
-        self.memory_strength = nn.Parameter(MEMORIES * torch.randn(8 * C - 8))
+        self.memory_strength = nn.Parameter(nn.init.normal_(torch.empty(8 * C - 8), std=MEMORIES))
 
     def reset(self):
         """Weights for a g whose channels are about 1, so that heads tell keys apart from the start."""

@@ -23,7 +23,7 @@ import torch
 
 LOADED = "torch._dynamo", "torch.nn.parallel", "matplotlib.figure", "scipy.stats"  # what scripts load later on
 ANSWER = 300  # seconds, after which a script is started as ever
-lock, server = threading.Lock(), []  # its socket and its process, from the first call of start on
+lock, server = threading.Lock(), []  # its socket and its process, from the first call of start_server on
 
 
 class Places:
@@ -133,19 +133,25 @@ def mps(wanted, environment, say=print):
 
 # ---- scripts that start at once
 
+def start_server(environment):
+    """Start the server, if none runs: forks have the OMP_NUM_THREADS of this environment. It loads for seconds, so who
+    knows that scripts will follow calls this before other work; the first script does so otherwise."""
+    with lock:
+        if not server and sys.platform == "linux":  # elsewhere a fork may not use what was loaded before it
+            own, other = socket.socketpair()
+            with other:
+                server[:] = own, subprocess.Popen(
+                    [sys.executable, os.path.abspath(__file__)], stdin=other, stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL, env=environment, start_new_session=True)
+
+
 class Fork:
     """A fork of the server, as far as it goes what subprocess.Popen is of a new Python. OSError or EOFError where the
     server has ended."""
 
     def __init__(self, args, log, environment):
         self.args, self.returncode = args, None
-        with lock:
-            if not server:
-                own, other = socket.socketpair()
-                with other:
-                    server[:] = own, subprocess.Popen(
-                        [sys.executable, os.path.abspath(__file__)], stdin=other, stdout=subprocess.DEVNULL,
-                        stderr=subprocess.DEVNULL, env=environment, start_new_session=True)
+        start_server(environment)
         self.keeper, other = Pipe()
         with other:
             socket.send_fds(server[0], [b"+"], [other.fileno(), log.fileno()])
@@ -184,7 +190,7 @@ class Fork:
 def start(args, log, environment):
     """Start `python *args` in a session of its own, its output at the end of an open file: a subprocess.Popen, or what
     has args, wait, terminate and kill like one. All have the OMP_NUM_THREADS of the first call."""
-    if sys.platform == "linux" and args[0] != "-m":  # elsewhere a fork may not use what was loaded before it
+    if sys.platform == "linux" and args[0] != "-m":
         with contextlib.suppress(OSError, EOFError):
             return Fork(args, log, environment)
     return subprocess.Popen([sys.executable, *args], stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,

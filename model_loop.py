@@ -285,13 +285,13 @@ class LoopGPT(GPT):
         self.check_loops()
         self.inject = Inject(config.inject, C)
         if config.start == "learned":
-            self.first_state = nn.Parameter(0.02 * torch.randn(C))
+            self.first_state = nn.Parameter(nn.init.normal_(torch.empty(C), std=0.02))
         if config.start == "random":  # out of training always the same, so that what is written depends on no chance
-            self.register_buffer("first_state", torch.randn(C))
+            self.register_buffer("first_state", nn.init.normal_(torch.empty(C)))
         if isinstance(config.prompt_loops, (list, tuple)):  # a tensor made in a step would stall a CUDA graph's capture
             self.register_buffer("prompt_counts", torch.tensor(config.prompt_loops), persistent=False)
         if config.step_encoding == "learned":
-            self.step_bias = nn.Parameter(0.02 * torch.randn(self.trained_loops, C))
+            self.step_bias = nn.Parameter(nn.init.normal_(torch.empty(self.trained_loops, C), std=0.02))
         if config.step_encoding == "sinusoid":  # starts as loud as the token embeddings
             self.step_scale = nn.Parameter(torch.tensor(0.02))
         if config.alpha == "learned":

@@ -120,13 +120,23 @@ def model_of(settings, given):
     return build(model_settings(settings, given, facts)), meta
 
 
+class DrawNothing(torch.overrides.TorchFunctionMode):
+    """torch.nn.init leaves weights as they were allocated: on the meta device there is nothing to draw, and trying to
+    would load torch's compiler, which takes seconds."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
 def check_model(given, of_train, entries):
     """ValueError or SystemExit for settings of a row, given, of which train.py could make no model, and for entries
     [(words, settings of their script)] that this model could not be measured by."""
     settings = {k: s.default for k, s in of_train.items()} | given
     if settings["init_from"] != "scratch":
         return  # then the rest is in a checkpoint
-    with torch.device("meta"):  # no weights, no time
+    with torch.device("meta"), DrawNothing():  # no weights, no time
         model, meta = model_of(settings, set(given))
     if settings["model_type"] == "loop":
         check_halting(model.config, set(given))
@@ -398,6 +408,8 @@ def run_all(runs, target):
     """Execute the runs, some at once, and write the tables after each; returns what failed, a text each."""
     places, environment = places_here(runs)
     shared = mps and places.each > 1 and not collect
+    if not collect:
+        gpus.start_server(environment)  # it loads while MPS starts
     with gpus.mps(mps if shared else False, environment) as sharing:
         return run_at(places, lambda run: collect_run(run) if collect else execute_somewhere(
             run, places, sharing, environment), runs, target)

@@ -3,7 +3,7 @@
 base = "config/train_addition_parallel.py"
 seeds = [0, 1, 2, 3, 4]
 overrides = ["--halt=none --prompt_loops=0 --cuda_graph=True --compile=True --eval_interval=6000"]
-rows = ["leading zeros:"]
+rows = ["leading zeros:", "frozen prompts: --prompt_loops=[0,2,3,4]"]
 evaluate = [  # 2,000 problems a count
     "--digits=[1,2,3,4,5,6,8,10,12,16,20] --num_loops=14 --eval_iters=0 --backend=torch",
     "28: --digits=[4,8,12,16,20] --num_loops=28 --eval_iters=0 --backend=torch",

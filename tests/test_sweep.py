@@ -609,6 +609,15 @@ def test_committed_sweeps(folder, monkeypatch, path):
             check(LoopConfig(**{k: v for k, v in given.items() if k in of_model} | facts | other))
 
 
+def test_a_plan_loads_no_compiler():
+    """It would take seconds before the first training begins: nothing is drawn, and nothing computed, on meta."""
+    test = ("import glob, sys, sweep\n"
+            "for file in glob.glob('config/sweep_*.py'):\n"
+            "    sweep.models(file)\n"
+            "    assert 'torch._dynamo' not in sys.modules, file")
+    subprocess.run([sys.executable, "-c", test], cwd=ROOT, check=True, env=os.environ | dict(OMP_NUM_THREADS="1"))
+
+
 # ---- the tables
 
 def test_the_markdown_table(rng):
