@@ -1498,50 +1498,46 @@ def test_intervals_of_injections_on_track_p():
         says("root.md", rf"{words} \(([\d.]+) to ([\d.]+)\)", *mean_of(more))
 
 
-def test_injections_at_other_widths():
-    """The tables of the log, the first of fewer seeds, and the rows of 256 channels in docs/findings.md."""
-    name = "sweep_injection_width"
-    names = list(dict.fromkeys(r["row"] for r in rows_of(name)))
-    head, rows = entry_table("At 256 channels track N needs no x0")
-    assert [row[0] for row in rows] == [x for x in names if x != "N 256, none, sinusoid"]
-    for label, count, *shown in rows:
-        for title, cell in zip(head[2:], shown, strict=True):
-            size, _, kind = title.removesuffix(" digits").partition(", ")
-            agree(cell, spread(values(name, label, f"{kind or 'uniform'}_{size}")[:int(count)])[:2])
-    head, rows = entry_table("At 256 channels neither track needs x0")
-    assert [row[0] for row in rows] == [x for x in names if "256" in x]
-    for label, count, *shown in rows:
-        assert count == str(len(found(name, row=label)))
-        agree_sizes(head[2:], shown, name, label)
-    known = {(of, n): seeds(name, of, f"uniform_{n}") for of in names for n in (12, 20)}
-    of_n, of_p = ([known[f"{at} 256, {x}", n] for x in ("none", "add") for n in sizes]
-                  for at, sizes in (("N", (12, 20)), ("P", (12,))))
-    says("docs/findings.md", rf"track N has {CELL} at 12 digits and {CELL} at 20, with it {CELL} and {CELL}; track",
-         *of_n)
-    says("docs/findings.md", rf"track P, after 4,000, has {CELL} at 12, with it {CELL};", *of_p)
+WIDTHS = "sweep_injection_width"
+WIDTHS_AT_FIRST = [  # the rows of the two entries of two seeds
+    f"{place}, {x}" for place in ("N 64", "N 256", "P 64", "P 256")
+    for x in (["add", "none", "none, learned", "none, sinusoid"] if place.startswith("N") else ["add", "none"])]
+OF_LOSS_AND_SIZES = ["val_loss", *(f"{kind}_{n}" for kind in ("uniform", "hard") for n in (4, 8, 12, 16, 20))]
+
+
+def test_injections_at_other_widths_in_two_seeds():
+    """The tables of the two entries that had two seeds, the first of fewer runs."""
+    for start, known in (
+            ("At 256 channels track N needs no x0", [x for x in WIDTHS_AT_FIRST if x != "N 256, none, sinusoid"]),
+            ("At 256 channels neither track needs x0", [x for x in WIDTHS_AT_FIRST if "256" in x])):
+        head, rows = entry_table(start)
+        assert [row[0] for row in rows] == known
+        for label, count, *shown in rows:
+            for title, cell in zip(head[2:], shown, strict=True):
+                size, _, kind = title.removesuffix(" digits").partition(", ")
+                agree(cell, spread(values(WIDTHS, label, f"{kind or 'uniform'}_{size}")[:int(count)])[:2])
+    known = {(of, n): spread(values(WIDTHS, of, f"uniform_{n}")[:2])[:2] for of in WIDTHS_AT_FIRST for n in (12, 20)}
     says("root.md", rf"with all 24 runs: N has {CELL} at 20 digits without, {CELL} with it, P {CELL} and {CELL} at 12",
-         *of_n[1::2], *of_p)
-    odd = [[values(name, "N 256, none, learned", f"uniform_{n}")[1]] for n in (8, 12)]
-    says("docs/findings.md", r"one seed of N has (\S+)% at 8 digits and (\S+) at 12 \|", *odd)
+         *(known[f"{place}, {x}", n] for place, n in (("N 256", 20), ("P 256", 12)) for x in ("none", "add")))
+    odd = [[values(WIDTHS, "N 256, none, learned", f"uniform_{n}")[1]] for n in (8, 12)]
     says("root.md", r"learned step encoding has (\S+)% at 8 digits and (\S+) at 12, and", *odd)
-    eight = [row for row in names if row.startswith("N 256")]
-    at_20 = sorted(x for row in eight for x in values(name, row, "uniform_20"))
+    eight = [row for row in WIDTHS_AT_FIRST if row.startswith("N 256")]
+    at_20 = sorted(x for row in eight for x in values(WIDTHS, row, "uniform_20")[:2])
     says("root.md", r"of the eight runs of track N at 256 channels under (\S+) at 20", [at_20[1]])
-    assert at_20[0] == values(name, "N 256, none, learned", "uniform_20")[1] < at_20[1]
-    under = sorted(x for row in eight for x in first_under(name, row, 0.001))
-    assert (under[0], under[1], under[-1]) == (first_under(name, "N 256, none, learned", 0.001)[1], 2000, 3000)
+    assert at_20[0] == values(WIDTHS, "N 256, none, learned", "uniform_20")[1] < at_20[1]
+    under = sorted(x for row in eight for x in first_under(WIDTHS, row, 0.001)[:2])
+    assert (under[0], under[1], under[-1]) == (first_under(WIDTHS, "N 256, none, learned", 0.001)[1], 2000, 3000)
     assert under[0] == 1500
 
 
 def test_pairs_of_injections_at_256_channels():
-    """How many of the log's differences leave 0 out, and in how many both seeds are apart, beside chance."""
-    name, text = "sweep_injection_width", " ".join(page("root.md").split())
-    columns = ["val_loss", *(f"{kind}_{n}" for kind in ("uniform", "hard") for n in (4, 8, 12, 16, 20))]
+    """In the first two seeds: how many differences leave 0 out, and in how many both are apart, beside chance."""
+    text = " ".join(page("root.md").split())
 
     def counted(track):
-        rows = [x for x in dict.fromkeys(r["row"] for r in rows_of(name)) if x.startswith(f"{track} 256")]
-        pairs = [[[round(z, 4) for z in values(name, row, column)] for row in two]
-                 for two in itertools.combinations(rows, 2) for column in columns]
+        rows = [x for x in WIDTHS_AT_FIRST if x.startswith(f"{track} 256")]
+        pairs = [[[round(z, 4) for z in values(WIDTHS, row, column)[:2]] for row in two]
+                 for two in itertools.combinations(rows, 2) for column in OF_LOSS_AND_SIZES]
         pairs = [(x, y) for x, y in pairs if x != y]
         gaps = [[round(a - b, 4) for a, b in zip(x, y, strict=True)] for x, y in pairs]
         sure = [gap for gap in gaps if abs(sum(gap)) > 12.7062 * abs(gap[0] - gap[1])]  # Student, of two seeds
@@ -1559,6 +1555,200 @@ def test_pairs_of_injections_at_256_channels():
     assert f"all for `none`, chance {some / 3:.0f}." in text
 
 
+WIDTHS_IN_FIVE = "At 64 and 256 channels no injection or step encoding"
+ENCODINGS = ("", ", learned", ", sinusoid", ", rope")
+
+
+def at_width(place):
+    """The table and the eight rows of a track and its channels, add before none."""
+    rows = [x + e for x in ("add", "none") for e in ENCODINGS]
+    if "128" in place:
+        return "sweep_injection" if place == "N 128" else "sweep_injection_parallel", [injection(x) for x in rows]
+    return WIDTHS, [f"{place}, {x}" for x in rows]
+
+
+def test_injections_at_other_widths():
+    """The table of the log in five seeds, the rows of 256 channels on the pages, and how many come under a bound."""
+    head, rows = entry_table(WIDTHS_IN_FIVE)
+    assert [row[0] for row in rows] == list(dict.fromkeys(r["row"] for r in rows_of(WIDTHS)))
+    for label, *shown in rows:
+        assert len(found(WIDTHS, row=label)) == 5
+        agree_first_under(shown, WIDTHS, label, (0.3, 0.01))
+        assert shown[2] == f"{sum(x < math.inf for x in first_under(WIDTHS, label, 0.01))} of 5"
+        agree_sizes(head[4:], shown[3:], WIDTHS, label)
+    of_n, of_p = ([seeds(WIDTHS, f"{track} 256, {x}", f"uniform_{n}") for x in ("none", "add") for n in sizes]
+                  for track, sizes in (("N", (12, 20)), ("P", (12,))))
+    says("docs/findings.md", rf"track N has {CELL} at 12 digits and {CELL} at 20 without x0, {CELL} and {CELL} with it",
+         *of_n)
+    says("docs/findings.md", rf"with it, track P {CELL} and {CELL} at 12;", *of_p)
+    says("root.md", rf"chance 57; N has {CELL} at 20 digits without x0, {CELL} with it;", *of_n[1::2])
+    under = {place: [x for row in at_width(place)[1] for x in first_under(at_width(place)[0], row, 0.1)]
+             for place in ("N 64", "N 128", "N 256")}
+    says("root.md", r"come (\d+) of 40 runs at 64 channels, (\d+) of 40 \[at 128\]\S+ (\d+) of 40 at 256",
+         *([sum(x < math.inf for x in steps)] for steps in under.values()))
+    assert sorted(under["N 64"])[:2] == [2000, 3500]
+    assert first_under(WIDTHS, "N 64, none, learned", 0.1)[3] == 2000
+    learned = [sum(x < math.inf for row in at_width("N 64")[1] if ("learned" in row) == is_so
+                   for x in first_under(WIDTHS, row, 0.1)) for is_so in (True, False)]
+    for name in ("root.md", "docs/findings.md"):
+        says(name, r"(\d+) of 10 (?:do )?come under it,? (?:of the others|and) (\d+) of 30", *([x] for x in learned))
+    known = [spread(first_under(WIDTHS, row, 0.001)) for row in at_width("N 256")[1]]
+    assert {x[0] for x in known} == {2000}
+    assert (min(x[1] for x in known), max(x[2] for x in known)) == (1500, 3000)
+
+
+def test_seeds_that_fall_at_other_widths():
+    """The log's single seeds that fall where their neighbours do not."""
+    rows = {place: [(row, seed) for row in at_width(place)[1] for seed in range(1, 6)]
+            for place in ("N 256", "P 64", "P 256")}
+
+    def sizes(place, n):
+        return dict(zip(rows[place], (x for row in at_width(place)[1] for x in values(WIDTHS, row, f"uniform_{n}")),
+                        strict=True))
+
+    low = {run for run, x in sizes("N 256", 20).items() if x < 50}
+    late = {(row, k + 1) for row in at_width("P 64")[1]
+            for k, x in enumerate(first_under(WIDTHS, row, 0.01)) if x == math.inf}
+    assert low == {("N 256, none, learned", 2), ("N 256, none, learned", 4)}
+    assert late == {("P 64, none, learned", 1), ("P 64, none, learned", 3), ("P 64, add", 5)}
+    assert late == {run for run, x in sizes("P 64", 4).items() if x < 50}
+    assert min(sizes("P 256", 8).values()) > 90
+    fourth = values(WIDTHS, "N 256, none, learned", "uniform_16")[3:4], values(
+        WIDTHS, "N 256, none, learned", "uniform_20")[3:4]
+    says("root.md", r"seed 4 with (\S+) at 16 and (\S+) at 20\. The other 38 runs of N 256 have (\S+) at 20", *fourth,
+         [min(x for run, x in sizes("N 256", 20).items() if run not in low)])
+    says("root.md", r"seeds 1 and 3 with (\S+) and (\S+)% at 4 digits, and `P 64, add` has one, seed 5 with (\S+):",
+         *([sizes("P 64", 4)[run]] for run in sorted(late, reverse=True, key=lambda run: (run[0], -run[1]))))
+    early = {(row, k + 1) for row in at_width("N 256")[1]
+             for k, x in enumerate(first_under(WIDTHS, row, 0.001)) if x == 1500}
+    assert len(early) == 7
+    says("root.md", r"of six others that were, the lowest has (\S+) at 20",
+         [min(sizes("N 256", 20)[run] for run in early - low)])
+    new = [run for place, runs in rows.items() for run in runs if run[0] not in WIDTHS_AT_FIRST or run[1] > 2]
+    risky = [run for run in new if run[0].endswith("none, learned")]
+    falls = [len((low | late) & set(runs)) for runs in (risky, set(new) - set(risky))]
+    assert (falls, len(risky), len(new)) == ([3, 1], 13, 104)
+    table = [[falls[0], len(risky) - falls[0]], [falls[1], len(new) - len(risky) - falls[1]]]
+    says("root.md", r"one of the other 91 \(Fisher: p = (\S+);", [stats.fisher_exact(table).pvalue])
+    says("root.md", r"`none, learned`, (\S+)%, and its seeds have (\S+), (\S+), (\S+), (\S+) and ([\d.]+)\. Seed 4",
+         seeds(WIDTHS, "N 64, none, learned", "uniform_4")[:1],
+         *([x] for x in values(WIDTHS, "N 64, none, learned", "uniform_4")))
+    assert values(WIDTHS, "N 64, none, learned", "uniform_8")[3] < 0.05
+
+
+def test_pairs_of_injections_at_other_widths():
+    """How many of the log's differences leave 0 out, and in how many all five seeds are apart, beside chance."""
+    total, apart_by, direct = [0, 0, 0], [], [0, 0, 0]
+    for place, some, sure, _, apart, _ in entry_table(WIDTHS_IN_FIVE, 2)[1][:4]:
+        of = at_width(place)[1]
+        counted = {two: count_apart((WIDTHS, two[0]), (WIDTHS, two[1]), OF_LOSS_AND_SIZES)[:3]
+                   for two in itertools.combinations(of, 2)}
+        each = [sum(x) for x in zip(*counted.values(), strict=True)]
+        assert each == [int(some), int(sure), int(apart)]
+        total = [x + y for x, y in zip(total, each, strict=True)]
+        apart_by += [two for two, (_, _, n) in counted.items() if n]
+        direct = [sum(x) for x in zip(direct, *(counted[two] for two in zip(of[:4], of[4:], strict=True)), strict=True)]
+    for label, some, sure, by_chance, apart, by_order in entry_table(WIDTHS_IN_FIVE, 2)[1]:
+        n = int(some.replace(",", ""))
+        agree(by_chance, [n / 20])
+        agree(by_order, [n * 2 / math.comb(10, 5)])
+        if label == "all":
+            assert [n, int(sure), int(apart)] == total
+    some, sure, _ = total
+    for name, words in (("root.md", f"{sure} of {some:,} intervals leave 0 out, chance {some / 20:.0f};"),
+                        ("docs/findings.md", f"{sure} of {some:,} intervals leave 0 out, chance {some / 20:.0f})"),
+                        ("docs/decisions.md", f"{sure} of {some:,} intervals leave 0 out, where chance makes "
+                                              f"{some / 20:.0f},")):
+        assert words in " ".join(page(name).split()), name
+    assert apart_by == [("P 64, add, learned", "P 64, none, sinusoid"), ("P 64, add, learned", "P 64, none, rope")]
+    assert f"{direct[1]} of {direct[0]} intervals leave 0 out, chance makes {direct[0] / 20:.0f}," in page("root.md")
+    assert direct[2] == 0
+
+
+def test_means_of_injections_at_other_widths():
+    """The log's means over four encodings, and single differences of a row with x0 and the same without."""
+    head, rows = entry_table(WIDTHS_IN_FIVE, 3)
+    for place, *shown in rows:
+        of = at_width(place)[1]
+        pairs = [((WIDTHS, none), (WIDTHS, add)) for add, none in zip(of[:4], of[4:], strict=True)]
+        every = {column: mean_of([statistics.mean(x) for x in zip(*(less(*two, column) for two in pairs), strict=True)])
+                 for column in OF_LOSS_AND_SIZES}
+        assert all(low[0] <= 0 <= high[0] for _, low, high in every.values())
+        for title, cell in zip(head[1:], shown, strict=True):
+            agree(cell, [x[0] for x in every[f"uniform_{title.removesuffix(' digits')}"]])
+    for words, one, other, column in (
+            (rf"N 256 without encoding, {ONE} points of 20 hard digits, {ONE} to {ONE};", "N 256, none", "N 256, add",
+             "hard_20"),
+            (rf"\(8 digits: {ONE} points, {ONE} to {ONE}\)", "P 64, none, sinusoid", "P 64, add, sinusoid",
+             "uniform_8"),
+            (rf"\(12 digits: {ONE}, {ONE} to {ONE}\)", "P 256, add, sinusoid", "P 256, none, sinusoid", "uniform_12")):
+        says("root.md", words, *mean_of(less((WIDTHS, one), (WIDTHS, other), column)))
+    for place in ("P 64", "P 256"):
+        with_x0 = {row: seeds(WIDTHS, row, "uniform_12")[0] for row in at_width(place)[1][:4]}
+        assert min(with_x0, key=with_x0.get).endswith("learned")
+
+
+def test_which_rows_are_lower_at_other_widths():
+    """Which rows the log says are lower or higher in how many of the intervals that leave 0 out."""
+    lower, higher = [], []
+    for place in ("N 64", "N 256", "P 64", "P 256"):
+        for one, other in itertools.combinations(at_width(place)[1], 2):
+            for column in OF_LOSS_AND_SIZES:
+                gap = less((WIDTHS, one), (WIDTHS, other), column)
+                if max(map(abs, gap)) > 1e-9 and stats.ttest_1samp(gap, 0).pvalue < 0.05:
+                    less_right = (sum(gap) < 0) != (column == "val_loss")
+                    lower.append(one if less_right else other)
+                    higher.append(other if less_right else one)
+    assert [lower.count(f"N {width}, add, rope") for width in (64, 256)] == [0, 9]
+    assert [sum(x.startswith(f"N {width},") for x in lower) for width in (64, 256)] == [3, 12]
+    assert (higher.count("P 256, add, sinusoid"), sum(x.startswith("P 256") for x in higher)) == (7, 8)
+    assert (higher.count("P 64, none, sinusoid"), sum(x.startswith("P 64") for x in higher)) == (6, 9)
+    same = [x for x, y in zip(higher, lower, strict=True) if x.replace("none", "add") == y.replace("none", "add")]
+    assert same == ["N 256, none", *3 * ["P 64, none, sinusoid"], "P 64, none, rope", "P 256, add, learned",
+                    *2 * ["P 256, add, sinusoid"]]
+
+
+def test_how_step_encodings_slow_the_loss():
+    """The log's ratios of losses on the way, and what docs/findings.md and docs/decisions.md say of them."""
+    added, others, apart, ratios = (1, 2, 5, 6), (0, 3, 4, 7), {}, {}
+    for place, *shown in entry_table(WIDTHS_IN_FIVE, 4)[1]:
+        name, rows = at_width(place)
+        for (some, rest), step, cell in zip(itertools.chain(
+                *([x] * 3 for x in ((added, others), ((4, 5, 6, 7), (0, 1, 2, 3))))), 2 * (1000, 1500, 2000), shown,
+                strict=True):
+            losses = [[float(r["val_loss"]) for r in found(f"{name}_curves", row=row, iter=str(step))] for row in rows]
+            logs = [[statistics.mean(math.log(losses[i][k]) for i in of) for k in range(5)] for of in (some, rest)]
+            ratios[place, step, some] = [x - y for x, y in zip(*logs, strict=True)]
+            agree(cell, [math.exp(x[0]) for x in mean_of(ratios[place, step, some])])
+            apart[place, step] = [
+                (i, j) for i, j in itertools.permutations(range(8), 2) if min(losses[i]) > max(losses[j])]
+    assert [len(apart["P 256", step]) for step in (1000, 1500, 2000)] == [5, 7, 6]
+    assert sum(len(x) for (place, _), x in apart.items() if place != "P 256") == 1
+    assert all(i in added and j in others for (place, _), x in apart.items() if place == "P 256" for i, j in x)
+    assert sum(stats.ttest_1samp(x, 0).pvalue < 0.05 for x in ratios.values()) == 11
+    of_x0 = [x for key, x in ratios.items() if key[2][0] == 4 and stats.ttest_1samp(x, 0).pvalue < 0.05]
+    assert len(of_x0) == 4
+    assert all(sum(x) < 0 for x in of_x0)
+    assert [place for place, step, some in ratios if step == 1500 and some[0] == 4
+            and max(ratios[place, step, some]) < 0] == ["N 256", "P 64", "P 128"]
+    assert min(min(ratios["P 256", step, added]) for step in (1000, 1500, 2000)) > 0
+    assert all(sum(x > 0.1 for x in ratios["P 128", step, added]) >= 4 for step in (1000, 1500, 2000))
+    late = [sum(x == 1500 for i in of for x in first_under(WIDTHS, at_width("P 256")[1][i], 0.01))
+            for of in (added, others)]
+    assert late == [18, 3]
+    at_256, at_128 = ([[math.exp(x[0])] for x in mean_of(ratios[place, 1000, added])] for place in ("P 256", "P 128"))
+    says("docs/findings.md", rf"its loss is {ONE} times \({ONE} to {ONE}\) that of none and rope at C = 256, {ONE} "
+         rf"\({ONE} to {ONE}\) at C = 128", *at_256, *at_128)
+    says("docs/decisions.md", rf"of 256 its loss is {ONE} times \({ONE} to {ONE}\) that of no encoding", *at_256)
+    says("root.md", rf"slow the loss of P, {ONE} times \({ONE} to {ONE}\) after 1,000 steps", *at_256)
+    ends = [mean_of([statistics.mean(values(WIDTHS, at_width("P 256")[1][i], f"uniform_{n}")[k] for i in added)
+                     - statistics.mean(values(WIDTHS, at_width("P 256")[1][i], f"uniform_{n}")[k] for i in others)
+                     for k in range(5)]) for n in (8, 12, 16, 20)]
+    assert all(low[0] < 0 < high[0] for _, low, high in ends)
+    says("root.md", rf"the added ones of P 256 differs by {ONE} to {ONE} points", min(x[0] for x in ends),
+         max(x[0] for x in ends))
+
+
 def on_text_row(label):
     """The row of config/sweep_injection_text.py that a table calls so."""
     return f"{label} step encoding" if "," in label else label
@@ -1569,7 +1759,7 @@ def text_losses(label):
     return values("sweep_injection_text", on_text_row(label), "val_loss", 1)
 
 
-X0_ON_TEXT, ENCODINGS = "On text x0 is worth", ("", ", learned", ", sinusoid", ", rope")
+X0_ON_TEXT = "On text x0 is worth"
 
 
 def without_x0(of=text_losses):
