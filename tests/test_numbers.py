@@ -200,8 +200,8 @@ ADDITIONS = {  # label in docs/addition.md: table, row, columns
     "search, 32": ("sweep_track_n_more", "frozen prompts", "32_uniform_{}"),
     "all digits at once": ("sweep_track_p_packed", "8 problems per row", "uniform_{}"),
     "all at once, address": ("sweep_track_p_packed", "8 problems per row", "56_uniform_{}"),
-    "all at once, search:": ("sweep_track_p", "leading zeros", "uniform_{}"),
-    "all at once, search, 56": ("sweep_track_p", "leading zeros", "56_uniform_{}"),
+    "all at once, search:": ("sweep_track_p", "frozen prompts", "uniform_{}"),
+    "all at once, search, 56": ("sweep_track_p", "frozen prompts", "56_uniform_{}"),
     "baseline: 1 block": ("sweep_baselines", "1 block x 8 loops", "uniform_{}"),
     "baseline: 12 untied": ("sweep_baselines", "12 untied layers", "uniform_{}"),
     "baseline: 1 layer": ("sweep_baselines", "1 layer", "uniform_{}"),
@@ -295,7 +295,7 @@ def test_trained_with_fewer_loops(label, name, row):
 
 @pytest.mark.parametrize(("label", "name", "row"), [
     ("eight", "sweep_track_p_packed", "8 problems per row"), ("one", "sweep_track_p_packed", "one problem per row"),
-    ("without the place below", "sweep_track_p", "leading zeros")])
+    ("without the place below", "sweep_track_p", "frozen prompts")])
 def test_how_loops_grow(label, name, row):
     head, rows = table("docs/addition.md", AT_ONCE, 4)
     titles = [re.match(r"`\w+`", title)[0].strip("`") for title in head[1::2]]

@@ -96,17 +96,17 @@ SCORES = {  # kind, size: exact match, loops of the answer, exact match of rando
         ("shorter_b", 5): (1, 6.467, 1), ("equal", 5): (1, 6.683, 1), ("nines", 5): (1, 6.733, 1),
     },
     "addition_parallel_search": {
-        ("uniform", 2): (1, 4.867, 1), ("hard", 2): (1, 4.967, 1), ("shorter_a", 2): (1, 4.933, 1),
-        ("shorter_b", 2): (1, 4.767, 1), ("equal", 2): (1, 5.133, 1), ("nines", 2): (1, 5.033, 1),
-        ("uniform", 5): (1, 5.467, 1), ("hard", 5): (1, 5.183, 1), ("shorter_a", 5): (1, 5.017, 1),
-        ("shorter_b", 5): (1, 5.083, 1), ("equal", 5): (1, 5.617, 1), ("nines", 5): (1, 4.883, 1),
+        ("uniform", 2): (1, 5.033, 1), ("hard", 2): (1, 5.033, 1), ("shorter_a", 2): (1, 4.867, 1),
+        ("shorter_b", 2): (1, 4.9, 1), ("equal", 2): (1, 5.133, 1), ("nines", 2): (1, 5.133, 1),
+        ("uniform", 5): (1, 5.483, 1), ("hard", 5): (1, 5.033, 1), ("shorter_a", 5): (1, 5.05, 1),
+        ("shorter_b", 5): (1, 5.15, 1), ("equal", 5): (1, 5.55, 1), ("nines", 5): (1, 5.067, 1),
     },
 }
 LOOPS = {  # of each token that sample.py reads
     "addition": "44444343244444443443244444444433332444444444444434444432",
     "addition_search": "4444433334444434433444444344434444444435444443",
     "addition_parallel": "eeeee8865eeeeeee87777eeeeeeeee878886eeeeeeeeeeeee86877787",
-    "addition_parallel_search": "eeeee8655eeeee85445eeeeee864444eeeeeeee86444446",
+    "addition_parallel_search": "44444855544444854454444448555444444444485444445",
 }
 PROBLEMS = "57+68= 999+1, 0012+3\n999999+7"
 
