@@ -10,8 +10,8 @@ overrides = ["--n_embd=128 --n_head=4 --max_iters=6000 --halt_head=joint --halt=
 rows = [
     "N: --prompt_loops=8",
     "N, told the loop: --prompt_loops=8 --gate_encoding=True",
-    "P: config/train_addition_parallel.py",
-    "P, told the loop: config/train_addition_parallel.py --gate_encoding=True",
+    "P: config/train_addition_parallel.py --prompt_loops=14",
+    "P, told the loop: config/train_addition_parallel.py --prompt_loops=14 --gate_encoding=True",
 ]
 evaluate = [
     "--digits=[4,6,8,12] --halt=none --num_loops=8 --eval_iters=0 --backend=torch",

@@ -1,5 +1,6 @@
 # Does an answer that thinks on bear a prompt that was read in 3 or 4 loops? With prompts that stand still early in half
-# of the training rows, and without; reading {3, 4, 8, 0.9} times writing {the rule, 8, 16, 24, 32}, at full training.
+# of the training rows or more, and without; reading {3, 4, 8, 0.9} times writing {the rule, 8, 16, 24, 32}, at full
+# training.
 # The shipped model of track N is that of before it was trained with frozen prompts: seed 0 of sweep_track_n.py.
 # Data: python data/addition/prepare.py
 # and:  python data/addition/prepare.py --track=slots --max_places=12 --out_dir=data/addition/padded
@@ -12,7 +13,7 @@ rows = [
     "N, the shipped model trained on @5: --prompt_loops=[0,0,3,4] "
     "--init_from=out/sweep_track_n/16_of_64_ids/seed0/ckpt_last.pt "
     "--max_iters=3000 --learning_rate=3e-4",
-    "P @5: config/train_addition_parallel.py",
+    "P @5: config/train_addition_parallel.py --prompt_loops=14",
     "P, frozen prompts: config/train_addition_parallel.py --prompt_loops=[0,0,3,4]",
     "P, the shipped model trained on @5: config/train_addition_parallel.py --prompt_loops=[0,0,3,4] "
     "--init_from=pretrained/addition_parallel_search.pt --max_iters=3000 --learning_rate=3e-4",
