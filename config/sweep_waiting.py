@@ -1,7 +1,8 @@
 # Does an answer that thinks on bear a prompt that was read in 3 or 4 loops? With prompts that stand still early in half
 # of the training rows or more, and without; reading {3, 4, 8, 0.9} times writing {the rule, 8, 16, 24, 32}, at full
 # training.
-# The shipped model of track N is that of before it was trained with frozen prompts: seed 0 of sweep_track_n.py.
+# The shipped models are those of before they were trained with frozen prompts: seed 0 of sweep_track_n.py, and of the
+# first row of sweep_track_p.py.
 # Data: python data/addition/prepare.py
 # and:  python data/addition/prepare.py --track=slots --max_places=12 --out_dir=data/addition/padded
 base = "config/train_addition.py"
@@ -16,15 +17,15 @@ rows = [
     "P @5: config/train_addition_parallel.py --prompt_loops=14",
     "P, frozen prompts: config/train_addition_parallel.py --prompt_loops=[0,0,3,4]",
     "P, the shipped model trained on @5: config/train_addition_parallel.py --prompt_loops=[0,0,3,4] "
-    "--init_from=pretrained/addition_parallel_search.pt --max_iters=3000 --learning_rate=3e-4",
+    "--init_from=out/sweep_track_p/leading_zeros/seed0/ckpt_last.pt --max_iters=3000 --learning_rate=3e-4",
     "P, every prompt frozen @5: config/train_addition_parallel.py --prompt_loops=[3,4]",
     "P, frozen after 2 as well: config/train_addition_parallel.py --prompt_loops=[0,2,3,4]",
     "P, prompts of four lengths: config/train_addition_parallel.py --prompt_loops=[3,4,8,14]",
     "P, the shipped model, every prompt frozen @5: config/train_addition_parallel.py --prompt_loops=[3,4] "
-    "--init_from=pretrained/addition_parallel_search.pt --max_iters=3000 --learning_rate=3e-4",
+    "--init_from=out/sweep_track_p/leading_zeros/seed0/ckpt_last.pt --max_iters=3000 --learning_rate=3e-4",
     "P, the shipped model, frozen after 2 as well @5: config/train_addition_parallel.py --prompt_loops=[0,2,3,4] "
-    "--init_from=pretrained/addition_parallel_search.pt --max_iters=3000 --learning_rate=3e-4",
+    "--init_from=out/sweep_track_p/leading_zeros/seed0/ckpt_last.pt --max_iters=3000 --learning_rate=3e-4",
     "P, the shipped model, prompts of four lengths @5: config/train_addition_parallel.py --prompt_loops=[3,4,8,14] "
-    "--init_from=pretrained/addition_parallel_search.pt --max_iters=3000 --learning_rate=3e-4",
+    "--init_from=out/sweep_track_p/leading_zeros/seed0/ckpt_last.pt --max_iters=3000 --learning_rate=3e-4",
 ]
 evaluate = ["--digits=[4,8,12] --problems=1000 --kinds=uniform --eval_iters=0 --backend=torch --waiting=True"]
