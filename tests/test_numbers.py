@@ -785,6 +785,37 @@ def kept_bar(worst):
     return sum(most < 1.0001 for most in worst)
 
 
+def test_what_adders_with_frozen_prompts_forget():
+    """The two tables of the log, its exponents, and docs/findings.md."""
+    def value(model, what, loop, of, column="value", weights="trained"):
+        where = {"model": model, "what": what, "loop": str(loop), "class": of, "weights": weights}
+        return float(found("forgetting_frozen", **where)[0][column])
+
+    def share(*at):
+        return 100 * value(*at)
+    entry = "With frozen prompts, too, loop 1 hides the token"
+    short = {}
+    for label, *shown, cosines in entry_table(entry, 1)[1]:
+        model, last = label.split("`")[1].removesuffix(".pt"), 14 if "prompt" in label else 8
+        token = "token read, prompt" if "prompt" in label else "token read"
+        for cell, loop in zip(shown, (0, 1, 2, 3, 4, last, 4 * last), strict=True):
+            agree(cell.partition(" (")[0], [share(model, "probe_accuracy", loop, token)])
+            assert value(model, "probe_accuracy", loop, token, weights="untrained") > 0.9995
+        for cell, weights in zip(cosines.removesuffix(" (answer)").split("; "), ("trained", "untrained"), strict=True):
+            agree(cell, [value(model, "cosine_x0", last, "answer", weights=weights)], least=2)
+        short[model] = [share(model, "probe_accuracy", loop, token) for loop in (1, last)]
+    for label, *shown, exponent in entry_table(entry, 2)[1]:
+        model = label.split("`")[1].removesuffix(".pt")
+        for cell, what, of in zip(shown, ("one_probe_accuracy", "probe_accuracy", "right_to_stay"),
+                                  ("digit 1", "digit 1", "answer"), strict=True):
+            for number, loop in zip(cell.split(", "), (1, 2, 3, 4), strict=True):
+                agree(number, [share(model, what, loop, of)])
+        (row,) = found("forgetting_frozen", model=model, what="lyapunov_exponent", weights="trained")
+        agree(exponent.replace(" to ", ", "), [float(row[c]) for c in ("value", "low", "high")], least=3)
+    says("docs/findings.md", r"with frozen prompts \[(\S+) and (\S+), (\S+) and (\S+)\]",
+         *([short[m][i]] for i in (0, 1) for m in ("addition", "addition_search")))
+
+
 def test_the_tables_of_what_fast_reading_loses():
     """Of docs/protocol.md and of the log: the shipped models, and the seeds of each training, in older entries five."""
     heading = "Reading fast, writing slowly"
