@@ -189,7 +189,7 @@ class Fork:
 
 def start(args, log, environment):
     """Start `python *args` in a session of its own, its output at the end of an open file: a subprocess.Popen, or what
-    has args, wait, terminate and kill like one. All have the OMP_NUM_THREADS of the first call."""
+    has args, wait, terminate and kill like one. All have the OMP_NUM_THREADS that the server was started with."""
     if sys.platform == "linux" and args[0] != "-m":
         with contextlib.suppress(OSError, EOFError):
             return Fork(args, log, environment)

@@ -121,8 +121,9 @@ def model_of(settings, given):
 
 
 class DrawNothing(torch.overrides.TorchFunctionMode):
-    """torch.nn.init leaves weights as they were allocated: on the meta device there is nothing to draw, and trying to
-    would load torch's compiler, which takes seconds."""
+    """Weights keep what was allocated: on the meta device there is nothing to draw, and to try would load torch's
+    compiler, which takes seconds. Of torch.nn.init a mode sees normal_, uniform_, constant_ and kaiming_uniform_, which
+    name their tensor."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if getattr(function, "__module__", "") == "torch.nn.init":
@@ -409,7 +410,8 @@ def run_all(runs, target):
     places, environment = places_here(runs)
     shared = mps and places.each > 1 and not collect
     if not collect:
-        gpus.start_server(environment)  # it loads while MPS starts
+        with contextlib.suppress(OSError):  # then each script starts as ever
+            gpus.start_server(environment)  # it loads while MPS starts
     with gpus.mps(mps if shared else False, environment) as sharing:
         return run_at(places, lambda run: collect_run(run) if collect else execute_somewhere(
             run, places, sharing, environment), runs, target)

@@ -1,4 +1,4 @@
-# Track P, all digits of the answer at once: five seeds of config/train_addition_parallel.py.
+# Track P, all digits of the answer at once: config/train_addition_parallel.py as it was, never frozen, and as it is.
 # Data: python data/addition/prepare.py --track=slots --max_places=12 --out_dir=data/addition/padded
 base = "config/train_addition_parallel.py"
 seeds = [0, 1, 2, 3, 4]

@@ -2,7 +2,7 @@
 # of the training rows or more, and without; reading {3, 4, 8, 0.9} times writing {the rule, 8, 16, 24, 32}, at full
 # training.
 # The shipped models are those of before they were trained with frozen prompts: seed 0 of sweep_track_n.py, and of the
-# first row of sweep_track_p.py.
+# first row of sweep_track_p.py, which are to be run first (these tables began with the same weights in bfloat16).
 # Data: python data/addition/prepare.py
 # and:  python data/addition/prepare.py --track=slots --max_places=12 --out_dir=data/addition/padded
 base = "config/train_addition.py"

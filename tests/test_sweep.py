@@ -609,10 +609,21 @@ def test_committed_sweeps(folder, monkeypatch, path):
             check(LoopConfig(**{k: v for k, v in given.items() if k in of_model} | facts | other))
 
 
+def test_no_server_of_scripts_is_no_reason_to_run_nothing(monkeypatch):
+    def fail(environment):
+        raise OSError("no memory")
+    monkeypatch.setattr(gpus, "start_server", fail)
+    monkeypatch.setattr(sweep, "run_at", lambda places, function, runs, target: runs)
+    runs = [dict(settings=dict(device="cpu"), ranks=1)]
+    assert sweep.run_all(runs, "results/none") is runs
+
+
 def test_a_plan_loads_no_compiler():
     """It would take seconds before the first training begins: nothing is drawn, and nothing computed, on meta."""
     test = ("import glob, sys, sweep\n"
-            "for file in glob.glob('config/sweep_*.py'):\n"
+            "files = glob.glob('config/sweep_*.py')\n"
+            "assert len(files) > 30\n"
+            "for file in files:\n"
             "    sweep.models(file)\n"
             "    assert 'torch._dynamo' not in sys.modules, file")
     subprocess.run([sys.executable, "-c", test], cwd=ROOT, check=True, env=os.environ | dict(OMP_NUM_THREADS="1"))
