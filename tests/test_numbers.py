@@ -1586,6 +1586,35 @@ def test_the_table_of_starts():
         L = 14 if row.startswith("P") else 10
         agree_each(distances, [state("sweep_start", row, "start_distance", l, "random") for l in (1, L, 4 * L)])
 
+    def away(row, start):
+        L = 14 if row.startswith("P") else 10
+        return ([state("sweep_start", row, "start_distance", l, start)] for l in (1, L, 4 * L))
+    three = r"(\S+), (\S+) and (\S+)"
+    says("root.md", rf"N learned is {three} away, P learned {three}, N random {three}, P random {three}\.",
+         *(x for row in ("N learned", "P learned", "N random", "P random") for x in away(row, "x0")))
+    says("root.md", rf"begun at zero is {three} from x0, .*? begun at x0 {three} from zero",
+         *away("N decay, zero", "x0"), *away("N decay, x0", "zero"))
+    says("docs/protocol.md", rf"began at zero meets x0 \({three} after 1,", *away("N decay, zero", "x0"))
+
+
+def test_the_halting_loop():
+    """docs/decisions.md: the loop from which tokens are right, or a guess stands, beside the one that halts them."""
+    right = [float(found("forgetting_frozen", model="addition", what="right_to_stay", weights="trained",
+                         loop=str(l))[0]["value"]) for l in (1, 2, 3)]
+    assert right[2] == 1
+    shares = [right[0], right[1] - right[0], right[2] - right[1]]
+    (rule,) = found("decode_cpu", checkpoint="addition", rule="kl", threshold="0.001")
+    loops = [float(found("analyze_text_difficulty", what=what, weights="trained", **{"class": "all"})[0]["value"])
+             for what in ("settles", "loops")]
+    says("docs/decisions.md",
+         r"writes (\S+), (\S+) and (\S+)% are right from loop 1, 2 and 3 on, (\S+) in the mean, and `kl` under "
+         r"0.001 halts them in (\S+) \(.*? a guess stands after (\S+) loops .*? halts in (\S+) \(",
+         *([100 * x] for x in shares), [sum(x * l for x, l in zip(shares, (1, 2, 3), strict=True))],
+         [float(rule["loops"])], *([x] for x in loops))
+    says("docs/findings.md", r"right from loop (\S+) on in the mean and halts by `kl` in (\S+); on text a guess stands "
+         r"after (\S+) loops and `entropy` halts in (\S+) \|",
+         [sum(x * l for x, l in zip(shares, (1, 2, 3), strict=True))], [float(rule["loops"])], *([x] for x in loops))
+
 
 def differing(name, a, b, column, scale=100):
     """The mean difference of two rows over their seeds and its interval."""

@@ -63,19 +63,24 @@ def test_recipe(name):
     assert {k: saved[k] for k in recipe} == recipe
 
 
+def fresh_windows(saved, rng, count):
+    """Tokens (count,257) from anywhere in text that text.pt was not trained on, eight pieces that lie evenly over
+    tinyshakespeare's validation text."""
+    text = (ROOT / "tests/shakespeare.txt").read_text(encoding="utf-8")
+    tokens = torch.tensor(encode(checkpoint_meta(saved), text))
+    return torch.stack([tokens[i:i + 257] for i in rng.integers(0, len(tokens) - 256, count).tolist()])
+
+
 def test_claims_of_text(rng):
-    """Fresh windows of text it was not trained on, eight pieces that lie evenly over tinyshakespeare's validation text:
-    the loss after the first and the last loop is that of the pieces within 5 standard errors of 24 windows, whose
-    losses have standard deviations of 0.18 and 0.21; halting costs next to nothing. The pieces are easier than the
-    whole validation text, which has 1.726 and 1.475."""
+    """Fresh windows of text it was not trained on: the loss after the first and the last loop is that of the pieces
+    within 5 standard errors of 24 windows, whose losses have standard deviations of 0.18 and 0.21; halting costs next
+    to nothing. The pieces are easier than the whole validation text, which has 1.726 and 1.475."""
     path = ROOT / "pretrained/text.pt"
     assert path.stat().st_size <= 4e6
     with open(path.with_suffix(".csv"), newline="") as f:
         claims = {r["kind"] + r["loop"]: r for r in csv.DictReader(f)}
     saved = runtime.load_checkpoint(path)
-    model, text = from_checkpoint(saved), (ROOT / "tests/shakespeare.txt").read_text(encoding="utf-8")
-    tokens = torch.tensor(encode(checkpoint_meta(saved), text))
-    rows = torch.stack([tokens[i:i + 257] for i in rng.integers(0, len(tokens) - 256, 24).tolist()])
+    model, rows = from_checkpoint(saved), fresh_windows(saved, rng, 24)
     X, Y = rows[:, :-1], rows[:, 1:]
     with torch.no_grad():
         loss = model.loss_per_loop(X, Y).tolist()
