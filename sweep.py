@@ -50,6 +50,7 @@ rows: list[str] = []            # "name: --key=value ..." of train.py; "name @3:
 overrides: list[str] = []       # --key=value of train.py, for all rows; a row's own wins
 evaluate: list[str] = []        # "--key=value ..." of evaluate.py, or "label: --key=value ..." with columns label_*
 analyze = ""                    # "--key=value ..." of analyze.py, for runs of the first seed: results/<name>_states.csv
+analyze_seeds = 1               # >= 1: for runs of so many seeds, which the table then names
 parallel = 0                    # >= 0: runs at once; 0: one per core, on CUDA half as many and at most 8 per GPU
 mps: bool | str = "auto"        # NVIDIA's MPS for runs that share a GPU; auto: where it is installed
 timeout = 0.0                   # >= 0: seconds after which a training, or an evaluation, is told to end; 0: never
@@ -189,7 +190,7 @@ def plan(file, root):
             steps = {"train": ["train.py", *words, f"--seed={seed}", f"--out_dir={folder}"]} | {
                 step: ["evaluate.py", *test, last, f"--csv_file={folder}/{step}.csv"] for step, test in tests.items()}
             own = settings | dict(seed=seed, out_dir=folder) | (dict(ranks=int(ranks)) if ranks else {})
-            if analyze and seed == seeds[0] and looped:
+            if analyze and seed in seeds[:analyze_seeds] and looped:
                 steps["analyze"] = ["analyze.py", *analysis, last, f"--out_dir={folder}"]
             for step in steps.keys() - {"train"} if "task" in settings else ():  # which no checkpoint tells a script
                 steps[step].append(f"--task={settings['task']}")

@@ -137,7 +137,9 @@ def write_tables(found, wanted, target, labels, head):
     """
     further = [k for k in dict.fromkeys(k for r in found for k in r) if re.search(r"_\d+$|^ran_on$", k)]
     outputs.write_csv(f"{target}.csv", (*FIRST, *further, "error"), found)
-    states = [dict(row=r["row"], **state) for r in found for state in r.get("states", [])]
+    several = len({r["seed"] for r in found if r.get("states")}) > 1
+    states = [dict(row=r["row"]) | (dict(seed=r["seed"]) if several else {}) | state
+              for r in found for state in r.get("states", [])]
     if states:
         outputs.write_csv(f"{target}_states.csv", states[0], states)
     device, version = (", ".join(dict.fromkeys(r[k] for r in found if k in r)) for k in ("device", "torch"))

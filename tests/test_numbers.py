@@ -455,6 +455,14 @@ def test_demos_over_four_gpus_again():
          [sum(1 / r["ms"] for r in four) / sum(1 / r["ms"] for r in one)])
 
 
+def test_what_the_loop_kernel_reads():
+    """All weights of a block of 256 channels in bfloat16, by each of 128 sequences in every loop, in TB/s."""
+    (r,) = found("bench_h200", table="loop", case="64x256x128 fixed", path="loop kernel")
+    known = [12 * 256 ** 2 * 2 * 128 / float(r["per_loop"]) / 1e6]
+    says("docs/kernels.md", r"by count (\S+) TB/s are read of them", known)
+    says("docs/findings.md", r"stay in L2: (\S+) TB/s are read of them", known)
+
+
 def test_what_a_kernel_saves_per_call():
     """The log, where kernels/paths.py leaves the first calls to PyTorch: milliseconds, and seconds of so many calls."""
     loops = {}

@@ -609,6 +609,24 @@ def test_committed_sweeps(folder, monkeypatch, path):
             check(LoopConfig(**{k: v for k, v in given.items() if k in of_model} | facts | other))
 
 
+def test_states_of_several_seeds_are_told_apart(tmp_path, monkeypatch, folder):
+    """analyze_seeds: which runs are analysed, and a column that an older table, of one seed, has not."""
+    monkeypatch.chdir(folder)
+    for key, value in configure(sweep.__file__, argv=["config/sweep_forgetting.py"])[0].items():
+        monkeypatch.setattr(sweep, key, value)
+    for count in (1, 2):
+        monkeypatch.setattr(sweep, "analyze_seeds", count)
+        runs = sweep.plan("config/sweep_forgetting.py", "out")
+        assert {run["seed"] for run in runs if "analyze" in run["steps"]} == set(sweep.seeds[:count])
+        state = dict(what="norm", weights="trained", loop=1, value=0.5)
+        found = [dict(row=r, seed=s, error="", states=[state]) for s in sweep.seeds[:count] for r in ("a", "b")]
+        sweep_tables.write_tables(found, ["a", "b"], str(tmp_path / "small"), [], ["x", "y"])
+        rows = read_csv(tmp_path / "small_states.csv")
+        told = [(r["row"], *([r["seed"]] if count > 1 else [])) for r in rows]
+        assert told == [(r["row"], *([str(r["seed"])] if count > 1 else [])) for r in found]
+        assert ("seed" in rows[0]) == (count > 1)
+
+
 def test_no_server_of_scripts_is_no_reason_to_run_nothing(monkeypatch):
     def fail(environment):
         raise OSError("no memory")
