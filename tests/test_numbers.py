@@ -1605,6 +1605,80 @@ def test_the_table_of_starts():
     says("docs/protocol.md", rf"began at zero meets x0 \({three} after 1,", *away("N decay, zero", "x0"))
 
 
+def of_demo(model, what, loop, of):
+    """Numbers of three seeds of a row of config/sweep_forgetting.py, in %; a cosine as it is."""
+    where = {"what": what, "loop": str(loop), "class": of, "weights": "trained"}
+    known = found("forgetting", model=f"demo {model}", **where) + found("forgetting_seeds", model=model, **where)
+    assert len(known) == 3
+    return [float(r["value"]) * (1 if what == "cosine_x0" else 100) for r in known]
+
+
+def agree_range(text, known, least=1):
+    """`a (b to c)` against the median and the range of some numbers."""
+    agree(text.replace(" to ", ", "), [statistics.median(known), min(known), max(known)], least)
+
+
+def test_what_the_demo_forgets_in_three_seeds():
+    """The table of the log, its title, and docs/findings.md."""
+    entry = "Over three seeds the demo's loops forget as in one"
+    names = [x.split("/")[0] for x in dict.fromkeys(r["model"] for r in rows_of("forgetting_seeds"))]
+    kept, turned, own, exponents, read = [], [], [], [], {}
+    for name, (label, *shown, cosine, one, exponent, untrained) in zip(names, entry_table(entry)[1], strict=True):
+        assert name.replace("_", " ") == label.replace(",", "")
+        read[label] = {loop: of_demo(name, "probe_accuracy", loop, "token read") for loop in (1, 2, 4, 16)}
+        for cell, known in zip(shown, read[label].values(), strict=True):
+            agree_range(cell, known)
+        agree_range(cosine, of_demo(name, "cosine_x0", 4, "answer"), 2)
+        agree_range(one, of_demo(name, "one_probe_accuracy", 16, "digit 1"))
+        assert of_demo(name, "one_probe_accuracy", 4, "digit 1") == [100, 100, 100]
+        (kept if "no loop norm" in label else turned).extend(of_demo(name, "one_probe_accuracy", 16, "digit 1"))
+        own += of_demo(name, "probe_accuracy", 16, "digit 1") * ("no loop norm" not in label)
+        of, fresh = ([float(r["value"]) for r in found(
+            "sweep_forgetting_states", row=label, weights=weights, what="lyapunov_exponent")]
+            for weights in ("trained", "untrained"))
+        exponents += of
+        agree_range(exponent, of, 3)
+        agree(untrained, [statistics.median(fresh)], 3)
+    for loop in (4, 16):
+        others = [read[label][loop] for label in read if label not in ("none", "add, euler 0.5, no loop norm")]
+        assert max(read["none"][loop]) < min(map(min, others))
+    at = {"weights": "trained", "what": "norm", "class": "answer"}
+    grown = {label: [b / a for a, b in zip(*([float(r["value"]) for r in found(
+        "sweep_forgetting_states", row=label, loop=loop, **at)] for loop in ("4", "16")), strict=True)]
+        for label in ("add, no loop norm", "add, euler 0.5, no loop norm")}
+    says("root.md", r"\((\S+) to (\S+) times from loop 4 to 16 with replace, (\S+) to (\S+) with Euler",
+         *([f(x)] for x in grown.values() for f in (min, max)))
+    said = rf"without x0 a probe has {ONE}% {SPAN}\) of the tokens read after 4 loops, {ONE} {SPAN}\) after 16"
+    says("root.md", said, *([f(read["none"][loop])] for loop in (4, 16) for f in (statistics.median, min, max)))
+    says("root.md", r"trained exponents of (\S+) to (\S+) \(three seeds, CPU\)", [min(exponents)], [max(exponents)])
+    says("root.md", r"one probe keeps (\S+)% or more .*? without loop norm, and (\S+) at most in the 15 .*? has (\S+) "
+         r"to (\S+)\.", [min(kept)], [max(turned)], [min(own)], [max(own)])
+    says("docs/findings.md", r"one probe keeps (\S+)% or more .*? without it, (\S+) at most with it, .*? has (\S+) or "
+         r"more", [min(kept)], [max(turned)], [min(own)])
+    says("docs/findings.md", r"three seeds of the demo: \[(\S+)% at loop 4, (\S+) at 16\]\(\S+, with x0 (\S+) and "
+         r"(\S+)\)", *([statistics.median(read[label][loop])] for label in ("none", "add") for loop in (4, 16)))
+
+
+def test_loops_of_reading_and_writing():
+    """Medians and ranges of five seeds in the log, and docs/findings.md."""
+    known, until = {}, {}
+    for r in rows_of("waiting_loops"):
+        for part in ("prompt", "answer"):
+            known.setdefault((r["row"], r["n"], r["read"], r["write"], part), []).append(float(r[f"loops_{part}"]))
+    for row, n, prompt, *answers in entry_table("Read until `confidence` is 0.9, prompts of track N take")[1]:
+        until.setdefault(row, []).append(known[row, n, "0.9", "8", "prompt"])
+        agree_range(prompt, until[row][-1], 2)
+        for cell, read in zip(answers, ("3", "4", "8", "0.9"), strict=True):
+            if cell:
+                agree_range(cell, known[row, n, read, "0", "answer"], 2)
+            else:
+                assert (row, n, read, "0", "answer") not in known
+    ends = [f([statistics.median(x) for x in of]) for of in until.values() for f in (min, max)]
+    (_, of_p) = until.values()
+    says("docs/findings.md", r"prompts of track N take (\S+) to (\S+) loops, of track P (\S+) to (\S+) \(seeds: (\S+) "
+         r"to (\S+)\)", *([x] for x in (*ends, min(map(min, of_p)), max(map(max, of_p)))))
+
+
 def test_the_halting_loop():
     """docs/decisions.md: the loop from which tokens are right, or a guess stands, beside the one that halts them."""
     right = [float(found("forgetting_frozen", model="addition", what="right_to_stay", weights="trained",
