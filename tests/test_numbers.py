@@ -1659,6 +1659,44 @@ def test_what_the_demo_forgets_in_three_seeds():
          r"(\S+)\)", *([statistics.median(read[label][loop])] for label in ("none", "add") for loop in (4, 16)))
 
 
+def test_step_encodings_without_loop_norm():
+    """The table of the log, norms and deltas of three seeds after every loop that it names; docs/findings.md."""
+    entry, name, norms, far = "Without loop norm the state grows the same", "sweep_anchor_demo", {}, {}
+
+    def of(row, what, loop, weights="trained"):
+        at = row, what, loop, weights, "answer"
+        return [float(r["value"]) for r in rows_of(f"{name}_states")
+                if tuple(r[k] for k in ("row", "what", "loop", "weights", "class")) == at]
+    for row, *shown, untrained, at_4, at_16, four, eight in entry_table(entry)[1]:
+        norms[row] = {loop: of(row, "norm", loop) for loop in ("1", "4", "16")}
+        known = [(cell, norms[row][loop], 1) for cell, loop in zip(shown, ("1", "4", "16"), strict=True)]
+        known += [(at_4, of(row, "delta", "4"), 2), (at_16, of(row, "delta", "16"), 3)]
+        for cell, numbers, least in known:
+            assert bool(cell) == bool(numbers) == (len(numbers) == 3)
+            if cell:
+                agree_range(cell, numbers, least)
+        agree_each(untrained, [x[0] for loop in norms[row] if (x := of(row, "norm", loop, "untrained"))])
+        for cell, n in ((four, 4), (eight, 8)):
+            agree(cell, seeds(name, row, f"uniform_{n}"))
+        far[row] = values(name, row, "uniform_8")
+    assert [*far] == [*dict.fromkeys(r["row"] for r in rows_of(name))]
+    others = [row for row in far if "learned" not in row]
+    ends = [f(x for row in others for x in norms[row][loop]) for loop in ("4", "16") for f in (min, max)]
+    says("root.md", r"norms of (\S+) to (\S+) after 4 loops and (\S+) to (\S+) after 16, learned steps",
+         *([round(x)] for x in ends))
+    grown = [(b - a) / 12 for row in others for a, b in zip(norms[row]["4"], norms[row]["16"], strict=True)]
+    within = [[round(f(x for row in others for x in norms[row]["1"]))] for f in (min, max)]
+    within += [[round(x)] for x in ends]
+    within += [[f(x for row in others for x in of(row, "delta", loop))] for loop in ("4", "16") for f in (min, max)]
+    says("root.md", r"lie within (\S+) and (\S+), (\S+) and (\S+), (\S+) and (\S+) after these loops, deltas within "
+         r"(\S+) and (\S+), (\S+) and (\S+)\. ", *within)
+    says("root.md", r"without end, by (\S+) to (\S+) per loop", *([round(f(grown))] for f in (min, max)))
+    assert max(far["add, learned"]) < min(least := [min(far[row]) for row in others])
+    says("docs/findings.md", r"norms of (\S+) to (\S+) after 16 loops .*? cost length: (\S+ \(\S+\)) at 8 digits with "
+         r"x0, the other six rows (\S+) or", *([x] for x in ends[2:]), seeds(name, "add, learned", "uniform_8"),
+         [min(least)])
+
+
 def test_loops_of_reading_and_writing():
     """Medians and ranges of five seeds in the log, and docs/findings.md."""
     known, until = {}, {}
