@@ -8,12 +8,12 @@
 
 A row is a name and arguments of train.py: "wide @3: --n_embd=128 --weight_decay=0.1". @3 takes the first 3 seeds only;
 "wide on 2: ..." takes two GPUs that it has to itself; a config file as the first word replaces base. All is checked
-before anything runs. A run is train.py, then evaluate.py once for each entry of `evaluate` and, of the first seed,
-analyze.py as `analyze` says, always of ckpt_last.pt: nothing is selected by a test. Runs spread over all GPUs there
-are; where one drops out, its runs go on elsewhere. The same command again goes on after an interruption, skips what is
-finished, and runs what failed or now has other settings. The tables are written after every run, figures and the
-validation losses over the iterations at the end; out_dir/<row>/seed<S>/ holds train.py's files, a log of each step, and
-row.json, what is known.
+before anything runs. A run is train.py, then evaluate.py once for each entry of `evaluate` and, of the first
+`analyze_seeds` seeds, analyze.py as `analyze` says, always of ckpt_last.pt: nothing is selected by a test. Runs spread
+over all GPUs there are; where one drops out, its runs go on elsewhere. The same command again goes on after an
+interruption, skips what is finished, and runs what failed or now has other settings. The tables are written after every
+run, figures and the validation losses over the iterations at the end; out_dir/<row>/seed<S>/ holds train.py's files, a
+log of each step, and row.json, what is known.
 """
 import ast
 import collections

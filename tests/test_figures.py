@@ -247,6 +247,7 @@ def test_states_are_drawn_by_loop_trained_beside_untrained(drawn, rng, tmp_path)
             for (i, what, w, c), values in known.items() for l, y in enumerate(values, 1)]
     rows += [{"row": f"row {i}", "what": "loss", "weights": "trained", "loop": l, "class": "a"}
              for i, l in enumerate((2, 3, 4, 11, 6))]
+    rows = [r | dict(seed=1) for r in rows] + [r | dict(seed=2, value=9.0) for r in rows if "value" in r]
     assert figures.draw_states(rows, str(tmp_path / "x.png"))
     for n, ax in enumerate(drawn[0].axes):
         what, weights = [*itertools.product(("norm", "delta"), figures.STYLE)][n % 4]
