@@ -531,8 +531,8 @@ def draw_states(rows, path):
             look = line_style(i) | dict(fillstyle=("full", "none", "left", "right")[k % 4])
             first = next(r["class"] for r in own[name] if r["what"] == what)  # the tokens that count stand first
             draw_curves(ax, own[name], what, first, looks={weights: look}, label=name)
-        ends = {min(r["loop"] for r in x if r["what"] == "loss"): max(r["loop"] for r in x) for x in own.values()}
-        for l in (l for l, last in ends.items() if last >= 2 * l):  # others, of learned steps, do not think on
+        ends = {(min(r["loop"] for r in x if r["what"] == "loss"), max(r["loop"] for r in x)) for x in own.values()}
+        for l in {l for l, last in ends if last >= 2 * l}:  # others, of learned steps, do not think on
             ax.axvline(l, color="0.4", lw=1, ls=":", label="the loops of training")
         label_axes(ax, "loop", shown[what] if n % 2 == 0 else "", weights, yscale="log")
         if what == "norm":  # often within a decade, where 1.15 x 10^1 would stand for 11.5

@@ -104,17 +104,33 @@ def mean_of(differences):
     return [statistics.mean(differences)], [interval.low], [interval.high]
 
 
+def agree_range(text, known, least=1):
+    """`a (b to c)` against the median and the range of some numbers."""
+    agree(text.replace(" to ", ", "), spread(known), least)
+
+
 def less(one, other, column, by=None, scale=100):
     """Points of one (table, row) above another, seed by seed; by: the column of the other, if it is another one."""
     return [x - y for x, y in zip(values(*one, column, scale), values(*other, by or column, scale), strict=True)]
 
 
-def count_apart(one, other, columns):
-    """Of the columns in which not all seeds are equal: how many, of how many the interval leaves 0 out, in how many all
-    seeds are apart, and the smallest p."""
+def unequal(one, other, columns):
+    """{column: points of one (table, row) above another, seed by seed}, but where all seeds are equal."""
     gaps = {c: less(one, other, c) for c in columns}
     gaps = {c: gap for c, gap in gaps.items() if max(map(abs, gap)) > 1e-9}
     assert all(len(set(gap)) > 1 for gap in gaps.values())  # else there is no interval
+    return gaps
+
+
+def leaves_out_0(gap):
+    """Does the 95% interval of the mean of some differences leave 0 out?"""
+    return stats.ttest_1samp(gap, 0).pvalue < 0.05
+
+
+def count_apart(one, other, columns):
+    """Of the columns in which not all seeds are equal: how many, of how many the interval leaves 0 out, in how many all
+    seeds are apart, and the smallest p."""
+    gaps = unequal(one, other, columns)
     chances = [stats.ttest_1samp(gap, 0).pvalue for gap in gaps.values()]
     pairs = [(values(*one, c), values(*other, c)) for c in gaps]
     order = sum(max(x) < min(y) or max(y) < min(x) for x, y in pairs)
@@ -416,7 +432,7 @@ def test_demos_over_four_gpus():
         on, known = zip(*((r["ran_on"], float(r["ms"])) for r in rows_of(name)), strict=True)
         assert sorted(map(on.count, set(on))) == [8] * count
         _, ms, per_second, *_ = line(rows, start)
-        agree(ms.replace(" to ", ", "), spread(known))
+        agree_range(ms, known)
         agree(per_second, [sum(1000 / x for x in known)], 0)
 
 
@@ -438,7 +454,7 @@ def test_demos_over_four_gpus_again():
         agree(evaluated, [max(r["evaluated"] for r in runs)])
         seconds, ms_range = steps.split(" s; ")
         agree(seconds, [statistics.median(ms)])  # 1,000 steps
-        agree(ms_range.replace(" to ", ", "), spread(ms))
+        agree_range(ms_range, ms)
     four, one, other, now, full, alone = known.values()
     says("docs/scale.md", r"all had ended after ([\d.]+) s: ([\d.]+) until the first .*?, ([\d.]+) of a training, "
          r"of which its steps are ([\d.]+) .*?, ([\d.]+) of its two evaluations\. .*? took ([\d.]+) s, "
@@ -1006,9 +1022,8 @@ def test_what_frozen_prompts_cost_track_p():
          r"(\d+),",
          [of], [few], [of / 20], [of_loops], [more], [round(of_loops / 20)])
     told = {"more": [], "fewer": []}
-    for column in measured:
-        gap = less(FROZEN_P, NEVER_P, column)
-        if max(map(abs, gap)) > 1e-9 and stats.ttest_1samp(gap, 0).pvalue < 0.05:
+    for column, gap in unequal(FROZEN_P, NEVER_P, measured).items():
+        if leaves_out_0(gap):
             told["more" if sum(gap) > 0 else "fewer"].append(column)
     assert {c for c in told["more"] if c not in loops} == {"kl_hard_15", "kl_hard_19", "delta_hard_18"}
     longer, shorter = ([c for c in told[way] if c in loops] for way in ("more", "fewer"))
@@ -1515,7 +1530,7 @@ def test_each_part_of_the_newer_block():
     for name, *shown in rows:
         for column, cell in zip(("uniform_24", "hard_24", "32_uniform_24"), shown, strict=True):
             agree(cell, sum(mean_of(cost_of_block(name, column)), []))
-            without += stats.ttest_1samp(cost_of_block(name, column), 0).pvalue < 0.05
+            without += leaves_out_0(cost_of_block(name, column))
     assert without == 7
     assert "Seven of the 12 intervals leave 0 out, chance makes 0.6" in page("root.md")
     said = "docs/block.md", "docs/findings.md"
@@ -1611,11 +1626,6 @@ def of_demo(model, what, loop, of):
     known = found("forgetting", model=f"demo {model}", **where) + found("forgetting_seeds", model=model, **where)
     assert len(known) == 3
     return [float(r["value"]) * (1 if what == "cosine_x0" else 100) for r in known]
-
-
-def agree_range(text, known, least=1):
-    """`a (b to c)` against the median and the range of some numbers."""
-    agree(text.replace(" to ", ", "), [statistics.median(known), min(known), max(known)], least)
 
 
 def test_what_the_demo_forgets_in_three_seeds():
@@ -1732,17 +1742,16 @@ def test_the_halting_loop():
                          loop=str(l))[0]["value"]) for l in (1, 2, 3)]
     assert right[2] == 1
     shares = [right[0], right[1] - right[0], right[2] - right[1]]
+    first = [sum(x * l for x, l in zip(shares, (1, 2, 3), strict=True))]
     (rule,) = found("forgetting_frozen", model="addition", what="loops", **{"class": "answer"})
     loops = [float(found("analyze_text_difficulty", what=what, weights="trained", **{"class": "all"})[0]["value"])
              for what in ("settles", "loops")]
     says("docs/decisions.md",
          r"writes (\S+), (\S+) and (\S+)% are right from loop 1, 2 and 3 on, (\S+) in the mean, and `kl` under "
          r"0.001 halts the same tokens in (\S+) \(.*? a guess stands after (\S+) loops .*? halts in (\S+) \(",
-         *([100 * x] for x in shares), [sum(x * l for x, l in zip(shares, (1, 2, 3), strict=True))],
-         [float(rule["value"])], *([x] for x in loops))
+         *([100 * x] for x in shares), first, [float(rule["value"])], *([x] for x in loops))
     says("docs/findings.md", r"right from loop (\S+) on in the mean and halts by `kl` in (\S+); on text a guess stands "
-         r"after (\S+) loops and `entropy` halts in (\S+) \|",
-         [sum(x * l for x, l in zip(shares, (1, 2, 3), strict=True))], [float(rule["value"])], *([x] for x in loops))
+         r"after (\S+) loops and `entropy` halts in (\S+) \|", first, [float(rule["value"])], *([x] for x in loops))
 
 
 def differing(name, a, b, column, scale=100):
@@ -2073,9 +2082,8 @@ def test_which_rows_are_lower_at_other_widths():
     lower, higher = [], []
     for place in ("N 64", "N 256", "P 64", "P 256"):
         for one, other in itertools.combinations(at_width(place)[1], 2):
-            for column in OF_LOSS_AND_SIZES:
-                gap = less((WIDTHS, one), (WIDTHS, other), column)
-                if max(map(abs, gap)) > 1e-9 and stats.ttest_1samp(gap, 0).pvalue < 0.05:
+            for column, gap in unequal((WIDTHS, one), (WIDTHS, other), OF_LOSS_AND_SIZES).items():
+                if leaves_out_0(gap):
                     less_right = (sum(gap) < 0) != (column == "val_loss")
                     lower.append(one if less_right else other)
                     higher.append(other if less_right else one)
@@ -2105,8 +2113,8 @@ def test_how_step_encodings_slow_the_loss():
     assert [len(apart["P 256", step]) for step in (1000, 1500, 2000)] == [5, 7, 6]
     assert sum(len(x) for (place, _), x in apart.items() if place != "P 256") == 1
     assert all(i in added and j in others for (place, _), x in apart.items() if place == "P 256" for i, j in x)
-    assert sum(stats.ttest_1samp(x, 0).pvalue < 0.05 for x in ratios.values()) == 11
-    of_x0 = [x for key, x in ratios.items() if key[2][0] == 4 and stats.ttest_1samp(x, 0).pvalue < 0.05]
+    assert sum(map(leaves_out_0, ratios.values())) == 11
+    of_x0 = [x for key, x in ratios.items() if key[2][0] == 4 and leaves_out_0(x)]
     assert len(of_x0) == 4
     assert all(sum(x) < 0 for x in of_x0)
     assert [place for place, step, some in ratios if step == 1500 and some[0] == 4
