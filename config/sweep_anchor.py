@@ -20,3 +20,4 @@ evaluate = [
     "long: --digits=[4,8,12] --num_loops=32 --eval_iters=0 --backend=torch",
 ]
 analyze = "--probes=False --tokens=4000 --iterations=20"
+analyze_seeds = 3

@@ -26,3 +26,4 @@ evaluate = [
     "anderson: --digits=[4,8,12] --num_loops=32 --anderson=5 --eval_iters=0 --backend=torch",
 ]
 analyze = "--probes=False --tokens=4000"
+analyze_seeds = 3
