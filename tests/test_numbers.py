@@ -472,11 +472,35 @@ def test_demos_over_four_gpus_again():
 
 
 def test_what_the_loop_kernel_reads():
-    """All weights of a block of 256 channels in bfloat16, by each of 128 sequences in every loop, in TB/s."""
-    (r,) = found("bench_h200", table="loop", case="64x256x128 fixed", path="loop kernel")
-    known = [12 * 256 ** 2 * 2 * 128 / float(r["per_loop"]) / 1e6]
-    says("docs/kernels.md", r"by count (\S+) TB/s are read of them", known)
-    says("docs/findings.md", r"stay in L2: (\S+) TB/s are read of them", known)
+    """Counters of a profiler beside the count: weights of a block of C channels in bfloat16, and x0, by each of B
+    sequences in every loop; of HBM each once per launch. MB per loop, medians of launches."""
+    (_, counted), (_, rows) = (entry_table("The weights of the loop kernel come from L2", n) for n in (1, 2))
+    for case, of_block, of_all, us, rate, each in counted:
+        T, C, B = map(int, case.split("x"))
+        (r,) = found("bench_h200", table="loop", case=f"{case} fixed", path="loop kernel")
+        block, per_loop = 12 * C ** 2 * 2 / 1e6, float(r["per_loop"])
+        agree_each(f"{of_block}, {of_all}, {us}", [block, block * B, per_loop])
+        agree_each(f"{rate}, {each}", [block * B / per_loop, block * 1e3 / per_loop])
+    assert [r[:2] for r in rows] == [list(x) for x in dict.fromkeys(
+        (r["case"], r["caches"]) for r in rows_of("loop_counters_h200"))]
+    for case, caches, received, read, missed, hbm, most in rows:
+        T, C, B = map(int, case.split("x"))
+        launches = found("loop_counters_h200", case=case, caches=caches)
+        known = {k: statistics.median(float(r[k]) for r in launches) for k in list(launches[0])[2:]}
+        mb = {k: x / known["loops"] for k, x in known.items() if k.endswith("_mb")}
+        weights, x0 = 12 * C ** 2 * 2 / 1e6, T * C * B * 2 / 1e6
+        assert math.isclose(mb["received_mb"], B * weights + x0, rel_tol=1e-3)
+        agree(received, [mb["received_mb"], B * weights + x0])
+        agree_each(f"{read}, {missed}", [mb["l2_read_mb"], mb["l2_miss_mb"]])
+        agree(hbm, [mb["hbm_read_mb"], (weights + x0) / known["loops"]])
+        if caches == "flushed":
+            assert weights + x0 < known["hbm_read_mb"] < 1.1 * (weights + x0)
+        for cell, column in zip(most.split(", "), ("l2_percent", "hbm_percent", "sm_percent"), strict=True):
+            assert abs(float(cell) - known[column]) <= (0.5 if "." not in cell else 0.005) + 1e-9
+    (_, _, received, _, _, hbm, _), *_ = rows
+    for name in ("docs/kernels.md", "docs/findings.md"):
+        says(name, r"stay in L2: of (\S+) MB that a loop reads at 64x256x128 (\S+) come from HBM",
+             *([float(x.split()[0])] for x in (received, hbm)))
 
 
 def test_what_a_kernel_saves_per_call():
