@@ -282,7 +282,6 @@ class LoopGPT(GPT):
         super().__init__(config)
         C = config.n_embd
         self.trained_loops = max(loop_counts(config.num_loops))
-        self.check_loops()
         self.inject = Inject(config.inject, C)
         if config.start == "learned":
             self.first_state = nn.Parameter(nn.init.normal_(torch.empty(C), std=0.02))
@@ -294,6 +293,7 @@ class LoopGPT(GPT):
             self.step_bias = nn.Parameter(nn.init.normal_(torch.empty(self.trained_loops, C), std=0.02))
         if config.step_encoding == "sinusoid":  # starts as loud as the token embeddings
             self.step_scale = nn.Parameter(torch.tensor(0.02))
+        self.check_loops()
         if config.alpha == "learned":
             self.step_size = nn.Parameter(torch.tensor(1.0))
         if config.alpha == "gate":
@@ -349,12 +349,14 @@ class LoopGPT(GPT):
         return min(blocks, len(self.step_bias) if self.config.step_encoding == "learned" else math.inf)
 
     def check_loops(self, L=None):
-        """ValueError if L loops, by default all that any token may take, are more than there are blocks."""
-        blocks = len(self.transformer.h) // self.config.n_layer
+        """ValueError if L loops, by default all that any token may take, are more than there are weights for."""
         L = L or think.most_loops(self.config, self.trained_loops)
-        if not self.config.tie_loops and L > blocks:
-            raise ValueError(f"{L} loops, but with tie_loops False the model has blocks for the {blocks} that it was "
-                             "trained with")
+        if L <= self.loop_limit:
+            return
+        why = ("with tie_loops False there are blocks for the {} that it was trained with"
+               if not self.config.tie_loops else
+               "step_encoding 'learned' ends at the {} that it was trained with; sinusoid, rope and none extend")
+        raise ValueError(f"{L} loops, but {why.format(self.loop_limit)}")
 
     def cache_slots(self):
         return think.most_loops(self.config, self.trained_loops), self.evaluations * self.config.n_layer
@@ -461,8 +463,7 @@ class LoopGPT(GPT):
         """s_l (C), or None where the step encoding adds nothing to the state."""
         if self.config.step_encoding == "learned":
             if l > len(self.step_bias):
-                raise ValueError(f"loop {l}, but step_encoding 'learned' ends at the {len(self.step_bias)} loops it "
-                                 "was trained with; sinusoid, rope and none extend")
+                self.check_loops(l)
             return self.step_bias[l - 1]
         if self.config.step_encoding == "sinusoid":
             return self.step_scale * self.wave(l)

@@ -314,8 +314,11 @@ def test_who_exits_in_a_loop_is_the_gpt_of_so_many_layers(l):
     assert (record["loops"] == l).all()
 
 
-def test_no_more_loops_than_blocks_of_their_own():
-    model, words = make(tie_loops=False, think_token=0), "4 loops, but .*tie_loops False.* 3 "
+@pytest.mark.parametrize(("settings", "words"), [
+    (dict(tie_loops=False), "tie_loops False.* 3 "),
+    (dict(step_encoding="learned"), "step_encoding 'learned' ends.* 3 .*sinusoid.*rope.*none")])
+def test_no_more_loops_than_blocks_or_learned_steps(settings, words):
+    model, words = make(**settings, think_token=0), f"4 loops, but .*{words}"
     for L in (1, 3):
         assert override(model, {"num_loops": L}).trained_loops == L
         assert len(list(model.states(tokens()))) == L
@@ -323,9 +326,9 @@ def test_no_more_loops_than_blocks_of_their_own():
         model(tokens(), num_loops=4)
     for setting in ("num_loops", "prompt_loops", "think_loops"):
         with pytest.raises(ValueError, match=words):
-            override(make(tie_loops=False, think_token=0), {setting: 4})
+            override(make(**settings, think_token=0), {setting: 4})
     with pytest.raises(ValueError, match=words):
-        make(tie_loops=False, think_token=0, think_loops=4)
+        make(**settings, think_token=0, think_loops=4)
 
 
 # ---- gradients
@@ -577,13 +580,6 @@ def test_evaluation_takes_the_largest_number_of_loops(counts):
     assert not torch.allclose(default, four)
     assert len(list(model.states(idx))) == 5
     assert model(idx, trace=True)[2]["entropy"].shape == (2, T, 5)
-
-
-def test_learned_step_encoding_ends_where_training_did():
-    model, idx = make(step_encoding="learned", num_loops=[2, 4]), tokens()
-    model(idx, num_loops=4)
-    with pytest.raises(ValueError, match=r"loop 5.*4 loops.*sinusoid.*rope.*none"):
-        model(idx, num_loops=5)
 
 
 def test_training_draws_dropout_afresh_in_every_loop():
