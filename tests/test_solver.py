@@ -9,6 +9,7 @@ import torch
 import torch.nn as nn
 from models import halfway, random_weights
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 import think
 from looplm_kernels import HaltingPlan
@@ -333,6 +334,20 @@ def test_flops_count_every_evaluation():
     head = 6 * V * C
     assert two - head == 2 * (one - head)
     assert four - head == 4 * (one - head)
+
+
+@pytest.mark.parametrize("start", ["x0", "zero"])
+@pytest.mark.parametrize("update", ["euler", "heun"])
+def test_flops_count_the_matrix_of_concat(update, start):
+    """By the products that PyTorch counts, a third of a training's: those of concat beside those of add."""
+    idx, known = tokens(), {}
+    for inject in ("add", "concat"):
+        model = make(update=update, inject=inject, start=start)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(idx, num_loops=3)
+        known[inject] = counter.get_total_flops() / idx.numel(), model.flops_per_token(T, 3) / 3
+    (add, said_add), (concat, said_concat) = known.values()
+    assert concat - add == said_concat - said_add > 0
 
 
 @pytest.mark.parametrize("update", ["replace", "euler", "heun", "rk4"])
