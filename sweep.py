@@ -269,24 +269,34 @@ def launch(command, log, environment, ranks):
     return "interrupted" if stopping else late or killed or last_line or f"exit status {status}"
 
 
-def execute(run, environment, ran_on=""):
-    """Do what is missing of a run: (its row of the table, the log of its last step, '' if nothing was missing)."""
-    folder, log, error, state = run["folder"], "", "", {}
-    last, path = f"{folder}/ckpt_last.pt", f"{folder}/row.json"
-    with contextlib.suppress(OSError, ValueError), open(path, encoding="utf-8") as f:
+def saved_state(run):
+    """(what row.json of a run says: its settings, and of each step that is done what it found; whether it is there, of
+    these settings)."""
+    state = {}
+    with contextlib.suppress(OSError, ValueError), open(f"{run['folder']}/row.json", encoding="utf-8") as f:
         state = json.load(f)
     same = isinstance(state, dict) and state.get("settings") == run["settings"]  # those of the config file, too
     done = state.get("done") if same else None
-    state = dict(settings=run["settings"], done=done if isinstance(done, dict) else {})
+    return dict(settings=run["settings"], done=done if isinstance(done, dict) else {}), same
+
+
+def missing(run, state):
+    """The steps of a run that are not done: {name: (key in its state, command)}."""
+    keys = {step: step if step == "train" else shlex.join(command) for step, command in run["steps"].items()}
+    return {step: (key, run["steps"][step]) for step, key in keys.items() if key not in state["done"]}
+
+
+def execute(run, environment, ran_on=""):
+    """Do what is missing of a run: (its row of the table, the log of its last step, '' if nothing was missing)."""
+    folder, log, error = run["folder"], "", ""
+    last, path = f"{folder}/ckpt_last.pt", f"{folder}/row.json"
+    state, same = saved_state(run)
     try:
-        if not (same and (done or os.path.exists(last))):
+        if not (same and (state["done"] or os.path.exists(last))):
             os.makedirs(folder, exist_ok=True)
             outputs.move_aside(folder)  # what is there must be neither resumed nor evaluated as this run's
             outputs.write_json(path, state)
-        for step, command in run["steps"].items():
-            key = step if step == "train" else shlex.join(command)
-            if key in state["done"]:
-                continue
+        for step, (key, command) in missing(run, state).items():
             log, resume = f"{folder}/{step}.log", step == "train" and os.path.exists(last)
             error = launch(command + ["--init_from=resume"] * resume, log, environment, run["ranks"])
             if error:
@@ -409,8 +419,9 @@ def places_here(runs):
 def run_all(runs, target):
     """Execute the runs, some at once, and write the tables after each; returns what failed, a text each."""
     places, environment = places_here(runs)
-    shared = mps and places.each > 1 and not collect
-    if not collect:
+    works = not collect and any(missing(run, saved_state(run)[0]) for run in runs)
+    shared = mps and places.each > 1 and works
+    if works:
         with contextlib.suppress(OSError):  # then each script starts as ever
             gpus.start_server(environment)  # it loads while MPS starts
     with gpus.mps(mps if shared else False, environment) as sharing:

@@ -629,13 +629,21 @@ def test_states_of_several_seeds_are_told_apart(tmp_path, monkeypatch, folder):
         assert ("seed" in rows[0]) == (count > 1)
 
 
-def test_no_server_of_scripts_is_no_reason_to_run_nothing(monkeypatch):
+@pytest.mark.parametrize("done", [False, True])
+def test_a_server_of_scripts_is_for_what_is_missing_and_its_lack_no_reason_to_run_nothing(tmp_path, monkeypatch, done):
+    asked = []
+
     def fail(environment):
+        asked.append(True)
         raise OSError("no memory")
     monkeypatch.setattr(gpus, "start_server", fail)
     monkeypatch.setattr(sweep, "run_at", lambda places, function, runs, target: runs)
-    runs = [dict(settings=dict(device="cpu"), ranks=1)]
+    settings, steps = dict(device="cpu"), {"train": ["train.py"], "long": ["evaluate.py", "--digits=[1, 2]"]}
+    runs = [dict(settings=settings, ranks=1, folder=str(tmp_path), steps=steps)]
+    state = dict(settings=settings, done={"train": {}} | ({"evaluate.py '--digits=[1, 2]'": {}} if done else {}))
+    (tmp_path / "row.json").write_text(json.dumps(state))
     assert sweep.run_all(runs, "results/none") is runs
+    assert asked == [True] * (not done)
 
 
 def test_a_plan_loads_no_compiler():
