@@ -8,8 +8,8 @@
     python bench.py --decode=True --tables=text --checkpoints=out/a,out/b/ckpt_last.pt
     python bench.py --decode=True --tables=decode --checkpoints=config/sweep_block.py --out=results/block_decode.csv
                                                         a token of each row's model, which nobody has trained
-    python bench.py --ranks=4                           training on one, two, four GPUs, results/ranks_<gpu>.csv, .md;
-                                                        goes on where it was stopped
+    python bench.py --ranks=8                           training on one, two, four, eight GPUs, into
+                                                        results/ranks_<gpu>.csv, .md; goes on where it was stopped
     python bench.py --device=cpu                        tiny shapes in torch: that the script works, nothing else;
     python bench.py --decode=True --device=cpu --tables=addition --checkpoints=pretrained/addition.pt
                                                         checkpoints that are given are measured in full there, too

@@ -1,5 +1,5 @@
-"""What more GPUs are worth in a training, for bench.py --ranks=4: train.py on one GPU, on two, on four, by torchrun, a
-model with loops beside one with layers; what two GPUs lead to expect of more, and what more then reach.
+"""What more GPUs are worth in a training, for bench.py --ranks=8: train.py on one GPU, on two, four, eight, by
+torchrun, a model with loops beside one with layers; what two GPUs lead to expect of more, and what more then reach.
 
 First parity: captured steps of all ranks, interrupted and resumed, against plain ones of one process with as many
 micro-steps. Then speed: a time is the median of the logged ms per step of a run of its own, after 50 steps, on a text

@@ -290,11 +290,11 @@ additions. From [sweep_block.csv](sweep_block.csv), [sweep_block_digits.csv](swe
 
 A training step is the first seed's, of 24 trainings that shared two H100: what the sweep cost, which orders the rows
 otherwise than a step alone. Alone on an H200, the host's other GPUs busy, 8 rows of text were timed, one seed, 300
-steps; [scale.csv](scale.csv) has 10.5 ms of 12 layers. Tokens are written one by one with the cache, by all loops, on
-one core of a CPU and on an H200, there by the fastest way that was timed: nanoGPT's block writes text by a kernel, all
-else is written by a CUDA graph, on text by that of the compiled step. Track N's nanogpt has a kernel, too, which that
-run did not reach. The graph timed a second time takes 5% less to 7% more on text, 20% less to 26% more on track N: the
-last column orders nothing. An empty cell was not measured."""
+steps; [scale_third_host.csv](scale_third_host.csv) has 10.5 ms of 12 layers. Tokens are written one by one with the
+cache, by all loops, on one core of a CPU and on an H200, there by the fastest way that was timed: nanoGPT's block
+writes text by a kernel, all else is written by a CUDA graph, on text by that of the compiled step. Track N's nanogpt
+has a kernel, too, which that run did not reach. The graph timed a second time takes 5% less to 7% more on text, 20%
+less to 26% more on track N: the last column orders nothing. An empty cell was not measured."""
 
 RUNS, STATE = [("sweep_energy", "(.*)")], [("sweep_energy_states", "(.*)")]
 ENERGY = {"size 4, %": (RUNS, "uniform_4", 100, "{:.1f}"),

@@ -348,81 +348,145 @@ def test_ranks(model):
     assert all(" met" in r["bar"] for r in rows_of("ranks_h100_80gb_hbm3") if r["bar"])
 
 
-HOSTS = "scale", "scale_first_host", "scale_second_host"  # with four H200; the first is the table of docs/scale.md
+HOSTS = "scale_first_host", "scale_second_host", "scale_third_host", "scale"  # with four H200; the last one with eight
+MODELS = "1 x 12", "12 layers"
+
+
+def of_ranks(name, model, what, count, **where):
+    """The one row of a table of several GPUs, numbers as such."""
+    (row,) = found(name, model=model, what=what, ranks=str(count), **where)
+    return {k: float(x) if k in bench_ranks.NUMBERS and x else x for k, x in row.items()}
 
 
 @pytest.mark.parametrize("plain", ["", ", plain"])
-@pytest.mark.parametrize("model", ["1 x 12", "12 layers"])
-def test_four_ranks(model, plain):
-    """docs/scale.md: a step on four GPUs, what two led to expect of it, and the share of the exchange."""
-    one, same, each = (found("scale", model=model, what=what + plain, ranks=n)[0] for what, n in (
-        ("one", "1"), ("same batch", "4"), ("batch of each", "4")))
-    if plain:  # as long as on two
-        same, each = (row | {"expected_ms": found("scale", model=model, what=row["what"], ranks="2")[0]["ms"]}
-                      for row in (same, each))
-    _, *said = line(table("docs/scale.md", "One training on several GPUs", 2)[1], f"plain, {model}" if plain else model)
-    for cell, row, columns in zip(said, (one, same, same, same, each, each, each), (
-            ["ms"], ["ms", "expected_ms"], ["ratio"], ["exchange"], ["ms", "expected_ms"], ["ratio"], ["exchange"]),
-            strict=True):
-        if not plain or columns != ["exchange"]:
-            agree(cell.removesuffix(" times"), [float(row[c]) * (100 if c == "exchange" else 1) for c in columns])
-    finding = re.search(r"^\| Four GPUs do .*$", page("docs/findings.md"), re.M)[0]
-    if plain:
-        shown = re.search(r"same batch \(([\d.]+) and ([\d.]+) of the time\)", finding).groups()
-        agree(shown[model == "12 layers"], [float(same["ratio"])])
-        return
-    agree(re.search(r"do ([\d.]+) times" if model == "1 x 12" else r"([\d.]+) on 12 layers", finding)[1],
-          [float(each["ratio"])])
-    if model == "12 layers":
-        other, = found("scale_second_host", model=model, what="same batch", ranks="4")
-        shown = re.search(r"12 layers with 16 sequences .*?\[([\d.]+)%.*?, on another host ([\d.]+)\)",
-                          page("docs/decisions.md")).groups()
-        for cell, row in zip(shown, (same, other), strict=True):
-            agree(cell, [100 * float(row["exchange"])])
+@pytest.mark.parametrize("model", MODELS)
+def test_four_and_eight_ranks(model, plain):
+    """docs/scale.md: a step on more GPUs, what two led to expect of it, and the share of the exchange."""
+    one = of_ranks("scale", model, f"one{plain}", 1)
+    _, rows = table("docs/scale.md", "One training on several GPUs", 2)
+    for count in (8,) if plain else (4, 8):
+        same, each = (of_ranks("scale", model, what + plain, count) for what in ("same batch", "batch of each"))
+        if plain:  # as long as on two
+            same, each = (row | {"expected_ms": of_ranks("scale", model, row["what"], 2)["ms"]} for row in (same, each))
+        _, *said = line(rows, f"plain, {model} on {count}" if plain else f"{model} on {count}")
+        for cell, row, columns in zip(said, (one, same, same, same, each, each, each), (
+                ["ms"], ["ms", "expected_ms"], ["ratio"], ["exchange"], ["ms", "expected_ms"], ["ratio"], ["exchange"]),
+                strict=True):
+            if plain and columns == ["exchange"]:
+                assert not cell
+            else:
+                agree(cell.removesuffix(" times"), [row[c] * (100 if c == "exchange" else 1) for c in columns])
+    assert not any("MISSED" in r["bar"] for r in rows_of("scale"))
 
 
-def test_what_two_ranks_foretell_and_what_hosts_differ_by():
-    offs = [[float(r["ms"]) / float(r["expected_ms"]) - 1 for r in rows_of(name) if r["expected_ms"]] for name in HOSTS]
-    assert [len(off) for off in offs] == [4, 2, 4]
-    assert max(map(max, offs)) < 0
-    off, _, farthest = offs
-    assert min(farthest) == min(map(min, offs))
-    for name in ("docs/scale.md", "docs/findings.md"):
-        (far,) = re.findall(r"(?:a captured step on four to|the captured steps to within) ([\d.]+)%", page(name))
-        agree(far, [-100 * min(off)])
-        says(name, r"% \(([\d.]+) on the second host\)", [-100 * min(farthest)])
-    two = [found(name, model="1 x 12", what="same batch", ranks="2")[0] for name in (*HOSTS, "ranks_h100_80gb_hbm3")]
-    four = [[float(found(name, model="1 x 12", what="batch of each", ranks="4")[0]["ratio"])] for name in HOSTS]
-    alone, = found("scale", model="1 x 12", what="one, plain")
-    says("docs/scale.md", r"; ([\d.]+) is noise, as one GPU's logged steps take ([\d.]+) to ([\d.]+) ms",
-         [float(found("scale", model="1 x 12", what="batch of each, plain", ranks="4")[0]["ratio"])],
-         *([float(ms)] for ms in alone["note"].split(" to ")))
-    here, first, second, h100 = ([float(row["ratio"])] for row in two)
-    says("docs/scale.md", r"1 x 12 did ([\d.]+) and ([\d.]+) times the tokens; two GPUs keep to 0\.60 of one's time "
-         r"for the same batch here \(([\d.]+)\), on the first \(([\d.]+)\) and on the H100s \(([\d.]+)\), not on "
-         r"the second \(([\d.]+)\)", *four[1:], here, first, h100, second)
-    assert ["MISSED" in row["bar"] for row in two] == [False, False, True, False]
-    says("docs/findings.md", r"on two other hosts ([\d.]+) and ([\d.]+)\), [\d.]+ on 12 layers", four[2], four[1])
+def test_what_is_said_of_eight_ranks():
+    """docs/scale.md, docs/findings.md, docs/decisions.md and the two READMEs."""
+    each, same = ({(model, n): of_ranks("scale", model, what, n) for model in MODELS for n in (2, 4, 8)}
+                  for what in ("batch of each", "same batch"))
+    one = {model: of_ranks("scale", model, "one", 1) for model in MODELS}
+    others = [of_ranks(name, "1 x 12", "batch of each", 4)["ratio"] for name in HOSTS[:3]]
+    says("docs/findings.md", r"Eight GPUs do (\S+) times the tokens of one on 1 x 12, four (\S+) \(on three other "
+         r"hosts (\S+) to ([\d.]+)\), (\S+) and (\S+) on 12 layers", *([x] for x in (
+             each["1 x 12", 8]["ratio"], each["1 x 12", 4]["ratio"], min(others), max(others),
+             each["12 layers", 8]["ratio"], each["12 layers", 4]["ratio"])))
+    says("docs/findings.md", r"the same batch \((\S+) and (\S+) of the time on eight\)",
+         *([of_ranks("scale", model, "same batch, plain", 8)["ratio"]] for model in MODELS))
+    says("docs/scale.md", r"eight sequences are left per GPU, which alone take (\d+)% of the time of 64 \((\d+)% of 12",
+         *([round(100 * of_ranks("scale", model, "one, its share", 1, sequences="8")["ms"] / one[model]["ms"])]
+           for model in MODELS))
+    tenth = [100 * of_ranks(name, "12 layers", "same batch", 4)["exchange"] for name in HOSTS[1:]]
+    says("docs/decisions.md", r"four GPUs do \((\S+) to (\S+)% on three hosts\), with 8 on each of eight \[(\S+)%\]",
+         [min(tenth)], [max(tenth)], [100 * same["12 layers", 8]["exchange"]])
     either = [[float(r["ratio"])] for name in HOSTS for r in rows_of(name) if (r["what"], r["ranks"]) == (
         "batch of each", "4")]  # of both models
     for name, pattern in (("README.md", r"Four GPUs take ([\d.]+) to ([\d.]+) times"),
                           ("README.ko.md", r"네 장이면 초당 토큰이 ([\d.]+)~([\d.]+)배")):
         says(name, pattern, min(either), max(either))
-    mb = [float(found("scale", model=model, what="one")[0]["gradient_mb"]) for model in ("12 layers", "1 x 12")]
-    assert round(mb[0] / mb[1]) == 11  # eleven times the gradients
-    one, four = ([float(found("scale", model=model, what=what, ranks=n)[0]["ms"]) for model in ("12 layers", "1 x 12")]
-                 for what, n in (("one", "1"), ("same batch", "4")))
-    assert one[0] < one[1]
-    assert four[0] >= four[1]
+    assert round(one["12 layers"]["gradient_mb"] / one["1 x 12"]["gradient_mb"]) == 11  # eleven times the gradients
+    assert one["12 layers"]["ms"] < one["1 x 12"]["ms"]
+    assert all(same["12 layers", n]["ms"] > same["1 x 12", n]["ms"] for n in (4, 8))
+    added = {n: each["12 layers", n]["ms"] - one["12 layers"]["ms"] for n in (2, 4, 8)}
+    says("docs/scale.md", r"their a\(2\), a\(4\) and a\(8\) are (\S+), (\S+) and (\S+) ms, where (\S+) was expected of",
+         *([x] for x in (*added.values(), each["12 layers", 8]["expected_ms"] - one["12 layers"]["ms"])))
+    h100 = [of_ranks("ranks_h100_80gb_hbm3", model, "one", 1)["ms"] for model in MODELS]
+    far = [[float(re.search(r"64 GPUs ([\d.]+) ms", x)[1])] for x in bench_ranks.expected(
+        figures.read_table(ROOT / "results/ranks_h100_80gb_hbm3.csv"))]
+    says("docs/scale.md", r"1 x 12 is expected to take (\S+) ms \((\S+) on one\), 12 layers (\S+) \(([\d.]+)\)",
+         far[0], [h100[0]], far[1], [h100[1]])
 
 
-def test_plain_ranks_wait_for_the_host():
-    """docs/scale.md: the ranges of logged plain steps overlap, whatever GPUs and sequences; the shares in the log."""
-    for model in ("1 x 12", "12 layers"):
-        plain = [r for r in rows_of("scale") if r["model"] == model and r["what"].endswith("plain")]
-        lows, highs = zip(*(map(float, r["note"].split(" to ")) for r in plain), strict=True)
-        assert len(plain) == 5
-        assert max(lows) < min(highs)
+def test_what_two_ranks_foretell_and_what_hosts_differ_by():
+    offs = {(name, r["model"], r["what"], int(r["ranks"])): float(r["ms"]) / float(r["expected_ms"]) - 1
+            for name in HOSTS for r in rows_of(name) if r["expected_ms"]}
+    assert len(offs) == 18
+    assert max(x for (name, *_), x in offs.items() if name != "scale") < 0
+    here = {key[1:]: x for key, x in offs.items() if key[0] == "scale"}
+    by_model = {model: [x for (of, *_), x in here.items() if of == model] for model in MODELS}
+    assert max(by_model["12 layers"]) < 0 <= min(by_model["1 x 12"])
+    eight, four = (max((abs(x), of) for (of, _, ranks), x in here.items() if ranks == n) for n in (8, 4))
+    assert eight[1] == four[1] == "12 layers"
+    assert eight[0] == max(map(abs, offs.values()))
+    says("docs/scale.md", r"a captured step on eight to ([\d.]+)% and on four to ([\d.]+)%: 12 layers are faster than "
+         r"that, 1 x 12 up to ([\d.]+)% slower", [100 * eight[0]], [100 * four[0]], [100 * max(by_model["1 x 12"])])
+    says("docs/findings.md", r"the captured steps to within ([\d.]+)%", [100 * eight[0]])
+    two = {name: of_ranks(name, "1 x 12", "same batch", 2) for name in (*HOSTS, "ranks_h100_80gb_hbm3")}
+    first, second, third, here, h100 = ([row["ratio"]] for row in two.values())
+    says("docs/scale.md", r"1 x 12 did ([\d.]+), ([\d.]+) and ([\d.]+) times the tokens; two GPUs keep to 0\.60 of "
+         r"one's time for the same batch here \(([\d.]+)\), on the first \(([\d.]+)\), the third \(([\d.]+)\) and the "
+         r"H100s \(([\d.]+)\), not on the second \(([\d.]+)\)",
+         *([of_ranks(name, "1 x 12", "batch of each", 4)["ratio"]] for name in HOSTS[:3]),
+         here, first, third, h100, second)
+    assert [name for name, row in two.items() if "MISSED" in row["bar"]] == ["scale_second_host"]
+
+
+RUNS_OF_RANKS = [("two, the same batch", 2, "same batch"), ("two, 64 each", 2, "batch of each"),
+                 ("four, the same batch", 4, "same batch"), ("four, 64 each", 4, "batch of each"),
+                 ("eight, the same batch", 8, "same batch"), ("eight, 64 each", 8, "batch of each")]
+
+
+def test_the_entry_of_eight_ranks():
+    """Captured steps, those of the other hosts, and what the text counts."""
+    entry = "Eight GPUs do 7.798 times"
+    _, rows = entry_table(entry, 1)
+    for at, model in zip((0, 7), MODELS, strict=True):
+        shares = {r["sequences"]: [float(r["ms"])] for r in rows_of("scale")
+                  if r["model"] == model and r["ranks"] == "1" and "plain" not in r["what"]}
+        assert rows[at][0].startswith(model)
+        for shown, n in zip(rows[at][1].split(", "), ("64", "32", "16", "8"), strict=True):
+            agree(shown, shares[n])
+        for (name, ms, ratio, others, share), (label, count, what) in zip(
+                rows[at + 1:at + 7], RUNS_OF_RANKS, strict=True):
+            row = of_ranks("scale", model, what, count)
+            assert name == label
+            agree(ms, [row["ms"], row["expected_ms"]] if count > 2 else [row["ms"]])
+            agree(ratio.split()[0], [row["ratio"]])
+            agree(share, [100 * row["exchange"]])
+            there = [float(r["ratio"]) for host in HOSTS[:3] for r in rows_of(host)
+                     if (r["model"], r["what"], r["ranks"]) == (model, what, str(count))]
+            assert bool(there) == bool(others) == (count < 8)
+            if there:
+                for shown, known in zip(others.split(" to "), (min(there), max(there)), strict=True):
+                    agree(shown, [known])
+
+
+@pytest.mark.parametrize("name", ["scale_third_host", "scale"])
+def test_plain_ranks_wait_for_the_host(name):
+    """The tables of plain steps in the log; their ranges overlap, but one pair of 42 on the host with eight GPUs."""
+    _, rows = entry_table("Eight GPUs do 7.798" if name == "scale" else "Four GPUs do 3.954", 2)
+    runs = [(f"{what}, plain", n) for what in ("same batch", "batch of each")
+            for n in ((2, 4, 8) if name == "scale" else (2, 4))]
+    apart = []
+    for model, shown, ratios in zip(MODELS, rows[::2], rows[1::2], strict=True):
+        known = [of_ranks(name, model, what, n) for what, n in (("one, plain", 1), *runs)]
+        ranges = [[float(x) for x in r["note"].split(" to ")] for r in known]
+        assert shown[0] == model
+        for cell, r, (low, high) in zip(shown[1:], known, ranges, strict=True):
+            agree(cell.replace(" to ", ", "), [r["ms"], low, high])
+        for cell, r in zip(ratios[2:], known[1:], strict=True):
+            agree(cell.split()[0], [r["ratio"]])
+        apart += [(a["what"], a["ranks"], b["what"], b["ranks"]) for (a, x), (b, y) in itertools.combinations(
+            zip(known, ranges, strict=True), 2) if max(x[0], y[0]) > min(x[1], y[1])]
+    assert apart == ([("same batch, plain", 4, "batch of each, plain", 8)] if name == "scale" else [])
 
 
 def test_demos_over_four_gpus():
@@ -442,11 +506,12 @@ def test_demos_over_four_gpus_again():
     for r in rows_of("demos"):
         numbers = {k: float(r[k]) for k in ("ms", "seconds", "began", "trained", "evaluated")}
         known.setdefault(r["sweep"], []).append(numbers | dict(on=r["ran_on"]))
-    rows = [row for entry, n in (("`evaluate.py` of a demo", 2), ("A sweep loads torch's compiler once", 1))
+    rows = [row for entry, n in (("`evaluate.py` of a demo", 2), ("A sweep loads torch's compiler once", 1),
+                                   ("Eight GPUs do 7.798 times", 3))
             for row in entry_table(entry, n)[1]]
     for sweep, runs in known.items():
         on = [r["on"] for r in runs]
-        assert set(map(on.count, on)) == {8}
+        assert set(map(on.count, on)) == {4 if "eight" in sweep else 8}
         _, began, trained, evaluated, steps = line(rows, sweep)
         ms = [r["ms"] for r in runs]
         agree(began, [min(r["began"] for r in runs)])
@@ -455,7 +520,7 @@ def test_demos_over_four_gpus_again():
         seconds, ms_range = steps.split(" s; ")
         agree(seconds, [statistics.median(ms)])  # 1,000 steps
         agree_range(ms_range, ms)
-    four, one, other, now, full, alone = known.values()
+    four, one, other, now, full, alone, eight = known.values()
     says("docs/scale.md", r"all had ended after ([\d.]+) s: ([\d.]+) until the first .*?, ([\d.]+) of a training, "
          r"of which its steps are ([\d.]+) .*?, ([\d.]+) of its two evaluations\. .*? took ([\d.]+) s, "
          r".* GPUs ([\d.]+) ",
@@ -463,6 +528,20 @@ def test_demos_over_four_gpus_again():
          [statistics.median(r["seconds"] for r in now)], [statistics.median(r["ms"] for r in now)],
          [statistics.median(r["evaluated"] - r["trained"] for r in now)],
          *([max(r["evaluated"] for r in runs)] for runs in (full, alone)))
+    evaluations, training, steps = ([statistics.median(x)] for x in (
+        [r["evaluated"] - r["trained"] for r in eight], [r["seconds"] for r in eight], [r["ms"] for r in eight]))
+    began, ended = [min(r["began"] for r in eight)], [max(r["evaluated"] for r in eight)]
+    says("docs/scale.md", r"gain nothing: ([\d.]+) s, of the same parts ([\d.]+), ([\d.]+), ([\d.]+) and ([\d.]+) ",
+         ended, began, training, steps, evaluations)
+    says("docs/findings.md", r"32 demo trainings end after ([\d.]+) s on eight, after ([\d.]+) on four of another host",
+         ended, [max(r["evaluated"] for r in now)])
+    says("root.md", r"A training takes ([\d.]+) s \(median\), ([\d.]+) on four, .*? its two evaluations take ([\d.]+), "
+         r"on four ([\d.]+); the first training begins ([\d.]+) s later",
+         training, [statistics.median(r["seconds"] for r in now)],
+         evaluations, [statistics.median(r["evaluated"] - r["trained"] for r in now)],
+         [began[0] - min(r["began"] for r in now)])
+    says("root.md", r"All together they do (\S+) steps per second, on four ([\d,]+), if",
+         *([round(sum(1e3 / r["ms"] for r in runs), -1)] for runs in (eight, now)))
     says("root.md", r"took ([\d.]+) s \(median\) and takes ([\d.]+): .*? it takes ([\d.]+) where 32 run and ([\d.]+) ",
          *([statistics.median(r["seconds"] for r in runs)] for runs in (four, now, full, alone)))
     says("root.md", r"takes ([\d.]+) s \(median\), with full ones ([\d.]+): the difference are .*?, it is ([\d.]+)\.",
@@ -517,7 +596,7 @@ def test_what_a_kernel_saves_per_call():
         says(f"docs/{name}.md", r"(?:leaves the|[Ii]n its) first (\d+) calls", [calls])
 
 
-def test_the_table_of_four_ranks():
+def test_the_table_of_eight_ranks():
     """results/scale.md is made of the rows of results/scale.csv."""
     rows = figures.read_table(ROOT / "results/scale.csv")
     assert bench_ranks.markdown(rows) in page("results/scale.md")
@@ -1451,7 +1530,9 @@ def test_the_costs_of_the_block():
     assert shown.keys() == ms.keys()
     for name, value in shown.items():
         agree(value, ms[name])
-    layers = found("scale", model="12 layers", what="one", ranks="1")
+    layers = found("scale_third_host", model="12 layers", what="one", ranks="1")
+    assert "[scale_third_host.csv](scale_third_host.csv) has 10.5 ms of 12 layers" in " ".join(
+        page("results/block.md").split())
     agree(re.search(r"of 12 layers one, ([\d.]+)\.", text)[1], [float(r["ms"]) for r in layers])
 
     times = decode_times()
