@@ -1683,6 +1683,12 @@ def state(name, row, what, loop, group="answer", weights="trained"):
     return float(r["value"])
 
 
+def states(name, row, what, loop, group="answer", weights="trained", of="value"):
+    """Those of all seeds of a sweep, in their order."""
+    return [float(r[of]) for r in found(
+        f"{name}_states", row=row, what=what, loop=str(loop), weights=weights, **{"class": group})]
+
+
 def agree_each(cell, values):
     """Of a cell with numbers between commas, each."""
     for shown, value in zip(cell.split(", "), values, strict=True):
@@ -1705,24 +1711,88 @@ def test_the_table_of_norms():
             agree(cell, seeds("sweep_anchor", row, column))
 
 
-def test_the_table_of_starts():
-    rows = table("docs/protocol.md", OF_STATES, 2)[1]
-    assert [row[0] for row in rows] == list(dict.fromkeys(r["row"] for r in rows_of("sweep_start")))
-    for row, *shown, distances in rows:
-        for cell, column in zip(shown, ("uniform_4", "uniform_8", "long_uniform_4"), strict=True):
-            agree(cell, seeds("sweep_start", row, column))
-        L = 14 if row.startswith("P") else 10
-        agree_each(distances, [state("sweep_start", row, "start_distance", l, "random") for l in (1, L, 4 * L)])
+STARTED, RANGE = "sweep_start", r"([\d.]+ \([\d.]+ to [\d.]+\))"
 
-    def away(row, start):
+
+def away(row, start, weights="trained"):
+    """Distances from a start to the states of a model's own, three seeds: after 1, L and 4 L loops."""
+    L = 14 if row.startswith("P") else 10
+    known = [states(STARTED, row, "start_distance", l, start, weights) for l in (1, L, 4 * L)]
+    assert all(len(x) == 3 for x in known)
+    return known
+
+
+def agree_three(cells, known):
+    """Cells `a (b to c)` against numbers of three seeds each, with two decimals, or as many as are shown."""
+    for cell, numbers in zip(cells, known, strict=True):
+        agree_range(cell, numbers, 2)
+
+
+def test_the_table_of_starts():
+    """That of docs/protocol.md, those of the log, and docs/findings.md."""
+    entry, columns = "A start of its own", ("uniform_4", "uniform_8", "uniform_12", "long_uniform_4")
+    names = list(dict.fromkeys(r["row"] for r in rows_of(STARTED)))
+    rows, log = table("docs/protocol.md", OF_STATES, 2)[1], entry_table(entry)[1]
+    assert [row[0] for row in rows] == [row[0] for row in log] == names
+    for row, four, eight, long, *distances in rows:
+        for cell, column in ((four, "uniform_4"), (eight, "uniform_8"), (long, "long_uniform_4")):
+            agree(cell, seeds(STARTED, row, column))
+        agree_three(distances, away(row, "random"))
+    for row, *shown, exponent, untrained in log:
+        for cell, column in zip(shown, columns, strict=True):
+            agree(cell, seeds(STARTED, row, column))
         L = 14 if row.startswith("P") else 10
-        return ([state("sweep_start", row, "start_distance", l, start)] for l in (1, L, 4 * L))
-    three = r"(\S+), (\S+) and (\S+)"
-    says("root.md", rf"N learned is {three} away, P learned {three}, N random {three}, P random {three}\.",
-         *(x for row in ("N learned", "P learned", "N random", "P random") for x in away(row, "x0")))
-    says("root.md", rf"begun at zero is {three} from x0, .*? begun at x0 {three} from zero",
-         *away("N decay, zero", "x0"), *away("N decay, x0", "zero"))
-    says("docs/protocol.md", rf"began at zero meets x0 \({three} after 1,", *away("N decay, zero", "x0"))
+        agree_range(exponent, states(STARTED, row, "lyapunov_exponent", 4 * L, ""), 3)
+        (fresh,) = set(states(STARTED, row, "lyapunov_exponent", 4 * L, "", "untrained"))  # of one draw
+        agree(untrained, [fresh], 3)
+    for row, start, *distances, untrained in entry_table(entry, 2)[1]:
+        agree_three(distances, away(row, start))
+        agree_each(untrained, [x for known in away(row, start, "untrained") for x in set(known)])
+    says("docs/protocol.md", rf"first loop on, {RANGE} in a model begun at zero, and come hardly nearer, {RANGE} after",
+         *map(spread, away("N decay, zero", "x0")[::2]))
+    says("docs/findings.md", rf"random start has {CELL} at 8 digits of track N and {CELL} of P, where x0 has {CELL} "
+         rf"and {CELL}, though", *(
+             seeds(STARTED, f"{track} {start}", "uniform_8") for start in ("random", "x0") for track in "NP"))
+    far = [x for row in names if "random" not in row for x in away(row, "random")[2]]
+    fresh = [x for row in names for x in away(row, "random", "untrained")[2]]
+    far, fresh = ([[min(x)], [max(x)]] for x in (far, fresh))
+    says("docs/findings.md", rf"another random start is {RANGE} and {RANGE} of their norm away, in all other models "
+         rf"{ONE} to {ONE};", *(spread(away(row, "random")[2]) for row in ("N random", "P random")), *far)
+    says("root.md", rf"a random start stays {ONE} to {ONE} away, of untrained weights {ONE} to {ONE}\. Before",
+         *far, *fresh)
+
+
+def test_what_a_start_of_its_own_buys():
+    """Which models meet, the exponents' intervals, and what is told apart, as the log says."""
+    names = list(dict.fromkeys(r["row"] for r in rows_of(STARTED)))
+    for row in names:
+        if "decay" not in row:
+            assert away(row, "x0") == away(row, "zero")
+    near = [max(away(row, start)[2]) for row in ("N random", "P random") for start in ("x0", "random")]
+    assert max(near[:2]) < 0.005
+    assert max(near[2:]) < 0.14
+    signs = {}
+    for row in names:
+        end = 56 if row.startswith("P") else 40
+        low, high = (states(STARTED, row, "lyapunov_exponent", end, "", of=x) for x in ("low", "high"))
+        signs[row] = [(x > 0) - (y < 0) for x, y in zip(low, high, strict=True)]
+    assert signs == {"N x0": [1, 1, 0], "N learned": [1, 0, 0], "N random": [-1] * 3, "N decay, x0": [0] * 3,
+                     "N decay, zero": [0] * 3, "P x0": [1] * 3, "P learned": [1] * 3, "P random": [0] * 3}
+    columns = [c for c in rows_of(STARTED)[0] if re.fullmatch(r"(long_)?(uniform|hard)_\d+", c)]
+    pairs = {track: [(STARTED, f"{track} {start}") for start in ("learned", "x0")] for track in "NP"}
+    told = [count_apart(*pairs[track], columns)[:3] for track in "NP"]
+    assert told == [(16, 0, 0), (15, 1, 2)]
+    cost = less(*pairs["P"], "hard_16")
+    says("root.md", rf"at 16 hard digits it has {RANGE} where x0 has {RANGE}, all seeds apart, mean {ONE} "
+         rf"\({ONE} to {ONE}\)",
+         *(spread(values(*one, "hard_16")) for one in pairs["P"]), *mean_of(cost))
+    for track in "NP":
+        one, other = (values(STARTED, f"{track} {start}", "uniform_8") for start in ("random", "x0"))
+        assert max(one) < min(other)
+    best = [max(values(STARTED, f"N {start}", "long_uniform_4")) for start in ("x0", "learned")]
+    assert max(best) < min(values(STARTED, "N random", "long_uniform_4"))
+    says("root.md", rf"32 loops of N leave {CELL}, all seeds above .*? best have {ONE} and {ONE} \(before",
+         seeds(STARTED, "N random", "long_uniform_4"), *([x] for x in best))
 
 
 def of_demo(model, what, loop, of):
