@@ -1,7 +1,7 @@
 # Track N, the headline: five seeds of config/train_addition.py, whose prompts are frozen after 3 or 4 loops in half of
 # the training rows (sweep_waiting.py). Do 24 digits stay those of sweep_track_n.py? And with concat and gated Euler
-# steps, which in a short training kept answers for four times the trained loops, as nobody had taught them to
-# (sweep_dynamics.py), and whose prompts are never frozen here?
+# steps, which in a first sample of a short training kept answers for four times the trained loops, as nobody had taught
+# them to (sweep_dynamics.py; in a second sample two seeds of five do), and whose prompts are never frozen here?
 # Data: python data/addition/prepare.py
 base = "config/train_addition.py"
 seeds = [0, 1, 2, 3, 4]

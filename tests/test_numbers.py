@@ -2425,64 +2425,211 @@ def test_pairs_of_injections_on_text():
          values("sweep_text_tuning", "1 x 12, inject none", "val_loss", 1), text_losses("none, learned")[:1])
 
 
-def test_solvers_over_five_seeds():
-    """The log's table of them, and what docs/findings.md and docs/decisions.md say of it."""
-    head, rows = entry_table("No solver is told from replace")
+def both_samples(row, column, scale=100):
+    """Of each seed the mean of its run in the second sample of five seeds and of that in the first."""
+    now, before = (values(name, row, column, scale) for name in ("sweep_dynamics", "sweep_dynamics_before"))
+    return [(x + y) / 2 for x, y in zip(now, before, strict=True)]
+
+
+def test_solvers_over_two_samples_of_five_seeds():
+    """The log's tables of them, and what docs/findings.md and docs/decisions.md say of it."""
     columns = [f"{kind}uniform_{n}" for kind, sizes in (("", (4, 8, 12)), ("long_", (4, 8)), ("anderson_", (4, 8)))
                for n in sizes]
     names = list(dict.fromkeys(r["row"] for r in rows_of("sweep_dynamics")))
-    assert [row[0] for row in rows] == names
-    assert len(head) == len(columns) + 1
-    for label, *shown in rows:
-        assert len(found("sweep_dynamics", row=label)) == 5
-        for cell, column in zip(shown, columns, strict=True):
-            agree(cell, seeds("sweep_dynamics", label, column))
-    known, cell = (lambda row, column: seeds("sweep_dynamics", row, column)), r"([\d.]+%? \([\d.]+\))"
-    gate, rest = "concat, euler gate", names[-1]
-    best = max(max(values("sweep_dynamics", row, "long_uniform_4")) for row in names[:8] if not row.endswith("gate"))
-    assert best < min(values("sweep_dynamics", gate, "long_uniform_4"))
+    now, before = samples = ("sweep_dynamics", "sweep_dynamics_before")
+    for nth, sample in enumerate(samples, 1):
+        head, rows = entry_table("No solver is told from replace", nth)
+        assert [row[0] for row in rows] == names
+        assert len(head) == len(columns) + 1
+        for label, *shown in rows:
+            assert len(found(sample, row=label)) == 5
+            for cell, column in zip(shown, columns, strict=True):
+                agree(cell, seeds(sample, label, column))
+    known, cell = (lambda row, column: seeds(now, row, column)), r"([\d.]+%? \([\d.]+\))"
+    gate, rest, few = "concat, euler gate", names[-1], names[8:10]
+    six = [row for row in names[:8] if not row.endswith("gate")]
+    best = {name: max(max(values(name, row, "long_uniform_4")) for row in six) for name in samples}
+    assert best[before] < min(values(before, gate, "long_uniform_4"))
+    assert sum(x > best[now] for x in values(now, gate, "long_uniform_4")) == 2
+    keep = [[sum(x > 30 for name in samples for row in of for x in values(name, row, "long_uniform_4"))]
+            for of in ([row for row in names[:8] if row.endswith("gate")], six)]
     says("docs/findings.md", rf"after 32 loops they keep {cell} at 4 digits, the best seed of replace, of fixed and of "
-         r"learned steps has ([\d.]+)", known(gate, "long_uniform_4"), [best])
-    says("docs/findings.md", rf"keeps what it has, {cell} at 4 digits after 32 loops, {cell} at 8",
-         known(rest, "long_uniform_4"), known(rest, "long_uniform_8"))
-    says("docs/findings.md", rf"the one of 4, 8 or 16 has {cell} and keeps {cell}",
-         known(names[-2], "uniform_4"), known(names[-2], "long_uniform_4"))
-    for row in names:
-        kept = [x / y for x, y in zip(*(values("sweep_dynamics", row, f"{kind}uniform_4") for kind in ("long_", "")),
-                                      strict=True)]
-        assert (min(kept) > 0.5) == (row in names[-2:]), row  # most of it, in every seed
+         rf"learned steps has ([\d.]+); in a first sample of five seeds {cell} and ([\d.]+); of 20 runs with a gate, "
+         r"with x0 or without, (\d+) keep over 30%, of 60 others (\d+)", known(gate, "long_uniform_4"), [best[now]],
+         seeds(before, gate, "long_uniform_4"), [best[before]], *keep)
+    says("root.md", r"Of 20 runs with a gate (\d+) keep over 30% at 4 digits, of 60 others (\d+)", *keep)
+    says("docs/findings.md", rf"has {cell} at 4 digits and keeps {cell} after 32 loops, {cell} at 8; the one of 4, 8 "
+         rf"or 16 has {cell} and keeps {cell}",
+         *(known(rest, x) for x in ("uniform_4", "long_uniform_4", "long_uniform_8")),
+         *(known(names[-2], x) for x in ("uniform_4", "long_uniform_4")))
+    least = {}
+    for name in samples:
+        for row in names:
+            kept = [x / y for x, y in zip(values(name, row, "long_uniform_4"), values(name, row, "uniform_4"),
+                                          strict=True)]
+            assert (min(kept) > 0.5) == (row in names[-2:]), row  # most of it, in every seed
+            least[name] = min(least.get(name, 1), 1 if row not in names[-2:] else min(kept))
+    says("root.md", r"in every seed \| (\d+)% of it at least \| holds: (\d+)% at least",
+         [round(100 * least[before])], [round(100 * least[now])])
     says("docs/findings.md", rf"replace without x0 keeps {cell} at 4 digits by it, without it {cell}, and has {cell} "
          "after", *(known("none, replace", f"{kind}uniform_4") for kind in ("anderson_", "long_", "")))
-    most = [max(max(values("sweep_dynamics", row, "uniform_12")) for row in names[8:10])]
-    says("docs/findings.md", r"Heun and Runge-Kutta, with as many evaluations, have at most ([\d.]+)% at 12", most)
-    says("docs/decisions.md", r"Heun and Runge-Kutta have at most ([\d.]+)% at 12", most)
-    assert min(min(values("sweep_dynamics", row, "uniform_4")) for row in names[8:10]) >= 99.95
-    says("docs/decisions.md", rf"steps keep {cell} at 4 digits after 32 loops, replace {cell}",
-         known(gate, "long_uniform_4"), known("concat, replace", "long_uniform_4"))
+    most = {name: max(max(values(name, row, "uniform_12")) for row in few) for name in samples}
+    says("root.md", r"nothing at 12 digits \| (\S+) at most \| holds: (\S+) at most", [most[before]], [most[now]])
+    low = [min(min(values(name, row, "uniform_4")) for name in samples for row in few)]
+    says("docs/findings.md", r"Heun and Runge-Kutta, with as many evaluations, have at most ([\d.]+)% at 12 digits, "
+         r"and ([\d.]+) or more", [max(most.values())], low)
+    says("docs/decisions.md", r"Heun and Runge-Kutta have at most ([\d.]+)% at 12", [max(most.values())])
+    says("docs/decisions.md", rf"steps keep {cell} at 4 digits after 32 loops, which nobody taught, replace {cell}; in "
+         rf"the first sample, {cell} and {cell}",
+         *(seeds(name, row, "long_uniform_4") for name in samples for row in (gate, "concat, replace")))
     free = [seeds("sweep_anchor", f"{x}, no norm", "long_uniform_4") for x in ("add", "none")]
     says("docs/decisions.md", rf"replace with add keeps {cell}, three seeds", *free[:1])
     says("root.md", rf"replace keeps {cell} at 4 digits after 32 loops with add, and {cell} with none", *free)
-    says("docs/decisions.md", rf"has {cell} at 12 digits with 32 loops", known(gate, "long_uniform_12"))
+
+
+def test_what_both_samples_of_solvers_bear():
+    """Intervals between the eight rows of 8 loops, and gates beside the rest, in the log's entry."""
+    eight = list(dict.fromkeys(r["row"] for r in rows_of("sweep_dynamics")))[:8]
+    gates, six = ([row for row in eight if row.endswith("gate") == of] for of in (True, False))
+    sizes = [f"{kind}_{n}" for kind in ("uniform", "hard") for n in (4, 8, 12)]
+    now, before = "sweep_dynamics", "sweep_dynamics_before"
+
+    def counts(of, columns):
+        """Pairs and columns whose interval leaves 0 out, and with all seeds apart."""
+        out = apart = 0
+        for column in columns:
+            for x, y in itertools.combinations([of(row, column) for row in eight], 2):
+                gap = [a - b for a, b in zip(x, y, strict=True)]
+                if len(set(gap)) > 1:
+                    out, apart = out + leaves_out_0(gap), apart + (max(x) < min(y) or max(y) < min(x))
+        return [out], [apart]
+
+    def of(name):
+        return lambda row, column: values(name, row, column)
+    trained, thinking = ["val_loss", *sizes], [f"long_{x}" for x in sizes]
+    (out, apart), (first, first_apart), (both, _) = (counts(x, trained) for x in (of(now), of(before), both_samples))
+    says("root.md", r"(\d+) of 196 intervals leaves 0 out in the second sample \(in the first (\d+), .*? all seeds "
+         r"apart \(first (\d+), .*? Pooled (\d+) leave 0", out, first, first_apart, both)
+    assert apart == [0]
+    (out, apart), (first, first_apart), (both, _) = (counts(x, thinking) for x in (of(now), of(before), both_samples))
+    says("root.md", r"Of 168 intervals (\d+) leave 0 out \(first (\d+), .*? in (\d+) all seeds are apart \(first (\d+)"
+         r", .*? Pooled (\d+) of 168", out, first, apart, first_apart, both)
+
+    def means(name, rows, column):
+        return [statistics.mean(x) for x in zip(*(values(name, row, column) for row in rows), strict=True)]
+
+    def ahead(name, column):
+        return mean_of([x - y for x, y in zip(means(name, gates, column), means(name, six, column), strict=True)])
+    low, high = rf"{ONE} \({ONE} to {ONE}\)", rf"{ONE} points \({ONE} to {ONE}\)"
+    for column, words in (("long_uniform_4", rf"at 4 digits after 32 loops {high} in the first sample, {low}"),
+                          ("long_hard_8", rf"at 8 hard digits {low} and {low}")):
+        says("root.md", words, *(x for name in (before, now) for x in ahead(name, column)))
+    says("root.md", rf"ahead of the rest, by {high}", *ahead(now, "long_uniform_4"))
+    gate, column = gates[1], "long_uniform_4"
+    for name, words in ((before, rf"beside `concat, replace` that was {high}"), (now, rf"0\.1, 4\.2 and 4\.6: {high}")):
+        says("root.md", words, *mean_of(less((name, gate), (name, "concat, replace"), column)))
+    gaps = [[x - y for x, y in zip(both_samples(gate, column), both_samples(row, column), strict=True)]
+            for row in ("concat, replace", "none, replace")]
+    says("root.md", rf"that row is {high} above `concat, replace` and {low} above",
+         *mean_of(gaps[0]), *mean_of(gaps[1]))
+    likeness = []
+    for column in ("uniform_8", "uniform_12", "uniform_4", "long_uniform_4"):
+        x, y = ([[a - statistics.mean(row) for a in row] for row in (values(name, r, column) for r in eight)]
+                for name in (now, before))
+        alike = [statistics.correlation(sum(x, []), [row[k] for row in y for k in order])
+                 for order in itertools.permutations(range(5))]
+        likeness.append((alike[0], sum(a >= alike[0] - 1e-9 for a in alike) - 1))
+    assert [rank for _, rank in likeness] == [0, 0, 7, 7]
+    says("root.md", r"by (0\.\d+) at 8 digits and (0\.\d+) at 12; .*? \((0\.\d+) at 4 digits, (0\.\d+) there",
+         *([x] for x, _ in likeness))
+    medians = [[[statistics.median(values(name, row, f"uniform_{n}")) for row in eight] for name in (now, before)]
+               for n in (8, 12)]
+    says("root.md", r"rank correlation (0\.\d+) at 8 digits, (0\.\d+) at 12",
+         *([stats.spearmanr(*m)[0]] for m in medians))
+
+
+def test_what_solvers_states_say_in_three_seeds():
+    """The claims of seed 1 beside three seeds, in the log's entry and docs/findings.md."""
+    name = "sweep_dynamics"
+    names = list(dict.fromkeys(r["row"] for r in rows_of(name)))
+    common, none = ([100 * x for x in states(name, row, "limit_cycle", 64, "any")] for row in names[-2:])
+    for page_, words in (("root.md", r"all three seeds looked at: (\S+), (\S+) and (\S+)%"),
+                         ("docs/findings.md", r"16 loops (\S+), (\S+) and (\S+)% of the tokens end in one")):
+        says(page_, words, *([x] for x in common))
+    assert none == [0, 0, 0]
+    says("root.md", r"delta is under 0\.01 for (\S+), (\S+) and (\S+)% of the tokens after 64",
+         *([100 * x] for x in states(name, names[-1], "converged_by", 64, "0.01")))
+    radius = [states(name, names[-1], "spectral_radius", loop, "200 iterations") for loop in (16, 64)]
+    assert [[x < 1 for x in of] for of in radius] == [[False, False, True]] * 2
+    says("root.md", r"in one seed of three \((\S+) and (\S+)\)", *([of[2]] for of in radius))
+    pushes = found(f"{name}_states", what="push_ratio", weights="trained")
+    assert len(pushes) == 36
+    assert all(float(r["high"]) < 1 for r in pushes)
+    shrink = sorted(100 * (1 - float(r["value"])) for r in pushes)
+    says("root.md", r"holds: by (\d+) to (\d+)% in all 36", [round(shrink[0])], [round(shrink[-1])])
+    for row, words in (("concat, euler gate", r"gate with concat move by (\S+) to (\S+) per"),
+                       ("concat, replace", r"per loop \(`concat, replace` by (\S+) to (\S+)\)")):
+        delta = states(name, row, "delta", 32)
+        says("root.md", words, [min(delta)], [max(delta)])
+
+
+def exponents(label, norm, weights="trained"):
+    """(value, low, high) of each seed of a row of the log's table of exponents."""
+    name, row = "sweep_dynamics_states", label
+    if label.startswith("demo"):
+        name, row = "sweep_forgetting_states", "add, euler 0.5" + ", no loop norm" * (norm == "no")
+    elif label.endswith("6, 8 or 10 loops"):
+        name, row = "sweep_anchor_states", label.split(",")[0] + ", no norm" * (norm == "no")
+    known = found(name, what="lyapunov_exponent", weights=weights, row=row)
+    assert len(known) == 3
+    return row, [tuple(float(r[k]) for k in ("value", "low", "high")) for r in known]
 
 
 def test_exponents_with_loop_norm_and_without():
-    """The log's table of Lyapunov exponents, and how many of its rows with loop norm are above 0 and below."""
+    """The log's table of Lyapunov exponents, and what it and docs/findings.md say of them."""
     _, rows = entry_table("Exponents over 4 times the trained loops")
-    above = below = 0
-    for label, norm, *shown in rows:
-        name, key, row = "sweep_dynamics_states", "row", label
-        if label.startswith("demo"):
-            name, key, row = "lyapunov", "model", "demo add_euler_0.5" + "_no_loop_norm" * (norm == "no")
-        elif label == "add, replace" or label.endswith("6, 8 or 10 loops") or norm == "no":
-            name, row = "sweep_anchor_states", label.split(",")[0] + ", no norm" * (norm == "no")
-        for weights, cell in zip(("trained", "untrained"), shown, strict=True):
-            (r,) = found(name, what="lyapunov_exponent", weights=weights, **{key: row})
-            value, low, high = (float(r[k]) for k in ("value", "low", "high"))
-            for number, known in zip(re.findall(NUMBER, cell), (value, low, high), strict=True):
-                agree(number, [known], least=3)
-            if weights == "trained" and norm == "yes":
-                above, below = above + (low > 0), below + (high < 0)
-    assert (above, below) == (7, 1)
+    above = below = mixed = 0
+    trained = {}
+    for label, norm, shown, counted, first, untrained in rows:
+        row, known = exponents(label, norm)
+        trained[label, norm] = numbers = [value for value, _, _ in known]
+        agree_range(shown, numbers, 3)
+        up, down = sum(low > 0 for _, low, _ in known), sum(high < 0 for *_, high in known)
+        assert counted == f"{up}, {down}"
+        if norm == "yes":
+            above, below, mixed = above + up, below + down, mixed + (min(numbers) < 0 < max(numbers))
+        _, fresh = exponents(label, norm, "untrained")
+        assert len({value for value, _, _ in fresh}) == 1
+        beside = [(untrained, fresh[0])]
+        if not label.startswith("demo"):
+            (r,) = found("lyapunov_before", what="lyapunov_exponent", weights="trained", row=row)
+            beside.append((first, tuple(float(r[k]) for k in ("value", "low", "high"))))
+        for cell, expected in beside:
+            for number, value in zip(re.findall(NUMBER, cell), expected, strict=True):
+                agree(number, [value], least=3)
+    held = [of for (_, norm), of in trained.items() if norm == "yes"]
+    counts = [above], [3 * len(held)], [below], [mixed], [len(held)]
+    says("root.md", r"with loop norm (\d+) of (\d+) trained loops drift apart and (\d+) contract, and in (\d+) rows of "
+         r"(\d+)", *counts)
+    says("docs/findings.md", r"exponent is above 0 in (\d+) of (\d+) trained loops with its interval, below in (\d+), "
+         r"and in (\d+) rows of (\d+)", *counts)
+    grows, falls = ([x for injection in of for x in trained[f"{injection}, replace, 6, 8 or 10 loops", "no"]]
+                    for of in (("add", "none"), ("concat", "decay")))
+    ends = [min(grows)], [max(grows)], [-max(falls)], [-min(falls)]
+    says("root.md", r"add and none grow by (\S+) to (\S+) per loop, nearly .*? by (\S+) to (\S+) \*?", *ends)
+    norms = {loop: [x for row in ("add, no norm", "none, no norm") for x in states("sweep_anchor", row, "norm", loop)]
+             for loop in (20, 40)}
+    norm = [math.log(b / a) / 20 for a, b in zip(*norms.values(), strict=True)]
+    says("docs/findings.md", r"with add and none by (\S+) to (\S+) per loop, the state by (\S+) to (\S+), and shrinks "
+         r"with `concat` and `decay` by (\S+) to (\S+),", *ends[:2], [min(norm)], [max(norm)], *ends[2:])
+    beside = [x - y for x, y in zip(grows, norm, strict=True)]
+    says("root.md", r"beside the state that leaves (\S+) to (\S+)\.", [min(beside)], [max(beside)])
+    solvers = [of for (label, norm), of in trained.items() if norm == "yes"][:12]
+    assert sum(max(x) < min(y) or max(y) < min(x) for x, y in itertools.combinations(solvers, 2)) == 19
+    kept = [x for label, _ in list(trained)[:8] for x in values("sweep_dynamics", label, "long_uniform_4")[:3]]
+    rank, chance = stats.spearmanr(sum(solvers[:8], []), kept)
+    for name in ("root.md", "docs/findings.md"):
+        says(name, r"rank correlation (?:with what .*? is )?(-0\.\d+) ?(?:\(|, )p = (0\.\d+)\)", [rank], [chance])
 
 
 def energy_state(row, what, loops=1, group=None, weights="trained", of="value"):
