@@ -1,5 +1,5 @@
-# sweep_anchor.py with step encodings: norm and delta of the state in every loop without loop norm, with x0 and without,
-# each step encoding beside none; a demo of 64 channels on a CPU, half an hour of two cores.
+# sweep_anchor_steps.py as a demo of 64 channels, an address and 4 loops, half an hour of two cores of a CPU: norm and
+# delta of the state in every loop without loop norm, with x0 and without, each step encoding beside none.
 # Data: python data/addition/prepare.py --max_digits=3 --zeros=shorter --out_dir=data/addition/demo
 base = "config/demo_addition.py"
 seeds = [1, 2, 3]

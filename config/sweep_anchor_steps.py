@@ -1,5 +1,6 @@
-# sweep_anchor.py with step encodings: norm and delta of the state in every loop without loop norm, with x0 and without,
-# up to 4 times the trained loops. C = 128. Learned steps end at the loops of training, so nothing is asked at 32.
+# "add, no norm" and "none, no norm" of sweep_anchor.py, which has the rows without encoding, with each step encoding:
+# norm and delta of the state in every loop, up to 4 times the trained loops. Learned steps end at the trained loops, so
+# nothing is asked at 32. C = 128. A demo of all eight rows: sweep_anchor_demo.py.
 # Data: python data/addition/prepare.py
 base = "config/train_addition.py"
 seeds = [1, 2, 3]

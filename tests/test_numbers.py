@@ -1683,10 +1683,40 @@ def state(name, row, what, loop, group="answer", weights="trained"):
     return float(r["value"])
 
 
+@cache
+def by_state(name):
+    """{row, what, loop, class, weights: the rows of the seeds} of a sweep's states."""
+    known = {}
+    for r in rows_of(f"{name}_states"):
+        known.setdefault(tuple(r[k] for k in ("row", "what", "loop", "class", "weights")), []).append(r)
+    return known
+
+
 def states(name, row, what, loop, group="answer", weights="trained", of="value"):
-    """Those of all seeds of a sweep, in their order."""
-    return [float(r[of]) for r in found(
-        f"{name}_states", row=row, what=what, loop=str(loop), weights=weights, **{"class": group})]
+    """Those of the seeds of a sweep, in their order."""
+    return [float(r[of]) for r in by_state(name)[row, what, str(loop), group, weights]]
+
+
+def exponents(name, row, weights="trained", of="value"):
+    """Over the second half of 40 loops, of the seeds of a sweep."""
+    return states(name, row, "lyapunov_exponent", 40, "", weights, of)
+
+
+def grown(name, row, first, last):
+    """The norms of the seeds after two loops, in pairs."""
+    return list(zip(*(states(name, row, "norm", l) for l in (first, last)), strict=True))
+
+
+def growths(name, row):
+    """Of the norm per loop, in its logarithm, over the loops of the exponents."""
+    return [math.log(b / a) / 20 for a, b in grown(name, row, 20, 40)]
+
+
+def alike(known):
+    """The one value of untrained weights, which are the same beside every seed."""
+    assert len(known) == 3
+    assert len(set(known)) == 1
+    return known[0]
 
 
 def agree_each(cell, values):
@@ -1695,20 +1725,183 @@ def agree_each(cell, values):
         agree(shown, [value])
 
 
+def turns(row, loop):
+    """Degrees from the state before a loop to the one after it, whose cosine the growth of the norm and delta give."""
+    known = zip(states("sweep_anchor", row, "delta", loop), grown("sweep_anchor", row, loop - 1, loop), strict=True)
+    return [math.degrees(math.acos((a * a + b * b - (step * a) ** 2) / (2 * a * b))) for step, (a, b) in known]
+
+
 def test_the_table_of_norms():
-    """A turn is the angle whose cosine the growth of the norm and delta give."""
-    rows = table("docs/protocol.md", OF_STATES)[1]
-    assert [row[0] for row in rows] == list(dict.fromkeys(r["row"] for r in rows_of("sweep_anchor")))
-    for row, norms, fresh, delta, turn, *shown in rows:
-        for cell, weights in ((norms, "trained"), (fresh, "untrained")):
-            agree_each(cell, [state("sweep_anchor", row, "norm", l, weights=weights) for l in (10, 40)])
-        step, (before, after) = state("sweep_anchor", row, "delta", 40), (
-            state("sweep_anchor", row, "norm", l) for l in (39, 40))
-        agree(delta, [step])
-        cosine = (before ** 2 + after ** 2 - (step * before) ** 2) / (2 * before * after)
-        agree(turn.removesuffix("°"), [math.degrees(math.acos(cosine))])
-        for cell, column in zip(shown, ("uniform_4", "long_uniform_4", "uniform_8"), strict=True):
-            agree(cell, seeds("sweep_anchor", row, column))
+    """That of the protocol and, with more columns, that of the log; what the log says of them, and docs/findings.md."""
+    name, anchor = "sweep_anchor", [*dict.fromkeys(r["row"] for r in rows_of("sweep_anchor"))]
+    log, shown = entry_table("x0 does not hold the state")[1], table("docs/protocol.md", OF_STATES)[1]
+    assert [row[0] for row in log] == [row[0] for row in shown] == anchor
+
+    def fresh(row, what, loop):
+        return alike(states(name, row, what, loop, weights="untrained"))
+    for row, at_10, at_40, start, delta, untrained, first, turn, exponent, other, *right in log:
+        assert [row, at_10, at_40, start, delta, turn, *right] in shown
+        for cell, known, least in (
+                (at_10, states(name, row, "norm", 10), 1), (at_40, states(name, row, "norm", 40), 1),
+                (delta, states(name, row, "delta", 40), 4), (first, turns(row, 10), 1), (turn, turns(row, 40), 1),
+                (exponent, exponents(name, row), 3)):
+            agree_range(cell, known, least)
+        agree_each(start, [fresh(row, "norm", loop) for loop in (10, 40)])
+        agree(untrained, [fresh(row, "delta", 40)], 4)
+        agree(other, [alike(exponents(name, row, "untrained"))], 3)
+        for cell, column in zip(right, ("uniform_4", "long_uniform_4", "uniform_8"), strict=True):
+            agree(cell, seeds(name, row, column))
+
+    def ends(known):
+        return [min(known)], [max(known)]
+    grow, held, normed = ["add, no norm", "none, no norm"], ["concat, no norm", "decay, no norm"], anchor[4:]
+    far = ends([x for row in grow for x in states(name, row, "norm", 40)])
+    says("root.md", r"for ever, to norms of (\S+) to (\S+) at loop 40, turns", *([round(x, -1)] for [x] in far))
+    says("root.md", r"keeps (\S+)% at 4 digits after 32 loops with x0 and (\S+) without, where the norm leaves (\S+) "
+         r"and (\S+) \(three", *([round(seeds(name, row, "long_uniform_4")[0])] for row in (*grow, "add", "none")))
+    for row in grow:  # all seeds apart from those with the norm
+        assert min(values(name, row, "long_uniform_4")) > max(values(name, row.split(",")[0], "long_uniform_4"))
+        assert max(turns(row, 40)) < min(turns(row.split(",")[0], 40))
+        for size in (4, 8, 12):
+            assert not leaves_out_0(less((name, row), (name, row.split(",")[0]), f"uniform_{size}"))
+    steps = [(b - a) / 30 for row in grow for a, b in grown(name, row, 10, 40)]
+    assert (round(min(steps)), round(max(steps))) == (4, 5)
+    for row in held:
+        norms = {}
+        for r in found(f"{name}_states", row=row, what="norm", **{"class": "answer"}):
+            if int(r["loop"]) >= 6:
+                norms.setdefault((r["weights"], r["seed"]), []).append(float(r["value"]))
+        assert [len(x) for x in norms.values()] == [35] * 6
+        assert all(max(x) < 1.1 * min(x) for x in norms.values())
+    known = [x for row in normed for loop in (10, 40)
+             for x in (*states(name, row, "norm", loop), fresh(row, "norm", loop))]
+    says("root.md", r"behind it all eight, trained or not, stand between (\S+) and (\S+)\.", *ends(known))
+    says("root.md", r"it turns by (\S+) to (\S+) degrees per loop where h may grow and by (\S+) to (\S+) where",
+         *(x for rows in (grow, ["add", "none"]) for x in ends([x for row in rows for x in turns(row, 40)])))
+    says("root.md", rf"the loss of add is up from (\S+) to {ONE} {SPAN}\), with the norm to {ONE} {SPAN}\)",
+         [statistics.median(states(name, grow[0], "loss", 10))],
+         *([f(states(name, row, "loss", 40))] for row in (grow[0], "add") for f in (statistics.median, min, max)))
+
+    free, kept, still, normed = ([x for row in rows for x in exponents(name, row)]
+                                 for rows in (grow, ["add", "none"], held, ["concat", "decay"]))
+    says("root.md", r"without the norm (\S+) to (\S+), all six with their interval, with it (\S+) to (\S+), none with",
+         *ends(free), *ends(kept))
+    assert 0 < min(kept) < max(kept) < min(free)
+    low, high = ({row: exponents(name, row, of=of) for row in anchor} for of in ("low", "high"))
+    assert all(x > 0 for row in grow for x in low[row])
+    assert all(x < 0 for row in ("add", "none") for x in low[row])
+    assert sum(x < 0 for row in held for x in high[row]) == 5
+    assert sum(x < 0 for row in ("concat", "decay") for x in high[row]) == 1
+    assert all(x < 0 for row in ("concat", "decay") for x in low[row])
+    beside = {row: [x - y for x, y in zip(exponents(name, row), growths(name, row), strict=True)] for row in anchor}
+    says("root.md", r"grows, by (\S+) to (\S+) per loop in its logarithm; beside it a push grows by (\S+) to (\S+)\. ",
+         *ends([x for row in grow for x in growths(name, row)]), *ends([x for row in grow for x in beside[row]]))
+    says("root.md", r"less than with the norm in all seeds of none \((\S+) at least\), of add not in seed 1",
+         [min(exponents(name, "none"))])
+    assert [[x < y for x, y in zip(beside[f"{row}, no norm"], beside[row], strict=True)] for row in ("add", "none")
+            ] == [[False, True, True], [True, True, True]]
+    says("root.md", r"contract without the norm, by (\S+) to (\S+), five of six .*? not told from 0 \((\S+) to (\S+), "
+         "one", *ends(still), *ends(normed))
+
+    says("docs/findings.md", r"h grows with x0 or without \((\S+) and (\S+) at loop 40\), .*? keeps (\S+% \(\S+\)) and "
+         r"(\S+ \(\S+\)) at 4 digits after 32 loops instead of (\S+ \(\S+\)) and (\S+ \(\S+\));",
+         *([round(statistics.median(states(name, row, "norm", 40)))] for row in grow),
+         *(seeds(name, row, "long_uniform_4") for row in (*grow, "add", "none")))
+    row = "decay, no norm"
+    says("docs/findings.md", r"comes to rest \(delta (\S+)\) and has (\S+% \(\S+\)) at 8 digits of track N, with it "
+         r"(\S+ \(\S+\)); .*? fall from (\S+ \(\S+\)) to (\S+ \(\S+\)) \|",
+         [round(statistics.median(states(name, row, "delta", 40)), 4)],
+         *(seeds(name, row, "uniform_8") for row in (row, "decay")),
+         *(seeds(name, row, column) for column in ("uniform_4", "long_uniform_4")))
+    assert max(values(name, row, "uniform_8")) < min(values(name, "decay", "uniform_8"))
+
+
+def test_eight_rows_without_loop_norm_at_128_channels():
+    """The table of the log, what the log says of it, docs/findings.md and docs/open.md."""
+    of = {row: ("sweep_anchor_steps", row) if "," in row else ("sweep_anchor", f"{row}, no norm")
+          for row in (x + e for x in ("add", "none") for e in ("", ", learned", ", sinusoid", ", rope"))}
+    with_norm = {row: ("sweep_injection", f"{row} step encoding" if "," in row else f"inject {row}") for row in of}
+    entry = entry_table("At 128 channels, too, the state grows alike")[1]
+    assert [row[0] for row in entry] == [*of]
+    assert {r["row"] for r in rows_of("sweep_anchor_steps")} == {row for row in of if "," in row}
+    ends = {row for row in of if "learned" in row}
+    for row in ends:  # nothing is known beyond the loops of training
+        assert max(int(r["loop"]) for r in found("sweep_anchor_steps_states", row=row)) == 10
+        assert not [r for r in found("sweep_anchor_steps_states", row=row) if r["what"] == "lyapunov_exponent"]
+    six = [row for row in of if row not in ends]
+    for row, *shown, fresh, step, last, exponent, other, four, eight, twelve in entry:
+        for loop, cell in zip((1, 10, 40), shown, strict=True):
+            assert bool(cell) == (loop <= 10 or row in six)
+            if cell:
+                agree_range(cell, states(*of[row], "norm", loop))
+        agree_each(fresh, [alike(states(*of[row], "norm", loop, weights="untrained"))
+                           for loop in (10, 40)[:1 + (row in six)]])
+        agree_range(step, states(*of[row], "delta", 10), 3)
+        assert bool(last) == bool(exponent) == bool(other) == (row in six)
+        if row in six:
+            agree_range(last, states(*of[row], "delta", 40), 4)
+            agree_range(exponent, exponents(*of[row]), 3)
+            agree(other, [alike(exponents(*of[row], "untrained"))], 3)
+        for cell, size in ((four, 4), (eight, 8), (twelve, 12)):
+            agree(cell, seeds(*of[row], f"uniform_{size}"))
+
+    def within(what, loop, rows=of):
+        known = [x for row in rows for x in states(*of[row], what, loop)]
+        return [min(known)], [max(known)]
+    norms = [[round(x)] for loop, rows in ((10, of), (40, six)) for [x] in within("norm", loop, rows)]
+    says("root.md", r"norms of (\S+) to (\S+) after 10 loops, of (\S+) to (\S+) after 40 \(learned steps end", *norms)
+    steps = [(b - a) / 30 for row in six for a, b in grown(*of[row], 10, 40)]
+    says("root.md", r"within (\S+) and (\S+) after loop 1, (\S+) and (\S+) after 10, .*? within (\S+) and (\S+) after "
+         r"40, by (\S+) to (\S+) per loop .*? deltas within (\S+) and (\S+) after 10, (\S+) and (\S+) after 40, where",
+         *([round(x)] for [x] in within("norm", 1)), *norms, [min(steps)], [max(steps)], *within("delta", 10),
+         *within("delta", 40, six))
+    says("docs/findings.md", r"of a demo, of (\S+) to (\S+) after 40 at 128 channels\)", *within("norm", 40, six))
+    lows = sorted((x, row) for row in six for x in states(*of[row], "norm", 40))[:3]
+    assert sorted(row for _, row in lows) == ["none, rope", "none, sinusoid", "none, sinusoid"]
+    found_exponents = [x for row in six for x in exponents(*of[row])]
+    logs = [x for row in six for x in growths(*of[row])]
+    says("root.md", r"The (\d+) exponents are (\S+) to (\S+), all with their .*? grows by (\S+) to (\S+) in its "
+         "logarithm meanwhile", [len(found_exponents)], *([f(x)] for x in (found_exponents, logs) for f in (min, max)))
+    assert min(x for row in six for x in exponents(*of[row], of="low")) > 0
+
+    columns = [f"{kind}_{size}" for kind in ("uniform", "hard") for size in (4, 8, 12)]
+    pairs = [count_apart(of[one], of[other], columns) for one, other in itertools.combinations(of, 2)]
+    total, apart, order = (sum(x[i] for x in pairs) for i in range(3))
+    low = sum(max(values(*of["none, sinusoid"], c)) < min(values(*of[row], c)) for row in of for c in columns)
+    says("root.md", r"hard, (\d+) differences are not .*? leaves 0 out in (\d+), where chance makes (\d+), and all "
+         r"seeds are apart in (\d+), where chance makes (\d+); (\d+) of those have `none, sinusoid` as the lower",
+         *([x] for x in (total, apart, round(0.05 * total), order, round(0.1 * total), low)))
+    eight, twelve = ([x for e in ("", ", learned", ", sinusoid", ", rope") for x in less(
+        of[f"add{e}"], of[f"none{e}"], f"uniform_{size}")] for size in (8, 12))
+    says("root.md", rf"seed by seed, is {ONE} points ahead at 8 digits {SPAN}\), at 12 not \({ONE}, (\S+) to (\S+)\)\.",
+         *mean_of(eight), *mean_of(twelve))
+    says("root.md", rf"they have {ONE} points {SPAN}\) at 8 digits with x0 and {ONE} {SPAN}\) without; at 12 digits "
+         r"with x0 they are ahead in all three seeds \((\S+), (\S+) to (\S+)\)",
+         *(x for row, size in (("add", 8), ("none", 8), ("add", 12))
+           for x in mean_of(less(of[f"{row}, learned"], of[row], f"uniform_{size}"))))
+    assert min(less(of["add, learned"], of["add"], "uniform_12")) > 0
+
+    right = {row: values(*of[row], "uniform_4") for row in of}
+    normed = {row: values(*with_norm[row], "uniform_4")[:3] for row in of}
+    least = min(x for row in of for x in right[row])
+    fallen = [sum(normed[row][seed] < least for row in of) for seed in range(3)]
+    assert fallen == [3, 3, 8]
+    assert [len(x) for x in (*right.values(), *normed.values())] == [3] * 16
+    says("root.md", r"all (\d+) trainings have (\S+)% or more at 4 digits, with it (\d+) of 24 have less",
+         [24], [least], [sum(fallen)])
+    says("docs/findings.md", r"without it all (\d+) trainings .*? have (\S+)% or more at 4 digits, with it (\d+) of 24",
+         [24], [least], [sum(fallen)])
+    says("docs/open.md", r"since (\d+) short trainings of 24 have 4 digits without it, (\d+) of 24 with",
+         [24], [24 - sum(fallen)])
+    says("root.md", r"all eight of seed 3, with at most (\S+)%, and three each", [max(x[2] for x in normed.values())])
+    four = ("add", "none", "concat", "decay")
+    known, beside = ([x for row in four for x in values("sweep_anchor", row + no, "uniform_4")]
+                     for no in (", no norm", ""))
+    says("root.md", r"without the norm (\S+)% or more in all 12, with it less than 98.5 in (\d+) of 12",
+         [math.floor(10 * min(known)) / 10], [sum(x < 98.5 for x in beside)])
+    says("root.md", r"with x0 \((\S+)% at least; with the norm at most (\S+)\) and without \((\S+) and (\S+)\)\.",
+         *(x for row in ("add, learned", "none, learned")
+           for x in ([min(values(*of[row], "uniform_8"))], [max(values(*with_norm[row], "uniform_8")[:3])])))
 
 
 STARTED, RANGE = "sweep_start", r"([\d.]+ \([\d.]+ to [\d.]+\))"
@@ -2573,7 +2766,7 @@ def test_what_solvers_states_say_in_three_seeds():
         says("root.md", words, [min(delta)], [max(delta)])
 
 
-def exponents(label, norm, weights="trained"):
+def exponents_of(label, norm, weights="trained"):
     """(value, low, high) of each seed of a row of the log's table of exponents."""
     name, row = "sweep_dynamics_states", label
     if label.startswith("demo"):
@@ -2591,14 +2784,14 @@ def test_exponents_with_loop_norm_and_without():
     above = below = mixed = 0
     trained = {}
     for label, norm, shown, counted, first, untrained in rows:
-        row, known = exponents(label, norm)
+        row, known = exponents_of(label, norm)
         trained[label, norm] = numbers = [value for value, _, _ in known]
         agree_range(shown, numbers, 3)
         up, down = sum(low > 0 for _, low, _ in known), sum(high < 0 for *_, high in known)
         assert counted == f"{up}, {down}"
         if norm == "yes":
             above, below, mixed = above + up, below + down, mixed + (min(numbers) < 0 < max(numbers))
-        _, fresh = exponents(label, norm, "untrained")
+        _, fresh = exponents_of(label, norm, "untrained")
         assert len({value for value, _, _ in fresh}) == 1
         beside = [(untrained, fresh[0])]
         if not label.startswith("demo"):
