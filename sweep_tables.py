@@ -2,7 +2,8 @@
 comparison of two rows, where a rule was tried at several thresholds also at equal accuracy. And tables of several
 sweeps:
 
-    python sweep_tables.py      results/block.md, its figure and results/energy.md, anew from the tables in results/
+    python sweep_tables.py      results/block.md, its figure, results/energy.md and the figure anchor_states.png beside
+                                them, anew from the tables in results/
 """
 import functools
 import json
@@ -395,10 +396,21 @@ def write_energy():
     write_beside("results/energy", ENERGY_HEAD, "row", ENERGY, ("val loss, nats",))
 
 
+def draw_anchors():
+    """The states of sweep_anchor.py and sweep_anchor_steps.py without loop norm, each step encoding: above with x0,
+    below without."""
+    names = {f"{x0}{encoding or ', no norm'}": f"{x0}{encoding}" for x0 in ("add", "none")
+             for encoding in ("", ", learned", ", sinusoid", ", rope")}
+    rows = [r for name in ("anchor", "anchor_steps") for r in figures.read_table(f"results/sweep_{name}_states.csv")]
+    figures.draw_states([dict(r, row=new) for old, new in names.items() for r in rows if r["row"] == old],
+                        "results/anchor_states.png")
+
+
 def main():
     configure(__file__)
     write_block()
     write_energy()
+    draw_anchors()
 
 
 if __name__ == "__main__":

@@ -920,7 +920,7 @@ def test_what_adders_with_frozen_prompts_forget():
     def share(*at):
         return 100 * value(*at)
     entry = "With frozen prompts, too, loop 1 hides the token"
-    short = {}
+    short, turned = {}, {}
     for label, *shown, cosines in entry_table(entry, 1)[1]:
         model, last = label.split("`")[1].removesuffix(".pt"), 14 if "prompt" in label else 8
         token = "token read, prompt" if "prompt" in label else "token read"
@@ -929,6 +929,7 @@ def test_what_adders_with_frozen_prompts_forget():
             assert value(model, "probe_accuracy", loop, token, weights="untrained") > 0.9995
         for cell, weights in zip(cosines.removesuffix(" (answer)").split("; "), ("trained", "untrained"), strict=True):
             agree(cell, [value(model, "cosine_x0", last, "answer", weights=weights)], least=2)
+            turned.setdefault(weights, []).append(float(cell))
         short[model] = [share(model, "probe_accuracy", loop, token) for loop in (1, last)]
     for label, *shown, exponent in entry_table(entry, 2)[1]:
         model = label.split("`")[1].removesuffix(".pt")
@@ -940,6 +941,8 @@ def test_what_adders_with_frozen_prompts_forget():
         agree(exponent.replace(" to ", ", "), [float(row[c]) for c in ("value", "low", "high")], least=3)
     says("docs/findings.md", r"with frozen prompts \[(\S+) and (\S+), (\S+) and (\S+)\]",
          *([short[m][i]] for i in (0, 1) for m in ("addition", "addition_search")))
+    says("docs/findings.md", r"turns away from x0 \(a cosine of (\S+) to (\S+) after .*?, untrained (\S+) to (\S+)\)",
+         *([f(turned[weights])] for weights in ("trained", "untrained") for f in (min, max)))
 
 
 def test_the_tables_of_what_fast_reading_loses():
@@ -1471,7 +1474,7 @@ def test_tables_of_several_sweeps_are_what_their_command_writes(tmp_path, monkey
     monkeypatch.setattr(sys, "argv", ["sweep_tables.py"])
     sweep_tables.main()
     made = sorted(p.name for p in (tmp_path / "results").iterdir() if p.suffix != ".csv")
-    assert made == ["block.md", "block.png", "energy.md"]
+    assert made == ["anchor_states.png", "block.md", "block.png", "energy.md"]
     for name in ("block.md", "energy.md"):
         assert (tmp_path / "results" / name).read_text(encoding="utf-8") == page(f"results/{name}")
 
@@ -2014,9 +2017,9 @@ def test_what_a_start_of_its_own_buys():
          seeds(STARTED, "N random", "long_uniform_4"), *([x] for x in best))
 
 
-def of_demo(model, what, loop, of):
+def of_demo(model, what, loop, of, weights="trained"):
     """Numbers of three seeds of a row of config/sweep_forgetting.py, in %; a cosine as it is."""
-    where = {"what": what, "loop": str(loop), "class": of, "weights": "trained"}
+    where = {"what": what, "loop": str(loop), "class": of, "weights": weights}
     known = found("forgetting", model=f"demo {model}", **where) + found("forgetting_seeds", model=model, **where)
     assert len(known) == 3
     return [float(r["value"]) * (1 if what == "cosine_x0" else 100) for r in known]
@@ -2069,6 +2072,39 @@ def test_what_the_demo_forgets_in_three_seeds():
          r"more", [min(kept)], [max(turned)], [min(own)])
     says("docs/findings.md", r"three seeds of the demo: \[(\S+)% at loop 4, (\S+) at 16\]\(\S+, with x0 (\S+) and "
          r"(\S+)\)", *([statistics.median(read[label][loop])] for label in ("none", "add") for loop in (4, 16)))
+
+
+def test_from_which_loop_on_the_demo_is_right():
+    """The second table of the same entry, what it says of it, and docs/findings.md."""
+    entry = "Over three seeds the demo's loops forget as in one"
+    names = list(dict.fromkeys(r["model"] for r in rows_of("forgetting_seeds")))
+    right, one, own = {}, {}, {}
+    for name, (label, first, second, fresh, *probes) in zip(names, entry_table(entry, 2)[1], strict=True):
+        assert name.replace("_", " ") == label.replace(",", "")
+        right[name] = of_demo(name, "right_to_stay", 1, "answer")
+        agree_range(first, right[name])
+        agree_range(second, of_demo(name, "right_to_stay", 2, "answer"))
+        assert of_demo(name, "right_to_stay", 3, "answer") == [100, 100, 100]
+        agree(fresh, [alike(of_demo(name, "right_to_stay", 4, "answer", "untrained"))])
+        one[name], own[name] = (of_demo(name, what, 1, "digit 1") for what in ("one_probe_accuracy", "probe_accuracy"))
+        assert all(x < y for x, y in zip(one[name], own[name], strict=True))
+        for cell, known in zip(probes, (one[name], of_demo(name, "one_probe_accuracy", 2, "digit 1"), own[name]),
+                               strict=True):
+            agree_range(cell, known)
+    others = [name for name in names if name != "concat"]
+    by_rest, of_rest, own_of_rest = ([x for name in others for x in known[name]] for known in (right, one, own))
+    says("root.md", rf"has more than {ONE}% from loop 1 on, no other training less than {ONE}\. .*? the one probe has "
+         rf"{ONE} to {ONE}%, a probe of that loop {ONE} or more\. Of the others the one probe has {ONE} to {ONE}%, a "
+         rf"probe of that loop {ONE} or", *([x] for x in (
+             max(right["concat"]), min(by_rest), min(one["concat"]), max(one["concat"]), min(own["concat"]),
+             min(of_rest), max(of_rest), min(own_of_rest))))
+    says("root.md", r"by its four loops `concat` has (\S+% \(\S+\)) at 4 digits, as `add` has",
+         seeds("sweep_forgetting", "concat", "uniform_4"))
+    assert seeds("sweep_forgetting", "add", "uniform_4") == seeds("sweep_forgetting", "concat", "uniform_4")
+    says("docs/findings.md", r"reads it at (\S+) to (\S+)% after loop 1, a probe of that loop at (\S+) or more",
+         *([x] for x in (min(one["concat"]), max(of_rest), min(own_of_rest))))
+    says("docs/findings.md", r"all by loop 3 in (\d+) trainings, (\S+) to (\S+)% from loop 1 on, but with `concat` "
+         r"(\S+) to (\S+) \|", [3 * len(names)], *([f(x)] for x in (by_rest, right["concat"]) for f in (min, max)))
 
 
 def test_step_encodings_without_loop_norm():
