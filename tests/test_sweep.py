@@ -561,7 +561,7 @@ evaluate = ["--digits=[1]", "long: --num_loops=9 --digits=[2,3]"]
     ("--digits=[1,2]", "--digits=[1,64]", ["sweep_bad.py:7: ", "numbers of 65 digits", "place_ids is 64"]),
     ("--halt=none", "--halt=gate", ["sweep_bad.py:6: ", "halt 'gate'"]),
     ('--learning_rate=2e-3",\n]\nevaluate = ["', '--step_encoding=learned",\n]\nevaluate = ["--num_loops=3 ',
-     ["sweep_bad.py:7: 3 loops", "ends at the 2 "]),
+     ["sweep_bad.py:7: 3 loops of num_loops", "ends at the 2 "]),
     ("--halt=none", "--halt=confidence --halt_threshold=3", ["sweep_bad.py:6: ", "halt_threshold 3.0 is above 1"]),
     ("seeds = [3, 4]", "seeds = [3, -4]", ["sweep_bad.py:3: seeds: -4 is out of range"]),
     ("--warmup_iters=5", "--warmup=5", ["sweep_bad.py:4: --warmup", "'warmup_iters'"]),
