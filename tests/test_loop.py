@@ -319,6 +319,8 @@ def test_who_exits_in_a_loop_is_the_gpt_of_so_many_layers(l):
     (dict(step_encoding="learned"), "step_encoding 'learned' ends.* 3 .*sinusoid.*rope.*none")])
 def test_no_more_loops_than_blocks_or_learned_steps(settings, words):
     model = make(**settings, think_token=0)
+    if model.config.tie_loops:
+        assert make(**settings, num_loops=[2, 4]).loop_limit == 4
     for L in (1, 3):
         assert override(model, {"num_loops": L}).trained_loops == L
         assert len(list(model.states(tokens()))) == L
