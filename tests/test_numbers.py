@@ -398,7 +398,7 @@ def test_what_is_said_of_eight_ranks():
     says("docs/decisions.md", r"four GPUs do \((\S+) to (\S+)% on three hosts\), with 8 on each of eight \[(\S+)%\]",
          [min(tenth)], [max(tenth)], [100 * same["12 layers", 8]["exchange"]])
     either = [[each[model, 8]["ratio"]] for model in MODELS]
-    for name, pattern in (("README.md", r"Eight GPUs take ([\d.]+) to ([\d.]+) times"),
+    for name, pattern in (("README.md", r"Eight GPUs, a batch each, do ([\d.]+) to ([\d.]+) times"),
                           ("README.ko.md", r"여덟 장이면 초당 토큰이 ([\d.]+)~([\d.]+)배")):
         says(name, pattern, min(either), max(either))
     assert round(one["12 layers"]["gradient_mb"] / one["1 x 12"]["gradient_mb"]) == 11  # eleven times the gradients
@@ -468,6 +468,39 @@ def test_the_entry_of_eight_ranks():
                     agree(shown, [known])
 
 
+def test_what_the_entry_of_eight_ranks_says():
+    """The log, beside its tables."""
+    def of(what, n, column="ms", **where):
+        """Of 1 x 12 and of 12 layers."""
+        return [of_ranks("scale", model, what, n, **where)[column] for model in MODELS]
+
+    def ratios(x, y):
+        return [[a / b] for a, b in zip(x, y, strict=True)]
+
+    def longer(x, y):
+        return [100 * (x / y - 1)]
+    one, few, four, same, each = (of("one", 1), of("one, its share", 1, sequences="8"), of("same batch", 4),
+                                  of("same batch", 8), of("batch of each", 8))
+    say = r"of one, (\S+) and (\S+) million per second\. .*? do (\S+)% more tokens on eight \((\S+)% on one\)"
+    says("root.md", say, *([x / 1e6] for x in of("batch of each", 8, "tokens_s")), longer(*each), longer(*one))
+    say = r"alone take (\S+) of the time of 64 \(12 layers (\S+)\)\. .*? are (\S+)% slower .*? on four and (\S+)% on"
+    says("root.md", say, *ratios(few, one), longer(*four[::-1]), longer(*same[::-1]))
+    off = [sorted(100 * (float(r["ms"]) / float(r["expected_ms"]) - 1) for r in rows_of("scale")
+                  if r["model"] == model and r["expected_ms"]) for model in MODELS]
+    assert off[0][0] == 0
+    say = r"four of 12 layers are faster than expected, by (\S+) to (\S+)%\. .*? three are (\S+) to (\S+)% slower"
+    says("root.md", say, [-off[1][3]], [-off[1][0]], [off[0][1]], [off[0][3]])
+    say = r"add 0.52, 0.57 and 0.60 ms .*?, where (\S+) and (\S+) were .*? 1 x 12 add (\S+), (\S+) and (\S+), where "
+    added = [[[x - y] for x, y in zip(of("batch of each", n, column), one, strict=True)] for n, column in (
+        (4, "expected_ms"), (8, "expected_ms"), (2, "ms"), (4, "ms"), (8, "ms"))]
+    says("root.md", rf"{say}(\S+) and (\S+) were", *(x[1] for x in added[:2]), *(x[0] for x in added[2:]),
+         *(x[0] for x in added[:2]))
+    say = r"is (\S+) times as fast as a plain one for 1 x 12, (\S+) times for 12 layers; with 64 each (\S+) and (\S+) "
+    says("root.md", say, *ratios(of("same batch, plain", 8), same), *ratios(of("batch of each, plain", 8), each))
+    say = r"at most (\S+) ms of (\S+) to be hidden\); 1 x 12 has (\S+)%, (\S+) ms\. "
+    says("root.md", say, [same[1] - few[1]], [same[1]], [100 * (1 - few[0] / same[0])], [same[0] - few[0]])
+
+
 @pytest.mark.parametrize("name", ["scale_third_host", "scale"])
 def test_plain_ranks_wait_for_the_host(name):
     """The tables of plain steps in the log; their ranges overlap, but one pair of 42 on the host with eight GPUs."""
@@ -530,7 +563,8 @@ def test_demos_over_four_gpus_again():
     evaluations, training, steps = ([statistics.median(x)] for x in (
         [r["evaluated"] - r["trained"] for r in eight], [r["seconds"] for r in eight], [r["ms"] for r in eight]))
     began, ended = [min(r["began"] for r in eight)], [max(r["evaluated"] for r in eight)]
-    says("docs/scale.md", r"gain nothing: ([\d.]+) s, of the same parts ([\d.]+), ([\d.]+), ([\d.]+) and ([\d.]+) ",
+    says("docs/scale.md", r"gain nothing: all had ended after ([\d.]+) s, ([\d.]+) of .*? began, ([\d.]+) of a training"
+         r", of which its steps are ([\d.]+), ([\d.]+) of its",
          ended, began, training, steps, evaluations)
     says("docs/findings.md", r"32 demo trainings end after ([\d.]+) s on eight, after ([\d.]+) on four of another host",
          ended, [max(r["evaluated"] for r in now)])
@@ -576,9 +610,40 @@ def test_what_the_loop_kernel_reads():
         for cell, column in zip(most.split(", "), ("l2_percent", "hbm_percent", "sm_percent"), strict=True):
             assert abs(float(cell) - known[column]) <= (0.5 if "." not in cell else 0.005) + 1e-9
     (_, _, received, _, _, hbm, _), *_ = rows
+    of_all, own, counted_hbm = (float(x) for x in (received.split()[0], *re.findall(NUMBER, hbm)))
     for name in ("docs/kernels.md", "docs/findings.md"):
-        says(name, r"stay in L2: of (\S+) MB that a loop reads at 64x256x128 (\S+) come from HBM",
-             *([float(x.split()[0])] for x in (received, hbm)))
+        says(name, r"stay in L2: of (\S+) MB that a loop reads at 64x256x128 (\S+) come from HBM.*? (\S+) by count",
+             [of_all], [own], [counted_hbm])
+
+
+def test_what_is_said_of_the_counters_of_the_loop_kernel():
+    """The log, beside its tables, and docs/findings.md."""
+    known, case = {}, "64x256x128"
+    for r in rows_of("loop_counters_h200"):
+        known.setdefault((r["case"], r["caches"]), []).append({k: float(x) for k, x in list(r.items())[2:]})
+    mid = {of: {k: statistics.median(r[k] for r in launches) for k in launches[0]} for of, launches in known.items()}
+    cold, warm, few = mid[case, "flushed"], mid[case, "warm"], mid["64x128x128", "warm"]
+    says("root.md", r"(\S+) MB per launch of 64x256x128 where (\S+) were counted and ([\d,]+) arrive\. .*? misses "
+         r"(\S+)% of what it looks up, (\S+) MB per launch", [cold["hbm_read_mb"]],
+         [(12 * 256 ** 2 + 64 * 256 * 128) * 2e-6], [round(cold["received_mb"])],
+         [100 * cold["l2_miss_mb"] / cold["l2_read_mb"]], [cold["l2_miss_mb"]])
+    says("root.md", r"mean over a launch: L2 is at (\d+)% of its most, HBM at (\S+), the multiprocessors at (\d+)\.",
+         [round(warm["l2_percent"])], [cold["hbm_percent"]], [round(warm["sm_percent"])])
+    says("root.md", r"reads less than arrives, (\d+)% of it at 64x256x128, (\d+) at 64x128x128",
+         *([round(100 * x["l2_read_mb"] / x["received_mb"])] for x in (cold, few)))
+    arrive, read = ([r[column] / r["microseconds"] for caches in ("flushed", "warm") for r in known[case, caches]]
+                    for column in ("received_mb", "l2_read_mb"))
+    says("root.md", r"So (\S+) TB/s arrive, and (\S+) to (\S+) are read",
+         [statistics.median(arrive)], [min(read)], [max(read)])
+    says("root.md", r"and yet up to (\S+) MB per loop are read of HBM",
+         [max(x["hbm_read_mb"] / x["loops"] for (_, caches), x in mid.items() if caches == "warm")])
+    for (name, _), x in mid.items():
+        if "x128x" not in name:
+            agree("14.5", [100 * x["received_mb"] / x["microseconds"] / x["sm_percent"]])
+    most = max(r[k] for launches in known.values() for r in launches for k in r if k.endswith("percent"))
+    for name, words in (("root.md", r"nothing is at more than (\d+)% of its most"),
+                        ("docs/findings.md", r"the multiprocessors are at (\d+)% of their most or less")):
+        says(name, words, [math.ceil(most)])
 
 
 def test_what_a_kernel_saves_per_call():
