@@ -407,7 +407,10 @@ def test_what_is_said_of_eight_ranks():
     added = {n: each["12 layers", n]["ms"] - one["12 layers"]["ms"] for n in (2, 4, 8)}
     says("docs/scale.md", r"their a\(2\), a\(4\) and a\(8\) are (\S+), (\S+) and (\S+) ms, where (\S+) was expected of",
          *([x] for x in (*added.values(), each["12 layers", 8]["expected_ms"] - one["12 layers"]["ms"])))
-    h100 = [of_ranks("ranks_h100_80gb_hbm3", model, "one", 1)["ms"] for model in MODELS]
+    h100, two = ([of_ranks("ranks_h100_80gb_hbm3", model, what, n)["ms"] for model in MODELS]
+                 for what, n in (("one", 1), ("batch of each", 2)))
+    says("docs/scale.md", r"On the two H100s a\(2\) is (\S+) ms for 1 x 12 and (\S+) for 12 layers",
+         *([y - x] for x, y in zip(h100, two, strict=True)))
     far = [[float(re.search(r"64 GPUs ([\d.]+) ms", x)[1])] for x in bench_ranks.expected(
         figures.read_table(ROOT / "results/ranks_h100_80gb_hbm3.csv"))]
     says("docs/scale.md", r"1 x 12 is expected to take (\S+) ms \((\S+) on one\), 12 layers (\S+) \(([\d.]+)\)",
@@ -479,6 +482,10 @@ def test_what_the_entry_of_eight_ranks_says():
 
     def longer(x, y):
         return [100 * (x / y - 1)]
+    ratio = {what: [[x] for x in of(what, 8, "ratio")] for what in ("same batch", "batch of each")}
+    for words in (r"### Eight GPUs do (\S+) times .*? 1 x 12, (\S+) on", r"eight do (\S+) and (\S+) times the tokens"):
+        says("root.md", words, *ratio["batch of each"])
+    says("root.md", r"less and less: eight take (\S+) and (\S+) of the time", *ratio["same batch"])
     one, few, four, same, each = (of("one", 1), of("one, its share", 1, sequences="8"), of("same batch", 4),
                                   of("same batch", 8), of("batch of each", 8))
     say = r"of one, (\S+) and (\S+) million per second\. .*? do (\S+)% more tokens on eight \((\S+)% on one\)"
@@ -488,6 +495,10 @@ def test_what_the_entry_of_eight_ranks_says():
     off = [sorted(100 * (float(r["ms"]) / float(r["expected_ms"]) - 1) for r in rows_of("scale")
                   if r["model"] == model and r["expected_ms"]) for model in MODELS]
     assert off[0][0] == 0
+    far = [max(abs(float(r["ms"]) / float(r["expected_ms"]) - 1) for r in rows_of("scale")
+               if r["ranks"] == n and r["expected_ms"]) for n in ("8", "4")]
+    says("root.md", r"holds on eight to (\S+)% and on four to (\S+)%, both of 12 layers", *([100 * x] for x in far))
+    says("root.md", r"captured steps on eight to within (\S+)%; 32", [100 * far[0]])
     say = r"four of 12 layers are faster than expected, by (\S+) to (\S+)%\. .*? three are (\S+) to (\S+)% slower"
     says("root.md", say, [-off[1][3]], [-off[1][0]], [off[0][1]], [off[0][3]])
     say = r"add 0.52, 0.57 and 0.60 ms .*?, where (\S+) and (\S+) were .*? 1 x 12 add (\S+), (\S+) and (\S+), where "
@@ -566,8 +577,11 @@ def test_demos_over_four_gpus_again():
     says("docs/scale.md", r"gain nothing: all had ended after ([\d.]+) s, ([\d.]+) of .*? began, ([\d.]+) of a training"
          r", of which its steps are ([\d.]+), ([\d.]+) of its",
          ended, began, training, steps, evaluations)
-    says("docs/findings.md", r"32 demo trainings end after ([\d.]+) s on eight, after ([\d.]+) on four of another host",
-         ended, [max(r["evaluated"] for r in now)])
+    for name, words in (("docs/findings.md", r"end after (\S+) s on eight, after (\S+) on four of another"),
+                        ("root.md", r"on eight end after (\S+) s, on four of another host after (\S+) \(eight")):
+        says(name, words, ended, [max(r["evaluated"] for r in now)])
+    again, before = (line(rows, x)[1:] for x in ("32 on four of another host", "32 on four, by auto, empty caches"))
+    assert again == before
     says("root.md", r"A training takes ([\d.]+) s \(median\), ([\d.]+) on four, .*? its two evaluations take ([\d.]+), "
          r"on four ([\d.]+); the first training begins ([\d.]+) s later",
          training, [statistics.median(r["seconds"] for r in now)],
@@ -611,6 +625,7 @@ def test_what_the_loop_kernel_reads():
             assert abs(float(cell) - known[column]) <= (0.5 if "." not in cell else 0.005) + 1e-9
     (_, _, received, _, _, hbm, _), *_ = rows
     of_all, own, counted_hbm = (float(x) for x in (received.split()[0], *re.findall(NUMBER, hbm)))
+    says("root.md", r"come from L2: of (\S+) MB per loop (\S+) come from HBM", [of_all], [own])
     for name in ("docs/kernels.md", "docs/findings.md"):
         says(name, r"stay in L2: of (\S+) MB that a loop reads at 64x256x128 (\S+) come from HBM.*? (\S+) by count",
              [of_all], [own], [counted_hbm])
