@@ -50,6 +50,11 @@ def spread(known):
     return [statistics.median(known), min(known), max(known)] if len(known) > 1 else known
 
 
+def limits(known):
+    """[lowest], [highest]."""
+    return [min(known)], [max(known)]
+
+
 def seeds(name, row, *columns, scale=100):
     """[median, lowest] of the seeds of a row, by the first of the columns that the table has; [value] of one seed."""
     column = next(c for c in columns if found(name, row=row)[0].get(c))
@@ -396,7 +401,7 @@ def test_what_is_said_of_eight_ranks():
            for model in MODELS))
     tenth = [100 * of_ranks(name, "12 layers", "same batch", 4)["exchange"] for name in HOSTS[1:]]
     says("docs/decisions.md", r"four GPUs do \((\S+) to (\S+)% on three hosts\), with 8 on each of eight \[(\S+)%\]",
-         [min(tenth)], [max(tenth)], [100 * same["12 layers", 8]["exchange"]])
+         *limits(tenth), [100 * same["12 layers", 8]["exchange"]])
     either = [[each[model, 8]["ratio"]] for model in MODELS]
     for name, pattern in (("README.md", r"Eight GPUs, a batch each, do ([\d.]+) to ([\d.]+) times"),
                           ("README.ko.md", r"여덟 장이면 초당 토큰이 ([\d.]+)~([\d.]+)배")):
@@ -1757,12 +1762,6 @@ def test_order_of_the_blocks_in_the_whole_recipe():
 OF_STATES = "What holds the state, and where it begins"
 
 
-def state(name, row, what, loop, group="answer", weights="trained"):
-    """The one number of a sweep's first seed."""
-    (r,) = found(f"{name}_states", row=row, what=what, loop=str(loop), weights=weights, **{"class": group})
-    return float(r["value"])
-
-
 @cache
 def by_state(name):
     """{row, what, loop, class, weights: the rows of the seeds} of a sweep's states."""
@@ -1832,10 +1831,8 @@ def test_the_table_of_norms():
         for cell, column in zip(right, ("uniform_4", "long_uniform_4", "uniform_8"), strict=True):
             agree(cell, seeds(name, row, column))
 
-    def ends(known):
-        return [min(known)], [max(known)]
     grow, held, normed = ["add, no norm", "none, no norm"], ["concat, no norm", "decay, no norm"], anchor[4:]
-    far = ends([x for row in grow for x in states(name, row, "norm", 40)])
+    far = limits([x for row in grow for x in states(name, row, "norm", 40)])
     says("root.md", r"for ever, to norms of (\S+) to (\S+) at loop 40, turns", *([round(x, -1)] for [x] in far))
     says("root.md", r"keeps (\S+)% at 4 digits after 32 loops with x0 and (\S+) without, where the norm leaves (\S+) "
          r"and (\S+) \(three", *([round(seeds(name, row, "long_uniform_4")[0])] for row in (*grow, "add", "none")))
@@ -1855,9 +1852,9 @@ def test_the_table_of_norms():
         assert all(max(x) < 1.1 * min(x) for x in norms.values())
     known = [x for row in normed for loop in (10, 40)
              for x in (*states(name, row, "norm", loop), fresh(row, "norm", loop))]
-    says("root.md", r"behind it all eight, trained or not, stand between (\S+) and (\S+)\.", *ends(known))
+    says("root.md", r"behind it all eight, trained or not, stand between (\S+) and (\S+)\.", *limits(known))
     says("root.md", r"it turns by (\S+) to (\S+) degrees per loop where h may grow and by (\S+) to (\S+) where",
-         *(x for rows in (grow, ["add", "none"]) for x in ends([x for row in rows for x in turns(row, 40)])))
+         *(x for rows in (grow, ["add", "none"]) for x in limits([x for row in rows for x in turns(row, 40)])))
     says("root.md", rf"the loss of add is up from (\S+) to {ONE} {SPAN}\), with the norm to {ONE} {SPAN}\)",
          [statistics.median(states(name, grow[0], "loss", 10))],
          *([f(states(name, row, "loss", 40))] for row in (grow[0], "add") for f in (statistics.median, min, max)))
@@ -1865,7 +1862,7 @@ def test_the_table_of_norms():
     free, kept, still, normed = ([x for row in rows for x in exponents(name, row)]
                                  for rows in (grow, ["add", "none"], held, ["concat", "decay"]))
     says("root.md", r"without the norm (\S+) to (\S+), all six with their interval, with it (\S+) to (\S+), none with",
-         *ends(free), *ends(kept))
+         *limits(free), *limits(kept))
     assert 0 < min(kept) < max(kept) < min(free)
     low, high = ({row: exponents(name, row, of=of) for row in anchor} for of in ("low", "high"))
     assert all(x > 0 for row in grow for x in low[row])
@@ -1875,13 +1872,13 @@ def test_the_table_of_norms():
     assert all(x < 0 for row in ("concat", "decay") for x in low[row])
     beside = {row: [x - y for x, y in zip(exponents(name, row), growths(name, row), strict=True)] for row in anchor}
     says("root.md", r"grows, by (\S+) to (\S+) per loop in its logarithm; beside it a push grows by (\S+) to (\S+)\. ",
-         *ends([x for row in grow for x in growths(name, row)]), *ends([x for row in grow for x in beside[row]]))
+         *limits([x for row in grow for x in growths(name, row)]), *limits([x for row in grow for x in beside[row]]))
     says("root.md", r"less than with the norm in all seeds of none \((\S+) at least\), of add not in seed 1",
          [min(exponents(name, "none"))])
     assert [[x < y for x, y in zip(beside[f"{row}, no norm"], beside[row], strict=True)] for row in ("add", "none")
             ] == [[False, True, True], [True, True, True]]
     says("root.md", r"contract without the norm, by (\S+) to (\S+), five of six .*? not told from 0 \((\S+) to (\S+), "
-         "one", *ends(still), *ends(normed))
+         "one", *limits(still), *limits(normed))
 
     says("docs/findings.md", r"h grows with x0 or without \((\S+) and (\S+) at loop 40\), .*? keeps (\S+% \(\S+\)) and "
          r"(\S+ \(\S+\)) at 4 digits after 32 loops instead of (\S+ \(\S+\)) and (\S+ \(\S+\));",
@@ -1926,14 +1923,13 @@ def test_eight_rows_without_loop_norm_at_128_channels():
             agree(cell, seeds(*of[row], f"uniform_{size}"))
 
     def within(what, loop, rows=of):
-        known = [x for row in rows for x in states(*of[row], what, loop)]
-        return [min(known)], [max(known)]
+        return limits([x for row in rows for x in states(*of[row], what, loop)])
     norms = [[round(x)] for loop, rows in ((10, of), (40, six)) for [x] in within("norm", loop, rows)]
     says("root.md", r"norms of (\S+) to (\S+) after 10 loops, of (\S+) to (\S+) after 40 \(learned steps end", *norms)
     steps = [(b - a) / 30 for row in six for a, b in grown(*of[row], 10, 40)]
     says("root.md", r"within (\S+) and (\S+) after loop 1, (\S+) and (\S+) after 10, .*? within (\S+) and (\S+) after "
          r"40, by (\S+) to (\S+) per loop .*? deltas within (\S+) and (\S+) after 10, (\S+) and (\S+) after 40, where",
-         *([round(x)] for [x] in within("norm", 1)), *norms, [min(steps)], [max(steps)], *within("delta", 10),
+         *([round(x)] for [x] in within("norm", 1)), *norms, *limits(steps), *within("delta", 10),
          *within("delta", 40, six))
     says("docs/findings.md", r"of a demo, of (\S+) to (\S+) after 40 at 128 channels\)", *within("norm", 40, six))
     lows = sorted((x, row) for row in six for x in states(*of[row], "norm", 40))[:3]
@@ -2016,8 +2012,7 @@ def test_the_table_of_starts():
             agree(cell, seeds(STARTED, row, column))
         L = 14 if row.startswith("P") else 10
         agree_range(exponent, states(STARTED, row, "lyapunov_exponent", 4 * L, ""), 3)
-        (fresh,) = set(states(STARTED, row, "lyapunov_exponent", 4 * L, "", "untrained"))  # of one draw
-        agree(untrained, [fresh], 3)
+        agree(untrained, [alike(states(STARTED, row, "lyapunov_exponent", 4 * L, "", "untrained"))], 3)
     for row, start, *distances, untrained in entry_table(entry, 2)[1]:
         agree_three(distances, away(row, start))
         agree_each(untrained, [x for known in away(row, start, "untrained") for x in set(known)])
@@ -2028,7 +2023,7 @@ def test_the_table_of_starts():
              seeds(STARTED, f"{track} {start}", "uniform_8") for start in ("random", "x0") for track in "NP"))
     far = [x for row in names if "random" not in row for x in away(row, "random")[2]]
     fresh = [x for row in names for x in away(row, "random", "untrained")[2]]
-    far, fresh = ([[min(x)], [max(x)]] for x in (far, fresh))
+    far, fresh = limits(far), limits(fresh)
     says("docs/findings.md", rf"another random start is {RANGE} and {RANGE} of their norm away, in all other models "
          rf"{ONE} to {ONE};", *(spread(away(row, "random")[2]) for row in ("N random", "P random")), *far)
     says("root.md", rf"a random start stays {ONE} to {ONE} away, of untrained weights {ONE} to {ONE}\. Before",
@@ -2100,25 +2095,22 @@ def test_what_the_demo_forgets_in_three_seeds():
     for loop in (4, 16):
         others = [read[label][loop] for label in read if label != "none"]
         assert max(read["none"][loop]) < min(map(min, others))
-    at = {"weights": "trained", "what": "norm", "class": "answer"}
-    grown = {label: [b / a for a, b in zip(*([float(r["value"]) for r in found(
-        "sweep_forgetting_states", row=label, loop=loop, **at)] for loop in ("4", "16")), strict=True)]
-        for label in ("add, no loop norm", "add, euler 0.5, no loop norm")}
-    says("root.md", r"\((\S+) to (\S+) times from loop 4 to 16 with replace, (\S+) to (\S+) with Euler",
-         *([f(x)] for x in grown.values() for f in (min, max)))
+    says("root.md", r"\((\S+) to (\S+) times from loop 4 to 16 with replace, (\S+) to (\S+) with Euler", *(
+        x for label in ("add", "add, euler 0.5")
+        for x in limits([b / a for a, b in grown("sweep_forgetting", f"{label}, no loop norm", 4, 16)])))
     said = rf"without x0 a probe has {ONE}% {SPAN}\) of the tokens read after 4 loops, {ONE} {SPAN}\) after 16"
     says("root.md", said, *([f(read["none"][loop])] for loop in (4, 16) for f in (statistics.median, min, max)))
     surely = [r for r in found("sweep_forgetting_states", what="lyapunov_exponent", weights="trained")
               if float(r["low"]) > 0]
     says("root.md", r"all (\d+) exponents are above 0, (\S+) to (\S+), (\d+) with their interval", [len(exponents)],
-         [min(exponents)], [max(exponents)], [len(surely)])
+         *limits(exponents), [len(surely)])
     assert min(exponents) > 0
     right = {no: [x for label in read if ("no loop norm" in label) == no
                   for x in values("sweep_forgetting", label, "long_uniform_4")] for no in (True, False)}
     says("root.md", r"though not the answer: (\S+) to (\S+)% of 4 digits are right after 16 loops there, with the norm "
-         r"(\S+) at", [min(right[True])], [max(right[True])], [max(right[False])])
+         r"(\S+) at", *limits(right[True]), [max(right[False])])
     says("root.md", r"one probe keeps (\S+)% or more .*? without loop norm, and (\S+) at most in the 15 .*? has (\S+) "
-         r"to (\S+)\.", [min(kept)], [max(turned)], [min(own)], [max(own)])
+         r"to (\S+)\.", [min(kept)], [max(turned)], *limits(own))
     says("docs/findings.md", r"one probe keeps (\S+)% or more .*? without it, (\S+) at most with it, .*? has (\S+) or "
          r"more", [min(kept)], [max(turned)], [min(own)])
     says("docs/findings.md", r"three seeds of the demo: \[(\S+)% at loop 4, (\S+) at 16\]\(\S+, with x0 (\S+) and "
@@ -2127,39 +2119,34 @@ def test_what_the_demo_forgets_in_three_seeds():
 
 def test_step_encodings_without_loop_norm():
     """The table of the log, norms and deltas of three seeds after every loop that it names; docs/findings.md."""
-    entry, name, norms, far = "Without loop norm the state grows the same", "sweep_anchor_demo", {}, {}
-
-    def of(row, what, loop, weights="trained"):
-        at = row, what, loop, weights, "answer"
-        return [float(r["value"]) for r in rows_of(f"{name}_states")
-                if tuple(r[k] for k in ("row", "what", "loop", "weights", "class")) == at]
+    entry, name, far = "Without loop norm the state grows the same", "sweep_anchor_demo", {}
     for row, *shown, untrained, at_4, at_16, four, eight in entry_table(entry)[1]:
-        norms[row] = {loop: of(row, "norm", loop) for loop in ("1", "4", "16")}
-        known = [(cell, norms[row][loop], 1) for cell, loop in zip(shown, ("1", "4", "16"), strict=True)]
-        known += [(at_4, of(row, "delta", "4"), 2), (at_16, of(row, "delta", "16"), 3)]
-        for cell, numbers, least in known:
-            assert bool(cell) == bool(numbers) == (len(numbers) == 3)
-            if cell:
-                agree_range(cell, numbers, least)
-        agree_each(untrained, [x[0] for loop in norms[row] if (x := of(row, "norm", loop, "untrained"))])
+        loops = (1, 4) if "learned" in row else (1, 4, 16)  # nothing is known beyond the loops of training
+        assert ((row, "norm", "16", "answer", "trained") in by_state(name)) == bool(at_16) == bool(shown[2]) == (
+            16 in loops)
+        assert len(states(name, row, "norm", 4)) == 3
+        for cell, loop in zip(shown, loops, strict=False):
+            agree_range(cell, states(name, row, "norm", loop))
+        for cell, loop, least in ((at_4, 4, 2), (at_16, 16, 3))[:len(loops) - 1]:
+            agree_range(cell, states(name, row, "delta", loop), least)
+        agree_each(untrained, [alike(states(name, row, "norm", loop, weights="untrained")) for loop in loops])
         for cell, n in ((four, 4), (eight, 8)):
             agree(cell, seeds(name, row, f"uniform_{n}"))
         far[row] = values(name, row, "uniform_8")
     assert [*far] == [*dict.fromkeys(r["row"] for r in rows_of(name))]
     others = [row for row in far if "learned" not in row]
-    ends = [f(x for row in others for x in norms[row][loop]) for loop in ("4", "16") for f in (min, max)]
-    says("root.md", r"norms of (\S+) to (\S+) after 4 loops and (\S+) to (\S+) after 16; learned steps",
-         *([round(x)] for x in ends))
-    grown = [(b - a) / 12 for row in others for a, b in zip(norms[row]["4"], norms[row]["16"], strict=True)]
-    within = [[round(f(x for row in others for x in norms[row]["1"]))] for f in (min, max)]
-    within += [[round(x)] for x in ends]
-    within += [[f(x for row in others for x in of(row, "delta", loop))] for loop in ("4", "16") for f in (min, max)]
+
+    def within(what, *loops):
+        return [x for loop in loops for x in limits([x for row in others for x in states(name, row, what, loop)])]
+    norms = [[round(x)] for [x] in within("norm", 1, 4, 16)]
+    says("root.md", r"norms of (\S+) to (\S+) after 4 loops and (\S+) to (\S+) after 16; learned steps", *norms[2:])
     says("root.md", r"lie within (\S+) and (\S+), (\S+) and (\S+), (\S+) and (\S+) after these loops, deltas within "
-         r"(\S+) and (\S+), (\S+) and (\S+)\. ", *within)
-    says("root.md", r"without end, by (\S+) to (\S+) per loop", *([round(f(grown))] for f in (min, max)))
+         r"(\S+) and (\S+), (\S+) and (\S+)\. ", *norms, *within("delta", 4, 16))
+    says("root.md", r"without end, by (\S+) to (\S+) per loop", *([round(x)] for [x] in limits(
+        [(b - a) / 12 for row in others for a, b in grown(name, row, 4, 16)])))
     assert max(far["add, learned"]) < min(least := [min(far[row]) for row in others])
     says("docs/findings.md", r"norms of (\S+) to (\S+) after 16 loops .*? cost length: (\S+ \(\S+\)) at 8 digits with "
-         r"x0, (\S+ \(\S+\)) without, the other six rows (\S+) or", *([x] for x in ends[2:]),
+         r"x0, (\S+ \(\S+\)) without, the other six rows (\S+) or", *within("norm", 16),
          *(seeds(name, f"{x}, learned", "uniform_8") for x in ("add", "none")),
          [min(least)])
 
@@ -2843,7 +2830,7 @@ def test_what_solvers_states_say_in_three_seeds():
     for row, words in (("concat, euler gate", r"gate with concat move by (\S+) to (\S+) per"),
                        ("concat, replace", r"per loop \(`concat, replace` by (\S+) to (\S+)\)")):
         delta = states(name, row, "delta", 32)
-        says("root.md", words, [min(delta)], [max(delta)])
+        says("root.md", words, *limits(delta))
 
 
 def exponents_of(label, norm, weights="trained"):
@@ -2872,7 +2859,7 @@ def test_exponents_with_loop_norm_and_without():
         if norm == "yes":
             above, below, mixed = above + up, below + down, mixed + (min(numbers) < 0 < max(numbers))
         _, fresh = exponents_of(label, norm, "untrained")
-        assert len({value for value, _, _ in fresh}) == 1
+        alike([value for value, _, _ in fresh])
         beside = [(untrained, fresh[0])]
         if not label.startswith("demo"):
             (r,) = found("lyapunov_before", what="lyapunov_exponent", weights="trained", row=row)
@@ -2888,15 +2875,13 @@ def test_exponents_with_loop_norm_and_without():
          r"and in (\d+) rows of (\d+)", *counts)
     grows, falls = ([x for injection in of for x in trained[f"{injection}, replace, 6, 8 or 10 loops", "no"]]
                     for of in (("add", "none"), ("concat", "decay")))
-    ends = [min(grows)], [max(grows)], [-max(falls)], [-min(falls)]
+    ends = *limits(grows), *limits([-x for x in falls])
     says("root.md", r"add and none grow by (\S+) to (\S+) per loop, nearly .*? by (\S+) to (\S+) \*?", *ends)
-    norms = {loop: [x for row in ("add, no norm", "none, no norm") for x in states("sweep_anchor", row, "norm", loop)]
-             for loop in (20, 40)}
-    norm = [math.log(b / a) / 20 for a, b in zip(*norms.values(), strict=True)]
+    norm = [x for row in ("add, no norm", "none, no norm") for x in growths("sweep_anchor", row)]
     says("docs/findings.md", r"with add and none by (\S+) to (\S+) per loop, the state by (\S+) to (\S+), and shrinks "
-         r"with `concat` and `decay` by (\S+) to (\S+),", *ends[:2], [min(norm)], [max(norm)], *ends[2:])
+         r"with `concat` and `decay` by (\S+) to (\S+),", *ends[:2], *limits(norm), *ends[2:])
     beside = [x - y for x, y in zip(grows, norm, strict=True)]
-    says("root.md", r"beside the state that leaves (\S+) to (\S+)\.", [min(beside)], [max(beside)])
+    says("root.md", r"beside the state that leaves (\S+) to (\S+)\.", *limits(beside))
     solvers = [of for (label, norm), of in trained.items() if norm == "yes"][:12]
     assert sum(max(x) < min(y) or max(y) < min(x) for x, y in itertools.combinations(solvers, 2)) == 19
     kept = [x for label, _ in list(trained)[:8] for x in values("sweep_dynamics", label, "long_uniform_4")[:3]]
