@@ -620,7 +620,7 @@ def test_what_the_loop_kernel_reads():
         known = {k: statistics.median(float(r[k]) for r in launches) for k in list(launches[0])[2:]}
         mb = {k: x / known["loops"] for k, x in known.items() if k.endswith("_mb")}
         weights, x0 = 12 * C ** 2 * 2 / 1e6, T * C * B * 2 / 1e6
-        assert math.isclose(mb["received_mb"], B * weights + x0, rel_tol=1e-3)
+        assert {float(r["received_mb"]) for r in launches} == {round(12 * (B * weights + x0), 3)}
         agree(received, [mb["received_mb"], B * weights + x0])
         agree_each(f"{read}, {missed}", [mb["l2_read_mb"], mb["l2_miss_mb"]])
         agree(hbm, [mb["hbm_read_mb"], (weights + x0) / known["loops"]])
@@ -628,6 +628,7 @@ def test_what_the_loop_kernel_reads():
             assert weights + x0 < known["hbm_read_mb"] < 1.1 * (weights + x0)
         for cell, column in zip(most.split(", "), ("l2_percent", "hbm_percent", "sm_percent"), strict=True):
             assert abs(float(cell) - known[column]) <= (0.5 if "." not in cell else 0.005) + 1e-9
+    says("root.md", r"in all (\d+) launches to the last digit", [len(rows_of("loop_counters_h200"))])
     (_, _, received, _, _, hbm, _), *_ = rows
     of_all, own, counted_hbm = (float(x) for x in (received.split()[0], *re.findall(NUMBER, hbm)))
     says("root.md", r"come from L2: of (\S+) MB per loop (\S+) come from HBM", [of_all], [own])
@@ -2843,6 +2844,21 @@ def exponents_of(label, norm, weights="trained"):
     known = found(name, what="lyapunov_exponent", weights=weights, row=row)
     assert len(known) == 3
     return row, [tuple(float(r[k]) for k in ("value", "low", "high")) for r in known]
+
+
+@pytest.mark.parametrize(("name", "sibling", "C", "evaluations"), [
+    ("sweep_anchor", "add", 128, 10), ("sweep_injection", "inject add", 128, 10), ("sweep_forgetting", "add", 64, 4),
+    ("sweep_text_tuning", "1 x 12, inject none", 384, 12), ("sweep_track_n_more", "frozen prompts", 256, 32),
+    ("sweep_dynamics", "none, replace", 128, 8), ("sweep_dynamics_before", "none, replace", 128, 8)])
+def test_flops_of_tables_count_the_matrix_of_concat(name, sibling, C, evaluations):
+    """In every evaluation but the first, which reads x0 alone; a model of 16 loops has twice as many of all but the
+    head, 15 symbols wide."""
+    alone = float(found(name, row=sibling)[0]["flops_per_token"])
+    for r in rows_of(name):
+        if "concat" in r["row"]:
+            twice = r["row"].endswith("16 loops")
+            expected = alone * (1 + twice) - 6 * 15 * C * twice + 12 * C ** 2 * (evaluations * (1 + twice) - 1)
+            assert float(r["flops_per_token"]) == expected, r["row"]
 
 
 def test_exponents_with_loop_norm_and_without():
