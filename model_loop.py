@@ -350,13 +350,17 @@ class LoopGPT(GPT):
 
     def check_loops(self, L=None):
         """ValueError if L loops, by default all that any token may take, are more than there are weights for."""
-        L = L or think.most_loops(self.config, self.trained_loops)
+        c, by = self.config, ""
+        if L is None:
+            L = think.most_loops(c, self.trained_loops)
+            asked = dict(num_loops=self.trained_loops, prompt_loops=c.reading, think_loops=c.think_loops)
+            by = f" of {next(key for key, count in asked.items() if count == L)}"
         if L <= self.loop_limit:
             return
         why = ("with tie_loops False there are blocks for the {} that it was trained with"
-               if not self.config.tie_loops else
+               if not c.tie_loops else
                "step_encoding 'learned' ends at the {} that it was trained with; sinusoid, rope and none extend")
-        raise ValueError(f"{L} loops, but {why.format(self.loop_limit)}")
+        raise ValueError(f"{L} loops{by}, but {why.format(self.loop_limit)}")
 
     def cache_slots(self):
         return think.most_loops(self.config, self.trained_loops), self.evaluations * self.config.n_layer
@@ -462,8 +466,7 @@ class LoopGPT(GPT):
     def step_encoding(self, l):
         """s_l (C), or None where the step encoding adds nothing to the state."""
         if self.config.step_encoding == "learned":
-            if l > len(self.step_bias):
-                self.check_loops(l)
+            self.check_loops(l)
             return self.step_bias[l - 1]
         if self.config.step_encoding == "sinusoid":
             return self.step_scale * self.wave(l)

@@ -50,6 +50,11 @@ def spread(known):
     return [statistics.median(known), min(known), max(known)] if len(known) > 1 else known
 
 
+def limits(known):
+    """[lowest], [highest]."""
+    return [min(known)], [max(known)]
+
+
 def seeds(name, row, *columns, scale=100):
     """[median, lowest] of the seeds of a row, by the first of the columns that the table has; [value] of one seed."""
     column = next(c for c in columns if found(name, row=row)[0].get(c))
@@ -396,9 +401,9 @@ def test_what_is_said_of_eight_ranks():
            for model in MODELS))
     tenth = [100 * of_ranks(name, "12 layers", "same batch", 4)["exchange"] for name in HOSTS[1:]]
     says("docs/decisions.md", r"four GPUs do \((\S+) to (\S+)% on three hosts\), with 8 on each of eight \[(\S+)%\]",
-         [min(tenth)], [max(tenth)], [100 * same["12 layers", 8]["exchange"]])
+         *limits(tenth), [100 * same["12 layers", 8]["exchange"]])
     either = [[each[model, 8]["ratio"]] for model in MODELS]
-    for name, pattern in (("README.md", r"Eight GPUs take ([\d.]+) to ([\d.]+) times"),
+    for name, pattern in (("README.md", r"Eight GPUs, a batch each, do ([\d.]+) to ([\d.]+) times"),
                           ("README.ko.md", r"여덟 장이면 초당 토큰이 ([\d.]+)~([\d.]+)배")):
         says(name, pattern, min(either), max(either))
     assert round(one["12 layers"]["gradient_mb"] / one["1 x 12"]["gradient_mb"]) == 11  # eleven times the gradients
@@ -407,7 +412,10 @@ def test_what_is_said_of_eight_ranks():
     added = {n: each["12 layers", n]["ms"] - one["12 layers"]["ms"] for n in (2, 4, 8)}
     says("docs/scale.md", r"their a\(2\), a\(4\) and a\(8\) are (\S+), (\S+) and (\S+) ms, where (\S+) was expected of",
          *([x] for x in (*added.values(), each["12 layers", 8]["expected_ms"] - one["12 layers"]["ms"])))
-    h100 = [of_ranks("ranks_h100_80gb_hbm3", model, "one", 1)["ms"] for model in MODELS]
+    h100, two = ([of_ranks("ranks_h100_80gb_hbm3", model, what, n)["ms"] for model in MODELS]
+                 for what, n in (("one", 1), ("batch of each", 2)))
+    says("docs/scale.md", r"On the two H100s a\(2\) is (\S+) ms for 1 x 12 and (\S+) for 12 layers",
+         *([y - x] for x, y in zip(h100, two, strict=True)))
     far = [[float(re.search(r"64 GPUs ([\d.]+) ms", x)[1])] for x in bench_ranks.expected(
         figures.read_table(ROOT / "results/ranks_h100_80gb_hbm3.csv"))]
     says("docs/scale.md", r"1 x 12 is expected to take (\S+) ms \((\S+) on one\), 12 layers (\S+) \(([\d.]+)\)",
@@ -466,6 +474,47 @@ def test_the_entry_of_eight_ranks():
             if there:
                 for shown, known in zip(others.split(" to "), (min(there), max(there)), strict=True):
                     agree(shown, [known])
+
+
+def test_what_the_entry_of_eight_ranks_says():
+    """The log, beside its tables."""
+    def of(what, n, column="ms", **where):
+        """Of 1 x 12 and of 12 layers."""
+        return [of_ranks("scale", model, what, n, **where)[column] for model in MODELS]
+
+    def ratios(x, y):
+        return [[a / b] for a, b in zip(x, y, strict=True)]
+
+    def longer(x, y):
+        return [100 * (x / y - 1)]
+    ratio = {what: [[x] for x in of(what, 8, "ratio")] for what in ("same batch", "batch of each")}
+    for words in (r"### Eight GPUs do (\S+) times .*? 1 x 12, (\S+) on", r"eight do (\S+) and (\S+) times the tokens"):
+        says("root.md", words, *ratio["batch of each"])
+    says("root.md", r"less and less: eight take (\S+) and (\S+) of the time", *ratio["same batch"])
+    one, few, four, same, each = (of("one", 1), of("one, its share", 1, sequences="8"), of("same batch", 4),
+                                  of("same batch", 8), of("batch of each", 8))
+    say = r"of one, (\S+) and (\S+) million per second\. .*? do (\S+)% more tokens on eight \((\S+)% on one\)"
+    says("root.md", say, *([x / 1e6] for x in of("batch of each", 8, "tokens_s")), longer(*each), longer(*one))
+    say = r"alone take (\S+) of the time of 64 \(12 layers (\S+)\)\. .*? are (\S+)% slower .*? on four and (\S+)% on"
+    says("root.md", say, *ratios(few, one), longer(*four[::-1]), longer(*same[::-1]))
+    off = [sorted(100 * (float(r["ms"]) / float(r["expected_ms"]) - 1) for r in rows_of("scale")
+                  if r["model"] == model and r["expected_ms"]) for model in MODELS]
+    assert off[0][0] == 0
+    far = [max(abs(float(r["ms"]) / float(r["expected_ms"]) - 1) for r in rows_of("scale")
+               if r["ranks"] == n and r["expected_ms"]) for n in ("8", "4")]
+    says("root.md", r"holds on eight to (\S+)% and on four to (\S+)%, both of 12 layers", *([100 * x] for x in far))
+    says("root.md", r"captured steps on eight to within (\S+)%; 32", [100 * far[0]])
+    say = r"four of 12 layers are faster than expected, by (\S+) to (\S+)%\. .*? three are (\S+) to (\S+)% slower"
+    says("root.md", say, [-off[1][3]], [-off[1][0]], [off[0][1]], [off[0][3]])
+    say = r"add 0.52, 0.57 and 0.60 ms .*?, where (\S+) and (\S+) were .*? 1 x 12 add (\S+), (\S+) and (\S+), where "
+    added = [[[x - y] for x, y in zip(of("batch of each", n, column), one, strict=True)] for n, column in (
+        (4, "expected_ms"), (8, "expected_ms"), (2, "ms"), (4, "ms"), (8, "ms"))]
+    says("root.md", rf"{say}(\S+) and (\S+) were", *(x[1] for x in added[:2]), *(x[0] for x in added[2:]),
+         *(x[0] for x in added[:2]))
+    say = r"is (\S+) times as fast as a plain one for 1 x 12, (\S+) times for 12 layers; with 64 each (\S+) and (\S+) "
+    says("root.md", say, *ratios(of("same batch, plain", 8), same), *ratios(of("batch of each, plain", 8), each))
+    say = r"at most (\S+) ms of (\S+) to be hidden\); 1 x 12 has (\S+)%, (\S+) ms\. "
+    says("root.md", say, [same[1] - few[1]], [same[1]], [100 * (1 - few[0] / same[0])], [same[0] - few[0]])
 
 
 @pytest.mark.parametrize("name", ["scale_third_host", "scale"])
@@ -530,10 +579,14 @@ def test_demos_over_four_gpus_again():
     evaluations, training, steps = ([statistics.median(x)] for x in (
         [r["evaluated"] - r["trained"] for r in eight], [r["seconds"] for r in eight], [r["ms"] for r in eight]))
     began, ended = [min(r["began"] for r in eight)], [max(r["evaluated"] for r in eight)]
-    says("docs/scale.md", r"gain nothing: ([\d.]+) s, of the same parts ([\d.]+), ([\d.]+), ([\d.]+) and ([\d.]+) ",
+    says("docs/scale.md", r"gain nothing: all had ended after ([\d.]+) s, ([\d.]+) of .*? began, ([\d.]+) of a training"
+         r", of which its steps are ([\d.]+), ([\d.]+) of its",
          ended, began, training, steps, evaluations)
-    says("docs/findings.md", r"32 demo trainings end after ([\d.]+) s on eight, after ([\d.]+) on four of another host",
-         ended, [max(r["evaluated"] for r in now)])
+    for name, words in (("docs/findings.md", r"end after (\S+) s on eight, after (\S+) on four of another"),
+                        ("root.md", r"on eight end after (\S+) s, on four of another host after (\S+) \(eight")):
+        says(name, words, ended, [max(r["evaluated"] for r in now)])
+    again, before = (line(rows, x)[1:] for x in ("32 on four of another host", "32 on four, by auto, empty caches"))
+    assert again == before
     says("root.md", r"A training takes ([\d.]+) s \(median\), ([\d.]+) on four, .*? its two evaluations take ([\d.]+), "
          r"on four ([\d.]+); the first training begins ([\d.]+) s later",
          training, [statistics.median(r["seconds"] for r in now)],
@@ -567,7 +620,7 @@ def test_what_the_loop_kernel_reads():
         known = {k: statistics.median(float(r[k]) for r in launches) for k in list(launches[0])[2:]}
         mb = {k: x / known["loops"] for k, x in known.items() if k.endswith("_mb")}
         weights, x0 = 12 * C ** 2 * 2 / 1e6, T * C * B * 2 / 1e6
-        assert math.isclose(mb["received_mb"], B * weights + x0, rel_tol=1e-3)
+        assert {float(r["received_mb"]) for r in launches} == {round(12 * (B * weights + x0), 3)}
         agree(received, [mb["received_mb"], B * weights + x0])
         agree_each(f"{read}, {missed}", [mb["l2_read_mb"], mb["l2_miss_mb"]])
         agree(hbm, [mb["hbm_read_mb"], (weights + x0) / known["loops"]])
@@ -575,10 +628,43 @@ def test_what_the_loop_kernel_reads():
             assert weights + x0 < known["hbm_read_mb"] < 1.1 * (weights + x0)
         for cell, column in zip(most.split(", "), ("l2_percent", "hbm_percent", "sm_percent"), strict=True):
             assert abs(float(cell) - known[column]) <= (0.5 if "." not in cell else 0.005) + 1e-9
+    says("root.md", r"in all (\d+) launches to the last digit", [len(rows_of("loop_counters_h200"))])
     (_, _, received, _, _, hbm, _), *_ = rows
+    of_all, own, counted_hbm = (float(x) for x in (received.split()[0], *re.findall(NUMBER, hbm)))
+    says("root.md", r"come from L2: of (\S+) MB per loop (\S+) come from HBM", [of_all], [own])
     for name in ("docs/kernels.md", "docs/findings.md"):
-        says(name, r"stay in L2: of (\S+) MB that a loop reads at 64x256x128 (\S+) come from HBM",
-             *([float(x.split()[0])] for x in (received, hbm)))
+        says(name, r"stay in L2: of (\S+) MB that a loop reads at 64x256x128 (\S+) come from HBM.*? (\S+) by count",
+             [of_all], [own], [counted_hbm])
+
+
+def test_what_is_said_of_the_counters_of_the_loop_kernel():
+    """The log, beside its tables, and docs/findings.md."""
+    known, case = {}, "64x256x128"
+    for r in rows_of("loop_counters_h200"):
+        known.setdefault((r["case"], r["caches"]), []).append({k: float(x) for k, x in list(r.items())[2:]})
+    mid = {of: {k: statistics.median(r[k] for r in launches) for k in launches[0]} for of, launches in known.items()}
+    cold, warm, few = mid[case, "flushed"], mid[case, "warm"], mid["64x128x128", "warm"]
+    says("root.md", r"(\S+) MB per launch of 64x256x128 where (\S+) were counted and ([\d,]+) arrive\. .*? misses "
+         r"(\S+)% of what it looks up, (\S+) MB per launch", [cold["hbm_read_mb"]],
+         [(12 * 256 ** 2 + 64 * 256 * 128) * 2e-6], [round(cold["received_mb"])],
+         [100 * cold["l2_miss_mb"] / cold["l2_read_mb"]], [cold["l2_miss_mb"]])
+    says("root.md", r"mean over a launch: L2 is at (\d+)% of its most, HBM at (\S+), the multiprocessors at (\d+)\.",
+         [round(warm["l2_percent"])], [cold["hbm_percent"]], [round(warm["sm_percent"])])
+    says("root.md", r"reads less than arrives, (\d+)% of it at 64x256x128, (\d+) at 64x128x128",
+         *([round(100 * x["l2_read_mb"] / x["received_mb"])] for x in (cold, few)))
+    arrive, read = ([r[column] / r["microseconds"] for caches in ("flushed", "warm") for r in known[case, caches]]
+                    for column in ("received_mb", "l2_read_mb"))
+    says("root.md", r"So (\S+) TB/s arrive, and (\S+) to (\S+) are read",
+         [statistics.median(arrive)], [min(read)], [max(read)])
+    says("root.md", r"and yet up to (\S+) MB per loop are read of HBM",
+         [max(x["hbm_read_mb"] / x["loops"] for (_, caches), x in mid.items() if caches == "warm")])
+    for (name, _), x in mid.items():
+        if "x128x" not in name:
+            agree("14.5", [100 * x["received_mb"] / x["microseconds"] / x["sm_percent"]])
+    most = max(r[k] for launches in known.values() for r in launches for k in r if k.endswith("percent"))
+    for name, words in (("root.md", r"nothing is at more than (\d+)% of its most"),
+                        ("docs/findings.md", r"the multiprocessors are at (\d+)% of their most or less")):
+        says(name, words, [math.ceil(most)])
 
 
 def test_what_a_kernel_saves_per_call():
@@ -1680,12 +1766,6 @@ def test_order_of_the_blocks_in_the_whole_recipe():
 OF_STATES = "What holds the state, and where it begins"
 
 
-def state(name, row, what, loop, group="answer", weights="trained"):
-    """The one number of a sweep's first seed."""
-    (r,) = found(f"{name}_states", row=row, what=what, loop=str(loop), weights=weights, **{"class": group})
-    return float(r["value"])
-
-
 @cache
 def by_state(name):
     """{row, what, loop, class, weights: the rows of the seeds} of a sweep's states."""
@@ -1755,10 +1835,8 @@ def test_the_table_of_norms():
         for cell, column in zip(right, ("uniform_4", "long_uniform_4", "uniform_8"), strict=True):
             agree(cell, seeds(name, row, column))
 
-    def ends(known):
-        return [min(known)], [max(known)]
     grow, held, normed = ["add, no norm", "none, no norm"], ["concat, no norm", "decay, no norm"], anchor[4:]
-    far = ends([x for row in grow for x in states(name, row, "norm", 40)])
+    far = limits([x for row in grow for x in states(name, row, "norm", 40)])
     says("root.md", r"all 40 loops, to norms of (\S+) to (\S+), and keeps", *([round(x, -1)] for [x] in far))
     says("root.md", r"keeps (\S+)% of 4 digits after 32 loops, without x0 (\S+); with the norm (\S+) and (\S+) are",
          *([round(seeds(name, row, "long_uniform_4")[0])] for row in (*grow, "add", "none")))
@@ -1778,9 +1856,9 @@ def test_the_table_of_norms():
         assert all(max(x) < 1.1 * min(x) for x in norms.values())
     known = [x for row in normed for loop in (10, 40)
              for x in (*states(name, row, "norm", loop), fresh(row, "norm", loop))]
-    says("root.md", r"behind it all eight, trained or not, stand between (\S+) and (\S+)\.", *ends(known))
+    says("root.md", r"behind it all eight, trained or not, stand between (\S+) and (\S+)\.", *limits(known))
     says("root.md", r"it turns by (\S+) to (\S+) degrees per loop where h may grow and by (\S+) to (\S+) where",
-         *(x for rows in (grow, ["add", "none"]) for x in ends([x for row in rows for x in turns(row, 40)])))
+         *(x for rows in (grow, ["add", "none"]) for x in limits([x for row in rows for x in turns(row, 40)])))
     says("root.md", rf"the loss of add is up from (\S+) to {ONE} {SPAN}\), with the norm to {ONE} {SPAN}\)",
          [statistics.median(states(name, grow[0], "loss", 10))],
          *([f(states(name, row, "loss", 40))] for row in (grow[0], "add") for f in (statistics.median, min, max)))
@@ -1788,7 +1866,7 @@ def test_the_table_of_norms():
     free, kept, still, normed = ([x for row in rows for x in exponents(name, row)]
                                  for rows in (grow, ["add", "none"], held, ["concat", "decay"]))
     says("root.md", r"without the norm (\S+) to (\S+), all six with their interval, with it (\S+) to (\S+), none with",
-         *ends(free), *ends(kept))
+         *limits(free), *limits(kept))
     assert 0 < min(kept) < max(kept) < min(free)
     low, high = ({row: exponents(name, row, of=of) for row in anchor} for of in ("low", "high"))
     assert all(x > 0 for row in grow for x in low[row])
@@ -1798,13 +1876,13 @@ def test_the_table_of_norms():
     assert all(x < 0 for row in ("concat", "decay") for x in low[row])
     beside = {row: [x - y for x, y in zip(exponents(name, row), growths(name, row), strict=True)] for row in anchor}
     says("root.md", r"grows, by (\S+) to (\S+) per loop in its logarithm; beside it a push grows by (\S+) to (\S+)\. ",
-         *ends([x for row in grow for x in growths(name, row)]), *ends([x for row in grow for x in beside[row]]))
+         *limits([x for row in grow for x in growths(name, row)]), *limits([x for row in grow for x in beside[row]]))
     says("root.md", r"less than with the norm in all seeds of none \((\S+) at least\), of add not in seed 1",
          [min(exponents(name, "none"))])
     assert [[x < y for x, y in zip(beside[f"{row}, no norm"], beside[row], strict=True)] for row in ("add", "none")
             ] == [[False, True, True], [True, True, True]]
     says("root.md", r"contract without the norm, by (\S+) to (\S+), five of six .*? not told from 0 \((\S+) to (\S+), "
-         "the sixth", *ends(still), *ends(normed))
+         "the sixth", *limits(still), *limits(normed))
 
     says("docs/findings.md", r"h grows with x0 or without \((\S+) and (\S+) at loop 40\), .*? keeps (\S+% \(\S+\)) and "
          r"(\S+ \(\S+\)) at 4 digits after 32 loops instead of (\S+ \(\S+\)) and (\S+ \(\S+\));",
@@ -1849,14 +1927,13 @@ def test_eight_rows_without_loop_norm_at_128_channels():
             agree(cell, seeds(*of[row], f"uniform_{size}"))
 
     def within(what, loop, rows=of):
-        known = [x for row in rows for x in states(*of[row], what, loop)]
-        return [min(known)], [max(known)]
+        return limits([x for row in rows for x in states(*of[row], what, loop)])
     norms = [[round(x)] for loop, rows in ((10, of), (40, six)) for [x] in within("norm", loop, rows)]
     says("root.md", r"norms of (\S+) to (\S+) after 10 loops, of (\S+) to (\S+) after 40; learned steps", *norms)
     steps = [(b - a) / 30 for row in six for a, b in grown(*of[row], 10, 40)]
     says("root.md", r"within (\S+) and (\S+) after loop 1, (\S+) and (\S+) after 10, .*? within (\S+) and (\S+) after "
          r"40, by (\S+) to (\S+) per loop .*? deltas within (\S+) and (\S+) after 10, (\S+) and (\S+) after 40, where",
-         *([round(x)] for [x] in within("norm", 1)), *norms, [min(steps)], [max(steps)], *within("delta", 10),
+         *([round(x)] for [x] in within("norm", 1)), *norms, *limits(steps), *within("delta", 10),
          *within("delta", 40, six))
     says("docs/findings.md", r"of a demo, of (\S+) to (\S+) after 40 at 128 channels\)", *within("norm", 40, six))
     lows = sorted((x, row) for row in six for x in states(*of[row], "norm", 40))[:3]
@@ -1959,8 +2036,7 @@ def test_the_table_of_starts():
             agree(cell, seeds(STARTED, row, column))
         L = 14 if row.startswith("P") else 10
         agree_range(exponent, states(STARTED, row, "lyapunov_exponent", 4 * L, ""), 3)
-        (fresh,) = set(states(STARTED, row, "lyapunov_exponent", 4 * L, "", "untrained"))  # of one draw
-        agree(untrained, [fresh], 3)
+        agree(untrained, [alike(states(STARTED, row, "lyapunov_exponent", 4 * L, "", "untrained"))], 3)
     for row, start, *distances, untrained in entry_table(entry, 2)[1]:
         agree_three(distances, away(row, start))
         agree_each(untrained, [x for known in away(row, start, "untrained") for x in set(known)])
@@ -1971,7 +2047,7 @@ def test_the_table_of_starts():
              seeds(STARTED, f"{track} {start}", "uniform_8") for start in ("random", "x0") for track in "NP"))
     far = [x for row in names if "random" not in row for x in away(row, "random")[2]]
     fresh = [x for row in names for x in away(row, "random", "untrained")[2]]
-    far, fresh = ([[min(x)], [max(x)]] for x in (far, fresh))
+    far, fresh = limits(far), limits(fresh)
     says("docs/findings.md", rf"another random start is {RANGE} and {RANGE} of their norm away, in all other models "
          rf"{ONE} to {ONE};", *(spread(away(row, "random")[2]) for row in ("N random", "P random")), *far)
     says("root.md", rf"a random start stays {ONE} to {ONE} away, of untrained weights {ONE} to {ONE}\. Before",
@@ -2049,25 +2125,22 @@ def test_what_the_demo_forgets_in_three_seeds():
     for loop in (4, 16):
         others = [read[label][loop] for label in read if label != "none"]
         assert max(read["none"][loop]) < min(map(min, others))
-    at = {"weights": "trained", "what": "norm", "class": "answer"}
-    grown = {label: [b / a for a, b in zip(*([float(r["value"]) for r in found(
-        "sweep_forgetting_states", row=label, loop=loop, **at)] for loop in ("4", "16")), strict=True)]
-        for label in ("add, no loop norm", "add, euler 0.5, no loop norm")}
-    says("root.md", r"\((\S+) to (\S+) times from loop 4 to 16 with replace, (\S+) to (\S+) with Euler",
-         *([f(x)] for x in grown.values() for f in (min, max)))
+    says("root.md", r"\((\S+) to (\S+) times from loop 4 to 16 with replace, (\S+) to (\S+) with Euler", *(
+        x for label in ("add", "add, euler 0.5")
+        for x in limits([b / a for a, b in grown("sweep_forgetting", f"{label}, no loop norm", 4, 16)])))
     said = rf"without x0 a probe has {ONE}% {SPAN}\) of the tokens read after 4 loops, {ONE} {SPAN}\) after 16"
     says("root.md", said, *([f(read["none"][loop])] for loop in (4, 16) for f in (statistics.median, min, max)))
     surely = [r for r in found("sweep_forgetting_states", what="lyapunov_exponent", weights="trained")
               if float(r["low"]) > 0]
     says("root.md", r"all (\d+) exponents are above 0, (\S+) to (\S+), (\d+) with their interval", [len(exponents)],
-         [min(exponents)], [max(exponents)], [len(surely)])
+         *limits(exponents), [len(surely)])
     assert min(exponents) > 0
     right = {no: [x for label in read if ("no loop norm" in label) == no
                   for x in values("sweep_forgetting", label, "long_uniform_4")] for no in (True, False)}
     says("root.md", r"though not the answer: (\S+) to (\S+)% of 4 digits are right after 16 loops there, with the norm "
-         r"(\S+) at", [min(right[True])], [max(right[True])], [max(right[False])])
+         r"(\S+) at", *limits(right[True]), [max(right[False])])
     says("root.md", r"one probe keeps (\S+)% or more .*? without loop norm, and (\S+) at most in the 15 .*? has (\S+) "
-         r"to (\S+)\.", [min(kept)], [max(turned)], [min(own)], [max(own)])
+         r"to (\S+)\.", [min(kept)], [max(turned)], *limits(own))
     says("docs/findings.md", r"one probe keeps (\S+)% or more .*? without it, (\S+) at most with it, .*? has (\S+) or "
          r"more", [min(kept)], [max(turned)], [min(own)])
     says("docs/findings.md", r"three seeds of the demo: \[(\S+)% at loop 4, (\S+) at 16\]\(\S+, with x0 (\S+) and "
@@ -2109,39 +2182,34 @@ def test_from_which_loop_on_the_demo_is_right():
 
 def test_step_encodings_without_loop_norm():
     """The table of the log, norms and deltas of three seeds after every loop that it names; docs/findings.md."""
-    entry, name, norms, far = "Without loop norm the state grows the same", "sweep_anchor_demo", {}, {}
-
-    def of(row, what, loop, weights="trained"):
-        at = row, what, loop, weights, "answer"
-        return [float(r["value"]) for r in rows_of(f"{name}_states")
-                if tuple(r[k] for k in ("row", "what", "loop", "weights", "class")) == at]
+    entry, name, far = "Without loop norm the state grows the same", "sweep_anchor_demo", {}
     for row, *shown, untrained, at_4, at_16, four, eight in entry_table(entry)[1]:
-        norms[row] = {loop: of(row, "norm", loop) for loop in ("1", "4", "16")}
-        known = [(cell, norms[row][loop], 1) for cell, loop in zip(shown, ("1", "4", "16"), strict=True)]
-        known += [(at_4, of(row, "delta", "4"), 2), (at_16, of(row, "delta", "16"), 3)]
-        for cell, numbers, least in known:
-            assert bool(cell) == bool(numbers) == (len(numbers) == 3)
-            if cell:
-                agree_range(cell, numbers, least)
-        agree_each(untrained, [x[0] for loop in norms[row] if (x := of(row, "norm", loop, "untrained"))])
+        loops = (1, 4) if "learned" in row else (1, 4, 16)  # nothing is known beyond the loops of training
+        assert ((row, "norm", "16", "answer", "trained") in by_state(name)) == bool(at_16) == bool(shown[2]) == (
+            16 in loops)
+        assert len(states(name, row, "norm", 4)) == 3
+        for cell, loop in zip(shown, loops, strict=False):
+            agree_range(cell, states(name, row, "norm", loop))
+        for cell, loop, least in ((at_4, 4, 2), (at_16, 16, 3))[:len(loops) - 1]:
+            agree_range(cell, states(name, row, "delta", loop), least)
+        agree_each(untrained, [alike(states(name, row, "norm", loop, weights="untrained")) for loop in loops])
         for cell, n in ((four, 4), (eight, 8)):
             agree(cell, seeds(name, row, f"uniform_{n}"))
         far[row] = values(name, row, "uniform_8")
     assert [*far] == [*dict.fromkeys(r["row"] for r in rows_of(name))]
     others = [row for row in far if "learned" not in row]
-    ends = [f(x for row in others for x in norms[row][loop]) for loop in ("4", "16") for f in (min, max)]
-    says("root.md", r"norms of (\S+) to (\S+) after 4 loops and (\S+) to (\S+) after 16; learned steps",
-         *([round(x)] for x in ends))
-    grown = [(b - a) / 12 for row in others for a, b in zip(norms[row]["4"], norms[row]["16"], strict=True)]
-    within = [[round(f(x for row in others for x in norms[row]["1"]))] for f in (min, max)]
-    within += [[round(x)] for x in ends]
-    within += [[f(x for row in others for x in of(row, "delta", loop))] for loop in ("4", "16") for f in (min, max)]
+
+    def within(what, *loops):
+        return [x for loop in loops for x in limits([x for row in others for x in states(name, row, what, loop)])]
+    norms = [[round(x)] for [x] in within("norm", 1, 4, 16)]
+    says("root.md", r"norms of (\S+) to (\S+) after 4 loops and (\S+) to (\S+) after 16; learned steps", *norms[2:])
     says("root.md", r"lie within (\S+) and (\S+), (\S+) and (\S+), (\S+) and (\S+) after these loops, deltas within "
-         r"(\S+) and (\S+), (\S+) and (\S+)\. ", *within)
-    says("root.md", r"without end, by (\S+) to (\S+) per loop", *([round(f(grown))] for f in (min, max)))
+         r"(\S+) and (\S+), (\S+) and (\S+)\. ", *norms, *within("delta", 4, 16))
+    says("root.md", r"without end, by (\S+) to (\S+) per loop", *([round(x)] for [x] in limits(
+        [(b - a) / 12 for row in others for a, b in grown(name, row, 4, 16)])))
     assert max(far["add, learned"]) < min(least := [min(far[row]) for row in others])
     says("docs/findings.md", r"norms of (\S+) to (\S+) after 16 loops .*? cost length: (\S+ \(\S+\)) at 8 digits with "
-         r"x0, (\S+ \(\S+\)) without, the other six rows (\S+) or", *([x] for x in ends[2:]),
+         r"x0, (\S+ \(\S+\)) without, the other six rows (\S+) or", *within("norm", 16),
          *(seeds(name, f"{x}, learned", "uniform_8") for x in ("add", "none")),
          [min(least)])
 
@@ -2838,7 +2906,7 @@ def test_what_solvers_states_say_in_three_seeds():
     for row, words in (("concat, euler gate", r"gate with concat move by (\S+) to (\S+) per"),
                        ("concat, replace", r"per loop \(`concat, replace` by (\S+) to (\S+)\)")):
         delta = states(name, row, "delta", 32)
-        says("root.md", words, [min(delta)], [max(delta)])
+        says("root.md", words, *limits(delta))
 
 
 def exponents_of(label, norm, weights="trained"):
@@ -2851,6 +2919,21 @@ def exponents_of(label, norm, weights="trained"):
     known = found(name, what="lyapunov_exponent", weights=weights, row=row)
     assert len(known) == 3
     return row, [tuple(float(r[k]) for k in ("value", "low", "high")) for r in known]
+
+
+@pytest.mark.parametrize(("name", "sibling", "C", "evaluations"), [
+    ("sweep_anchor", "add", 128, 10), ("sweep_injection", "inject add", 128, 10), ("sweep_forgetting", "add", 64, 4),
+    ("sweep_text_tuning", "1 x 12, inject none", 384, 12), ("sweep_track_n_more", "frozen prompts", 256, 32),
+    ("sweep_dynamics", "none, replace", 128, 8), ("sweep_dynamics_before", "none, replace", 128, 8)])
+def test_flops_of_tables_count_the_matrix_of_concat(name, sibling, C, evaluations):
+    """In every evaluation but the first, which reads x0 alone; a model of 16 loops has twice as many of all but the
+    head, 15 symbols wide."""
+    alone = float(found(name, row=sibling)[0]["flops_per_token"])
+    for r in rows_of(name):
+        if "concat" in r["row"]:
+            twice = r["row"].endswith("16 loops")
+            expected = alone * (1 + twice) - 6 * 15 * C * twice + 12 * C ** 2 * (evaluations * (1 + twice) - 1)
+            assert float(r["flops_per_token"]) == expected, r["row"]
 
 
 def test_exponents_with_loop_norm_and_without():
@@ -2867,7 +2950,7 @@ def test_exponents_with_loop_norm_and_without():
         if norm == "yes":
             above, below, mixed = above + up, below + down, mixed + (min(numbers) < 0 < max(numbers))
         _, fresh = exponents_of(label, norm, "untrained")
-        assert len({value for value, _, _ in fresh}) == 1
+        alike([value for value, _, _ in fresh])
         beside = [(untrained, fresh[0])]
         if not label.startswith("demo"):
             (r,) = found("lyapunov_before", what="lyapunov_exponent", weights="trained", row=row)
@@ -2883,15 +2966,13 @@ def test_exponents_with_loop_norm_and_without():
          r"and in (\d+) rows of (\d+)", *counts)
     grows, falls = ([x for injection in of for x in trained[f"{injection}, replace, 6, 8 or 10 loops", "no"]]
                     for of in (("add", "none"), ("concat", "decay")))
-    ends = [min(grows)], [max(grows)], [-max(falls)], [-min(falls)]
+    ends = *limits(grows), *limits([-x for x in falls])
     says("root.md", r"add and none grow by (\S+) to (\S+) per loop, the state .*? contract by (\S+) to (\S+) \(", *ends)
-    norms = {loop: [x for row in ("add, no norm", "none, no norm") for x in states("sweep_anchor", row, "norm", loop)]
-             for loop in (20, 40)}
-    norm = [math.log(b / a) / 20 for a, b in zip(*norms.values(), strict=True)]
+    norm = [x for row in ("add, no norm", "none, no norm") for x in growths("sweep_anchor", row)]
     says("docs/findings.md", r"with add and none by (\S+) to (\S+) per loop, the state by (\S+) to (\S+), and shrinks "
-         r"with `concat` and `decay` by (\S+) to (\S+),", *ends[:2], [min(norm)], [max(norm)], *ends[2:])
+         r"with `concat` and `decay` by (\S+) to (\S+),", *ends[:2], *limits(norm), *ends[2:])
     beside = [x - y for x, y in zip(grows, norm, strict=True)]
-    says("root.md", r"beside the state that leaves (\S+) to (\S+)\.", [min(beside)], [max(beside)])
+    says("root.md", r"beside the state that leaves (\S+) to (\S+)\.", *limits(beside))
     solvers = [of for (label, norm), of in trained.items() if norm == "yes"][:12]
     assert sum(max(x) < min(y) or max(y) < min(x) for x, y in itertools.combinations(solvers, 2)) == 19
     kept = [x for label, _ in list(trained)[:8] for x in values("sweep_dynamics", label, "long_uniform_4")[:3]]

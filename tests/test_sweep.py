@@ -1,4 +1,5 @@
 """sweep.py: the same numbers as train.py by itself, whatever fails, stops or is called again; and the tables."""
+import contextlib
 import csv
 import json
 import os
@@ -561,7 +562,7 @@ evaluate = ["--digits=[1]", "long: --num_loops=9 --digits=[2,3]"]
     ("--digits=[1,2]", "--digits=[1,64]", ["sweep_bad.py:7: ", "numbers of 65 digits", "place_ids is 64"]),
     ("--halt=none", "--halt=gate", ["sweep_bad.py:6: ", "halt 'gate'"]),
     ('--learning_rate=2e-3",\n]\nevaluate = ["', '--step_encoding=learned",\n]\nevaluate = ["--num_loops=3 ',
-     ["sweep_bad.py:7: 3 loops", "ends at the 2 "]),
+     ["sweep_bad.py:7: 3 loops of num_loops", "ends at the 2 "]),
     ("--halt=none", "--halt=confidence --halt_threshold=3", ["sweep_bad.py:6: ", "halt_threshold 3.0 is above 1"]),
     ("seeds = [3, 4]", "seeds = [3, -4]", ["sweep_bad.py:3: seeds: -4 is out of range"]),
     ("--warmup_iters=5", "--warmup=5", ["sweep_bad.py:4: --warmup", "'warmup_iters'"]),
@@ -629,21 +630,37 @@ def test_states_of_several_seeds_are_told_apart(tmp_path, monkeypatch, folder):
         assert ("seed" in rows[0]) == (count > 1)
 
 
-@pytest.mark.parametrize("done", [False, True])
-def test_a_server_of_scripts_is_for_what_is_missing_and_its_lack_no_reason_to_run_nothing(tmp_path, monkeypatch, done):
-    asked = []
+@pytest.mark.parametrize(("states", "collect", "works"), [
+    (["partly", "partly"], False, True), (["done", "partly"], False, True), (["done", "of others"], False, True),
+    (["done", "done"], False, False), (["partly", "partly"], True, False)])
+def test_a_server_and_mps_are_for_what_is_missing_and_no_server_no_reason_to_run_nothing(
+        tmp_path, monkeypatch, states, collect, works):
+    asked, wanted, runs = [], [], []
 
     def fail(environment):
         asked.append(True)
         raise OSError("no memory")
+
+    def mps(want, environment):
+        wanted.append(want)
+        return contextlib.nullcontext(environment)
     monkeypatch.setattr(gpus, "start_server", fail)
+    monkeypatch.setattr(gpus, "mps", mps)
+    monkeypatch.setattr(sweep, "collect", collect)
+    monkeypatch.setattr(sweep, "places_here", lambda runs: (gpus.Places(["GPU-a"], 2), {}))
     monkeypatch.setattr(sweep, "run_at", lambda places, function, runs, target: runs)
-    settings, steps = dict(device="cpu"), {"train": ["train.py"], "long": ["evaluate.py", "--digits=[1, 2]"]}
-    runs = [dict(settings=settings, ranks=1, folder=str(tmp_path), steps=steps)]
-    state = dict(settings=settings, done={"train": {}} | ({"evaluate.py '--digits=[1, 2]'": {}} if done else {}))
-    (tmp_path / "row.json").write_text(json.dumps(state))
+    settings, steps = dict(device="cuda"), {"train": ["train.py"], "long": ["evaluate.py", "--digits=[1, 2]"]}
+    for n, state in enumerate(states):
+        folder, known = tmp_path / str(n), {"train": {}}
+        if state != "partly":
+            known["evaluate.py '--digits=[1, 2]'"] = {}
+        folder.mkdir()
+        (folder / "row.json").write_text(json.dumps(dict(
+            settings=settings | dict(seed=7) if "other" in state else settings, done=known)))
+        runs.append(dict(settings=settings, ranks=1, folder=str(folder), steps=steps))
     assert sweep.run_all(runs, "results/none") is runs
-    assert asked == [True] * (not done)
+    assert asked == [True] * works
+    assert wanted == [sweep.mps if works else False]
 
 
 def test_a_plan_loads_no_compiler():
