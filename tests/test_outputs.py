@@ -424,7 +424,7 @@ def test_a_sweep_whose_rows_cannot_be_written(scripts):
 def test_a_full_disk_costs_a_sweep_its_tables_only(scripts, tmp_path, monkeypatch, said, capsys):
     monkeypatch.setattr(sweep, "execute", lambda run, environment: (
         dict(row=run["row"], seed=1, error="", val_loss=1.0, torch="2", device="cpu"), "log"))
-    runs = [dict(row=name, seed=1, folder=str(tmp_path / name), ranks=1, settings={}) for name in "ab"]
+    runs = [dict(row=name, seed=1, folder=str(tmp_path / name), ranks=1, settings={}, steps={}) for name in "ab"]
     monkeypatch.setattr(sweep, "seeds", [1])
     with full_disk():
         assert sweep.run_all(runs, str(tmp_path / "t")) == []
