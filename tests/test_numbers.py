@@ -1989,7 +1989,7 @@ def test_eight_rows_without_loop_norm_at_128_channels():
                      for no in (", no norm", ""))
     says("root.md", r"without the norm (\S+)% or more in all 12, with it less than 98.5 in (\d+) of 12",
          [math.floor(10 * min(known)) / 10], [sum(x < 98.5 for x in beside)])
-    says("docs/findings.md", r"of one day \(.*?\) (\d+) of 12 and (\d+) \|",
+    says("docs/findings.md", r"of one day \(.*?\) (\d+) of 12 and (\d+);",
          *([sum(x < 98.5 for x in y)] for y in (known, beside)))
     told = []
     for row in of:
@@ -2178,6 +2178,25 @@ def test_from_which_loop_on_the_demo_is_right():
          *([x] for x in (min(one["concat"]), max(of_rest), min(own_of_rest))))
     says("docs/findings.md", r"all by loop 3 in (\d+) trainings, (\S+) to (\S+)% from loop 1 on, but with `concat` "
          r"(\S+) to (\S+) \|", [3 * len(names)], *([f(x)] for x in (by_rest, right["concat"]) for f in (min, max)))
+
+
+def test_a_demo_that_searches_with_loop_norm_and_without():
+    """The table of the log, who has learned 3 digits, and the same in its heading and in docs/findings.md."""
+    entry, name = "In a demo without an address seeds fall with the loop norm and without", "sweep_norm_demo"
+    for label, *shown in entry_table(entry)[1]:
+        row, size = re.fullmatch(r"(.*), (\d) digits", label).groups()
+        for cell, known in itertools.zip_longest([x for x in shown if x], values(name, row, f"uniform_{size}")):
+            agree(cell, [known])
+    learned = {row: [x > 95 for x in values(name, row, "uniform_3")] for row in ("norm", "no norm")}
+    says("root.md", r"seeds fall with the loop norm and without: (\d) of 6 learn 3 digits with it, (\d) of 6 without",
+         *([sum(x)] for x in learned.values()))
+    says("docs/findings.md", r"without an address (\d) of 6 fall without it and (\d) of 6 with it",
+         *([6 - sum(learned[row])] for row in ("no norm", "norm")))
+    at_8 = {row: [x for x, at_3 in zip(values(name, row, "uniform_8"), learned[row], strict=True) if at_3]
+            for row in learned}
+    says("root.md", r"the two that learn without the norm have (\S+) and (\S+)% at 8 digits, the three with it (\S+), "
+         r"(\S+) and (\S+)\.", *([x] for row in ("no norm", "norm") for x in sorted(at_8[row])))
+    assert all(min(values(name, row, "uniform_2")) == 100 for row in (*learned, "no norm, 12,000 steps"))
 
 
 def test_step_encodings_without_loop_norm():
