@@ -516,7 +516,7 @@ def draw_parts(rows, panels, path):
 def draw_states(rows, path):
     """Norm and delta of the state after every loop, trained weights beside untrained ones, LINES rows of a sweep in a
     line of panels; rows: of <name>_states.csv, of which these may be many loops."""
-    rows = [r for r in rows if r.get("seed") == rows[0].get("seed")]
+    rows = [r for r in rows if r.get("seed") == rows[0].get("seed")]  # seeds would lie on each other
     names = list(dict.fromkeys(r["row"] for r in rows))
     groups = [names[i:i + LINES] for i in range(0, len(names), LINES)]
     from matplotlib.ticker import LogFormatter  # as in guarded

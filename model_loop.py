@@ -593,10 +593,11 @@ class LoopGPT(GPT):
         return torch.stack([block.keys_values(x) for block, x in zip(own, u, strict=True)])
 
     def flops_per_token(self, T, num_loops=1):
-        """As of a GPT, of every evaluation of a loop; with inject 'concat' also 6 a weight of its matrix."""
+        """As of a GPT, of every evaluation of a loop; and 6 a weight of the injection's matrix, if it has one."""
         evaluations = num_loops * self.evaluations
-        mixed = evaluations - (self.config.start == "x0") if self.config.inject == "concat" else 0  # x0 is read once
-        return super().flops_per_token(T, evaluations) + mixed * 12 * self.config.n_embd ** 2
+        matrix = sum(p.numel() for p in self.inject.parameters() if p.dim() == 2)
+        injections = evaluations - (self.config.start == "x0")  # x0 is read once
+        return super().flops_per_token(T, evaluations) + 6 * injections * matrix
 
     def loops_asked(self, num_loops):
         """num_loops, or those trained with if it is None. ValueError below 1."""

@@ -280,10 +280,14 @@ def saved_state(run):
     return dict(settings=run["settings"], done=done if isinstance(done, dict) else {}), same
 
 
+def keys_of(run):
+    """{step: its key in the state of a run}: its command, but of the training, whose settings stand beside."""
+    return {step: step if step == "train" else shlex.join(command) for step, command in run["steps"].items()}
+
+
 def missing(run, state):
-    """The steps of a run that are not done: {name: (key in its state, command)}."""
-    keys = {step: step if step == "train" else shlex.join(command) for step, command in run["steps"].items()}
-    return {step: (key, run["steps"][step]) for step, key in keys.items() if key not in state["done"]}
+    """The steps of a run that are not done: {step: its key}."""
+    return {step: key for step, key in keys_of(run).items() if key not in state["done"]}
 
 
 def execute(run, environment, ran_on=""):
@@ -296,9 +300,9 @@ def execute(run, environment, ran_on=""):
             os.makedirs(folder, exist_ok=True)
             outputs.move_aside(folder)  # what is there must be neither resumed nor evaluated as this run's
             outputs.write_json(path, state)
-        for step, (key, command) in missing(run, state).items():
+        for step, key in missing(run, state).items():
             log, resume = f"{folder}/{step}.log", step == "train" and os.path.exists(last)
-            error = launch(command + ["--init_from=resume"] * resume, log, environment, run["ranks"])
+            error = launch(run["steps"][step] + ["--init_from=resume"] * resume, log, environment, run["ranks"])
             if error:
                 break
             state["done"][key] = columns_of(step, folder) | (dict(ran_on=ran_on) if ran_on and step == "train" else {})
@@ -307,9 +311,9 @@ def execute(run, environment, ran_on=""):
             outputs.write_json(path, state)
     except (OSError, ValueError, SystemExit) as e:  # a file of the run cannot be written, or read
         error = str(e)
-    row = dict(row=run["row"], seed=run["seed"], error=error) | state["done"].get("train", {})
-    for command in run["steps"].values():
-        row |= state["done"].get(shlex.join(command), {})
+    row = dict(row=run["row"], seed=run["seed"], error=error)
+    for key in keys_of(run).values():
+        row |= state["done"].get(key, {})
     return row, log
 
 

@@ -1028,7 +1028,7 @@ def test_what_adders_with_frozen_prompts_forget():
     says("docs/findings.md", r"with frozen prompts \[(\S+) and (\S+), (\S+) and (\S+)\]",
          *([short[m][i]] for i in (0, 1) for m in ("addition", "addition_search")))
     says("docs/findings.md", r"turns away from x0 \(a cosine of (\S+) to (\S+) after .*?, untrained (\S+) to (\S+)\)",
-         *([f(turned[weights])] for weights in ("trained", "untrained") for f in (min, max)))
+         *limits(turned["trained"]), *limits(turned["untrained"]))
 
 
 def test_the_tables_of_what_fast_reading_loses():
@@ -1781,8 +1781,8 @@ def states(name, row, what, loop, group="answer", weights="trained", of="value")
 
 
 def exponents(name, row, weights="trained", of="value"):
-    """Over the second half of 40 loops, of the seeds of a sweep."""
-    return states(name, row, "lyapunov_exponent", 40, "", weights, of)
+    """The largest of Lyapunov, of the seeds of a sweep, whose analysis has one."""
+    return [float(r[of]) for r in found(f"{name}_states", row=row, what="lyapunov_exponent", weights=weights)]
 
 
 def grown(name, row, first, last):
@@ -1941,7 +1941,7 @@ def test_eight_rows_without_loop_norm_at_128_channels():
     found_exponents = [x for row in six for x in exponents(*of[row])]
     logs = [x for row in six for x in growths(*of[row])]
     says("root.md", r"The (\d+) exponents are (\S+) to (\S+), all with their .*? grows by (\S+) to (\S+) in its "
-         "logarithm meanwhile", [len(found_exponents)], *([f(x)] for x in (found_exponents, logs) for f in (min, max)))
+         "logarithm meanwhile", [len(found_exponents)], *limits(found_exponents), *limits(logs))
     assert min(x for row in six for x in exponents(*of[row], of="low")) > 0
 
     columns = [f"{kind}_{size}" for kind in ("uniform", "hard") for size in (4, 8, 12)]
@@ -2034,9 +2034,8 @@ def test_the_table_of_starts():
     for row, *shown, exponent, untrained in log:
         for cell, column in zip(shown, columns, strict=True):
             agree(cell, seeds(STARTED, row, column))
-        L = 14 if row.startswith("P") else 10
-        agree_range(exponent, states(STARTED, row, "lyapunov_exponent", 4 * L, ""), 3)
-        agree(untrained, [alike(states(STARTED, row, "lyapunov_exponent", 4 * L, "", "untrained"))], 3)
+        agree_range(exponent, exponents(STARTED, row), 3)
+        agree(untrained, [alike(exponents(STARTED, row, "untrained"))], 3)
     for row, start, *distances, untrained in entry_table(entry, 2)[1]:
         agree_three(distances, away(row, start))
         agree_each(untrained, [x for known in away(row, start, "untrained") for x in set(known)])
@@ -2065,8 +2064,7 @@ def test_what_a_start_of_its_own_buys():
     assert max(near[2:]) < 0.14
     signs = {}
     for row in names:
-        end = 56 if row.startswith("P") else 40
-        low, high = (states(STARTED, row, "lyapunov_exponent", end, "", of=x) for x in ("low", "high"))
+        low, high = (exponents(STARTED, row, of=x) for x in ("low", "high"))
         signs[row] = [(x > 0) - (y < 0) for x, y in zip(low, high, strict=True)]
     assert signs == {"N x0": [1, 1, 0], "N learned": [1, 0, 0], "N random": [-1] * 3, "N decay, x0": [0] * 3,
                      "N decay, zero": [0] * 3, "P x0": [1] * 3, "P learned": [1] * 3, "P random": [0] * 3}
@@ -2105,7 +2103,7 @@ def test_what_the_demo_forgets_in_three_seeds():
     """The table of the log, its title, and docs/findings.md."""
     entry = "Over three seeds the demo's loops forget as in one"
     names = [x.split("/")[0] for x in dict.fromkeys(r["model"] for r in rows_of("forgetting_seeds"))]
-    kept, turned, own, exponents, read = [], [], [], [], {}
+    kept, turned, own, all_exponents, read = [], [], [], [], {}
     for name, (label, *shown, cosine, one, exponent, untrained) in zip(names, entry_table(entry)[1], strict=True):
         assert name.replace("_", " ") == label.replace(",", "")
         read[label] = {loop: of_demo(name, "probe_accuracy", loop, "token read") for loop in (1, 2, 4, 16)}
@@ -2116,10 +2114,8 @@ def test_what_the_demo_forgets_in_three_seeds():
         assert of_demo(name, "one_probe_accuracy", 4, "digit 1") == [100, 100, 100]
         (kept if "no loop norm" in label else turned).extend(of_demo(name, "one_probe_accuracy", 16, "digit 1"))
         own += of_demo(name, "probe_accuracy", 16, "digit 1") * ("no loop norm" not in label)
-        of, fresh = ([float(r["value"]) for r in found(
-            "sweep_forgetting_states", row=label, weights=weights, what="lyapunov_exponent")]
-            for weights in ("trained", "untrained"))
-        exponents += of
+        of, fresh = (exponents("sweep_forgetting", label, weights) for weights in ("trained", "untrained"))
+        all_exponents += of
         agree_range(exponent, of, 3)
         agree(untrained, [statistics.median(fresh)], 3)
     for loop in (4, 16):
@@ -2132,9 +2128,9 @@ def test_what_the_demo_forgets_in_three_seeds():
     says("root.md", said, *([f(read["none"][loop])] for loop in (4, 16) for f in (statistics.median, min, max)))
     surely = [r for r in found("sweep_forgetting_states", what="lyapunov_exponent", weights="trained")
               if float(r["low"]) > 0]
-    says("root.md", r"all (\d+) exponents are above 0, (\S+) to (\S+), (\d+) with their interval", [len(exponents)],
-         *limits(exponents), [len(surely)])
-    assert min(exponents) > 0
+    says("root.md", r"all (\d+) exponents are above 0, (\S+) to (\S+), (\d+) with their interval", [len(all_exponents)],
+         *limits(all_exponents), [len(surely)])
+    assert min(all_exponents) > 0
     right = {no: [x for label in read if ("no loop norm" in label) == no
                   for x in values("sweep_forgetting", label, "long_uniform_4")] for no in (True, False)}
     says("root.md", r"though not the answer: (\S+) to (\S+)% of 4 digits are right after 16 loops there, with the norm "
@@ -2177,7 +2173,7 @@ def test_from_which_loop_on_the_demo_is_right():
     says("docs/findings.md", r"reads it at (\S+) to (\S+)% after loop 1, a probe of that loop at (\S+) or more",
          *([x] for x in (min(one["concat"]), max(of_rest), min(own_of_rest))))
     says("docs/findings.md", r"all by loop 3 in (\d+) trainings, (\S+) to (\S+)% from loop 1 on, but with `concat` "
-         r"(\S+) to (\S+) \|", [3 * len(names)], *([f(x)] for x in (by_rest, right["concat"]) for f in (min, max)))
+         r"(\S+) to (\S+) \|", [3 * len(names)], *limits(by_rest), *limits(right["concat"]))
 
 
 def test_a_demo_that_searches_with_loop_norm_and_without():
@@ -2930,14 +2926,14 @@ def test_what_solvers_states_say_in_three_seeds():
 
 def exponents_of(label, norm, weights="trained"):
     """(value, low, high) of each seed of a row of the log's table of exponents."""
-    name, row = "sweep_dynamics_states", label
+    name, row = "sweep_dynamics", label
     if label.startswith("demo"):
-        name, row = "sweep_forgetting_states", "add, euler 0.5" + ", no loop norm" * (norm == "no")
+        name, row = "sweep_forgetting", "add, euler 0.5" + ", no loop norm" * (norm == "no")
     elif label.endswith("6, 8 or 10 loops"):
-        name, row = "sweep_anchor_states", label.split(",")[0] + ", no norm" * (norm == "no")
-    known = found(name, what="lyapunov_exponent", weights=weights, row=row)
+        name, row = "sweep_anchor", label.split(",")[0] + ", no norm" * (norm == "no")
+    known = list(zip(*(exponents(name, row, weights, of) for of in ("value", "low", "high")), strict=True))
     assert len(known) == 3
-    return row, [tuple(float(r[k]) for k in ("value", "low", "high")) for r in known]
+    return row, known
 
 
 @pytest.mark.parametrize(("name", "sibling", "C", "evaluations"), [
